@@ -1,0 +1,43 @@
+"""The Batch: all that the data pipeline and the models say to each other.
+
+Letters: B batch, S sequence, C channels of one image token.
+"""
+
+import dataclasses
+
+import jax
+
+Array = jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Packed rows of mixed text ids and continuous image tokens; every shape is static.
+
+    A position holds either a text id or an image token (`is_image`). The weights say how much a position counts *as a
+    target*; the hidden state at s predicts the target at s + 1. Samples packed into one row carry different segment ids
+    and do not see each other; segment id 0 is padding.
+
+    Attributes:
+      text_ids: [B, S] int32; at image positions the placeholder id (never looked up).
+      image_tokens: [B, S, C] float32; zeros at text positions.
+      is_image: [B, S] bool.
+      positions: [B, S] int32 RoPE positions, from 0 in each segment.
+      segment_ids: [B, S] int32, 0 for padding.
+      text_weight: [B, S] float32 weight in the cross-entropy.
+      image_weight: [B, S] float32 weight in the velocity error.
+    """
+
+    text_ids: Array
+    image_tokens: Array
+    is_image: Array
+    positions: Array
+    segment_ids: Array
+    text_weight: Array
+    image_weight: Array
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, S)."""
+        return self.text_ids.shape

@@ -1,0 +1,158 @@
+"""The flow head: an AdaLN MLP that predicts the velocity of one image token (paper section 4.2, Table 6).
+
+The modulations (shift, scale, gate) hold 60 % of its parameters and depend on the time and the condition alone, never on
+the point x. Sampling therefore computes those of all T times in one product (`modulations`) and walks the ODE with
+`velocity_at`; training, where every token has its own time, calls `velocity`.
+
+Letters: P tokens, R rows, T times, C channels of a token, D condition width, W head width, M hidden width, L blocks.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nextstep_jax.config import NextStepConfig
+from nextstep_jax.models.layers import Projection, layer_norm
+from nextstep_jax.sharding.rules import constrain
+
+Array = jax.Array
+
+TIME_FEATURES = 256
+NORM_EPS = 1e-6
+
+
+class Modulations(NamedTuple):
+    """What steers the network at given times: per block [..., 3W] (shift, scale, gate), at the end [..., 2W] (shift, scale)."""
+
+    blocks: tuple[Array, ...]
+    final: Array
+
+
+def time_features(t: Array) -> Array:
+    """[..., 256] float32: 128 cosines then 128 sines of t, periods 2 pi to 2 pi * 10000; t in [0, 1] is not rescaled."""
+    half = TIME_FEATURES // 2
+    frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[..., None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def _modulate(x: Array, shift: Array, scale: Array) -> Array:
+    return x * (1 + scale) + shift
+
+
+class TimeEmbedding(nn.Module):
+    """Two-layer MLP over `time_features`."""
+
+    width: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, t: Array) -> Array:
+        w = self.width
+        y = nn.silu(Projection("...I,IO->...O", (TIME_FEATURES, w), 1, self.dtype, name="in")(time_features(t)))
+        return Projection("...I,IO->...O", (w, w), 1, self.dtype, name="out")(y)
+
+
+class FlowBlock(nn.Module):
+    """Residual MLP block with an affine norm, modulated and gated."""
+
+    width: int
+    hidden: int
+    dtype: str
+
+    def setup(self):
+        w, m = self.width, self.hidden
+        self.norm = LayerNorm(NORM_EPS)
+        self.mlp_in = Projection("...I,IO->...O", (w, m), 1, self.dtype)
+        self.mlp_out = Projection("...I,IO->...O", (m, w), 1, self.dtype)
+        self.modulation = Projection("...I,IO->...O", (w, 3 * w), 1, self.dtype, stddev=0.0)
+
+    def __call__(self, x: Array, steer: Array) -> tuple[Array, None]:
+        """x [P, W] after the block, steered by silu(time + condition) [P, W]."""
+        return self.apply_modulation(x, self.modulation(steer)), None
+
+    def modulate(self, steer: Array) -> Array:
+        return self.modulation(steer)
+
+    def apply_modulation(self, x: Array, modulation: Array) -> Array:
+        shift, scale, gate = jnp.split(modulation, 3, axis=-1)
+        y = self.mlp_out(nn.silu(self.mlp_in(_modulate(self.norm(x), shift, scale))))
+        return x + gate * y
+
+
+class LayerNorm(nn.Module):
+    """`layer_norm` with its gain and bias."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (x.shape[-1],)
+        scale, bias = self.param("scale", nn.initializers.ones, shape), self.param("bias", nn.initializers.zeros, shape)
+        return layer_norm(x, self.eps, scale, bias)
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm without parameters, then W -> C."""
+
+    width: int
+    channels: int
+    dtype: str
+
+    def setup(self):
+        self.modulation = Projection("...I,IO->...O", (self.width, 2 * self.width), 1, self.dtype, stddev=0.0)
+        self.output = Projection("...I,IO->...O", (self.width, self.channels), 1, self.dtype, stddev=0.0)
+
+    def __call__(self, x: Array, modulation: Array) -> Array:
+        shift, scale = jnp.split(modulation, 2, axis=-1)
+        return self.output(_modulate(layer_norm(x, NORM_EPS), shift, scale))
+
+    def modulate(self, steer: Array) -> Array:
+        return self.modulation(steer)
+
+
+class FlowHead(nn.Module):
+    """Velocity field v(x, t | condition) over image tokens."""
+
+    config: NextStepConfig
+
+    def setup(self):
+        c, t = self.config.flow_head, self.config.transformer
+        self.time_embed = TimeEmbedding(c.width, t.dtype)
+        self.condition = Projection("...D,DW->...W", (t.width, c.width), 1, t.dtype)
+        self.input = Projection("...C,CW->...W", (self.config.token_channels, c.width), 1, t.dtype)
+        block = FlowBlock if t.remat == "none" else nn.remat(FlowBlock, prevent_cse=not t.scan_layers)
+        arguments = (c.width, round(c.width * c.mlp_ratio), t.dtype)
+        if t.scan_layers:
+            scanned = nn.scan(
+                block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=c.layers
+            )
+            self.blocks = scanned(*arguments)
+        else:
+            self.blocks = [block(*arguments) for _ in range(c.layers)]
+        self.final = FinalLayer(c.width, self.config.token_channels, t.dtype)
+
+    def velocity(self, x: Array, t: Array, condition: Array) -> Array:
+        """Velocity [P, C] float32 at points x [P, C], times t [P], conditions [P, D]."""
+        steer = constrain(nn.silu(self.time_embed(t) + self.condition(condition)), "positions", "width")
+        y = constrain(self.input(x), "positions", "width")
+        if self.config.transformer.scan_layers:
+            y, _ = self.blocks(y, steer)
+        else:
+            for block in self.blocks:
+                y, _ = block(y, steer)
+        return self.final(y, self.final.modulate(steer)).astype(jnp.float32)
+
+    def modulations(self, times: Array, condition: Array) -> Modulations:
+        """Modulations of T times for R conditions [R, D], leading axes [T, R] (unrolled form only)."""
+        steer = nn.silu(self.time_embed(times)[:, None] + self.condition(condition)[None])
+        return Modulations(tuple(block.modulate(steer) for block in self.blocks), self.final.modulate(steer))
+
+    def velocity_at(self, x: Array, modulations: Modulations) -> Array:
+        """Velocity [R, C] float32 at points x [R, C] under modulations of one time, [R, ...] (unrolled form only)."""
+        y = self.input(x)
+        for block, modulation in zip(self.blocks, modulations.blocks, strict=True):
+            y = block.apply_modulation(y, modulation)
+        return self.final(y, modulations.final).astype(jnp.float32)

@@ -1,0 +1,148 @@
+"""NextStep-1: mixed-sequence embedding, one causal decoder, a language head and a flow head (paper section 4.2).
+
+Letters: B batch (R rows when decoding), S sequence, T cache slots, D width, C channels of an image token, V vocabulary,
+P gathered positions.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nextstep_jax.batch import Batch
+from nextstep_jax.config import NextStepConfig
+from nextstep_jax.models.flow_head import FlowHead, Modulations
+from nextstep_jax.models.layers import Projection
+from nextstep_jax.models.transformer import Cache, Decoder
+from nextstep_jax.sharding.rules import constrain
+
+Array = jax.Array
+
+
+def gen_pos_embed(grid: int, width: int) -> np.ndarray:
+    """The releases' fixed table [grid * grid, width] float32: first half of the width the column, second the row; sines, then cosines.
+
+    The releases index it with the running token number, as if every image were `grid` tokens wide.
+    """
+    frequencies = 10000.0 ** (-np.arange(width // 4, dtype=np.float64) / (width / 4))
+    angles = np.arange(grid, dtype=np.float64)[:, None] * frequencies
+    line = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    columns, rows = np.tile(line, (grid, 1)), np.repeat(line, grid, axis=0)
+    return np.concatenate([columns, rows], axis=1).astype(np.float32)
+
+
+class Embedding(nn.Module):
+    """The token table [V, D], read by id and, when tied, by the language head."""
+
+    vocab_size: int
+    width: int
+
+    def setup(self):
+        self.embedding = self.param("embedding", nn.initializers.normal(0.02), (self.vocab_size, self.width))
+
+    def __call__(self, ids: Array) -> Array:
+        return jnp.take(self.embedding, ids, axis=0)
+
+
+class LanguageHead(nn.Module):
+    """The kernel [D, V] of the language head."""
+
+    width: int
+    vocab_size: int
+
+    def setup(self):
+        self.kernel = self.param("kernel", nn.initializers.normal(0.02), (self.width, self.vocab_size))
+
+    def __call__(self) -> Array:
+        return self.kernel
+
+
+class NextStep(nn.Module):
+    """The model as pure functions of `params`: `apply({"params": params}, ..., method="decode")` and so on."""
+
+    config: NextStepConfig
+
+    def setup(self):
+        c, t = self.config, self.config.transformer
+        self.embedding = Embedding(t.vocab_size, t.width)
+        self.image_in_projector = Projection("...C,CD->...D", (c.token_channels, t.width), 1, t.dtype)
+        self.decoder = Decoder(t)
+        if not t.tie_embeddings:
+            self.lm_head = LanguageHead(t.width, t.vocab_size)
+        self.image_out_projector = Projection("...D,DE->...E", (t.width, t.width), 1, t.dtype)
+        self.flow_head = FlowHead(c)
+
+    def embed(self, text_ids: Array, image_tokens: Array, is_image: Array) -> Array:
+        """Embeddings [B, S, D]: of ids [B, S] where text, of tokens [B, S, C] where image."""
+        text = self.embed_text(text_ids)
+        return jnp.where(is_image[..., None], self.embed_image(image_tokens), text)
+
+    def embed_text(self, text_ids: Array) -> Array:
+        """Embeddings [..., D] of ids [...]."""
+        return self.embedding(text_ids).astype(self.config.transformer.dtype)
+
+    def embed_image(self, image_tokens: Array) -> Array:
+        """Embeddings [..., D] of image tokens [..., C]."""
+        return self.image_in_projector(image_tokens)
+
+    def __call__(self, batch: Batch) -> Array:
+        """Hidden states [B, S, D] after the final norm; the state at s predicts position s + 1."""
+        x = self.embed(batch.text_ids, batch.image_tokens, batch.is_image)
+        x = constrain(x, "batch", "sequence", "width")
+        return self.decoder(x, batch.positions, batch.segment_ids)
+
+    def layer_outputs(self, batch: Batch) -> list[Array]:
+        """What each decoder block gives, before the final norm (unrolled form only)."""
+        x = self.embed(batch.text_ids, batch.image_tokens, batch.is_image)
+        return self.decoder.layer_outputs(x, batch.positions, batch.segment_ids)
+
+    def decode(self, embeddings: Array, positions: Array, cache: Cache, valid: Array) -> tuple[Array, Cache]:
+        """Append [R, S, D] embeddings at [R, S] positions to the cache; see `Decoder.decode`."""
+        return self.decoder.decode(embeddings, positions, cache, valid)
+
+    def language_kernel(self) -> Array:
+        """The language head's kernel [D, V]; the transposed embedding when tied."""
+        if self.config.transformer.tie_embeddings:
+            return self.embedding.embedding.T
+        return self.lm_head()
+
+    def logits(self, hidden: Array) -> Array:
+        """Next-id logits [..., V] float32 of hidden states [..., D]."""
+        kernel = self.language_kernel().astype(hidden.dtype)
+        return jnp.einsum("...D,DV->...V", hidden, kernel, preferred_element_type=jnp.float32)
+
+    def project_out(self, hidden: Array) -> Array:
+        """The flow head's condition [..., D] of hidden states [..., D]."""
+        return self.image_out_projector(hidden)
+
+    def velocity(self, x: Array, t: Array, condition: Array) -> Array:
+        """Velocity [P, C] of points [P, C] at times [P] under conditions [P, D]; see `FlowHead`."""
+        return self.flow_head.velocity(x, t, condition)
+
+    def modulations(self, times: Array, condition: Array) -> Modulations:
+        """All modulations of T times for R conditions; see `FlowHead`."""
+        return self.flow_head.modulations(times, condition)
+
+    def velocity_at(self, x: Array, modulations: Modulations) -> Array:
+        """Velocity [R, C] under the modulations of one time; see `FlowHead`."""
+        return self.flow_head.velocity_at(x, modulations)
+
+    def initialize(self, batch: Batch) -> Array:
+        """Touch every parameter once; the method to call `init` with."""
+        hidden = self(batch)[:, 0]
+        x = jnp.zeros((hidden.shape[0], self.config.token_channels))
+        velocity = self.velocity(x, jnp.zeros(x.shape[0]), self.project_out(hidden))
+        return velocity.sum() + self.logits(hidden).sum()
+
+
+def empty_batch(config: NextStepConfig, rows: int = 1, length: int = 2) -> Batch:
+    """A Batch of zeros, for shapes and initialization."""
+    ids, weights = jnp.zeros((rows, length), jnp.int32), jnp.zeros((rows, length), jnp.float32)
+    tokens = jnp.zeros((rows, length, config.token_channels))
+    return Batch(ids, tokens, ids.astype(bool), ids, ids, weights, weights)
+
+
+def init_params(config: NextStepConfig, key: Array) -> dict:
+    """Freshly drawn parameters in the form `config` asks for (unrolled, scanned, fused)."""
+    model = NextStep(config)
+    return model.init(key, empty_batch(config), method="initialize")["params"]

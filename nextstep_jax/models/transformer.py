@@ -1,0 +1,189 @@
+"""The causal decoder: pre-norm blocks of grouped-query attention and SwiGLU (paper section 4.2; Qwen2.5's architecture).
+
+Letters: B batch (R rows when decoding), S sequence, T cache slots, D width, N/K query and key/value heads, H head dim,
+F MLP width, L layers.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from nextstep_jax.config import TransformerConfig
+from nextstep_jax.models.attention import (
+    LayerCache,
+    cache_mask,
+    causal_attention,
+    masked_attention,
+    write_cache,
+)
+from nextstep_jax.models.layers import Projection, RMSNorm, apply_rope, rope_table
+from nextstep_jax.sharding.rules import constrain
+
+Array = jax.Array
+RopeTable = tuple[Array, Array]
+
+
+class Cache(NamedTuple):
+    """Keys and values of every layer and the next slot to write; an explicit argument and result of decoding."""
+
+    layers: tuple[LayerCache, ...]
+    index: Array
+
+
+def init_cache(config: TransformerConfig, rows: int, slots: int) -> Cache:
+    """An empty cache for `rows` sequences of at most `slots` positions, in the compute dtype."""
+    shape = (rows, slots, config.kv_heads, config.head_dim)
+
+    def layer():
+        return LayerCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+
+    return Cache(tuple(layer() for _ in range(config.layers)), jnp.zeros((), jnp.int32))
+
+
+class Attention(nn.Module):
+    """q, k, v projections, rotary positions, attention and the output projection."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        c = self.config
+        bias = 2 if c.qkv_bias else 0
+        if c.fused_projections:
+            shape = (c.width, c.heads + 2 * c.kv_heads, c.head_dim)
+            self.qkv = Projection("BSD,DNH->BSNH", shape, bias, c.dtype)
+        else:
+            self.q = Projection("BSD,DNH->BSNH", (c.width, c.heads, c.head_dim), bias, c.dtype)
+            self.k = Projection("BSD,DKH->BSKH", (c.width, c.kv_heads, c.head_dim), bias, c.dtype)
+            self.v = Projection("BSD,DKH->BSKH", (c.width, c.kv_heads, c.head_dim), bias, c.dtype)
+        self.o = Projection("BSNH,NHD->BSD", (c.heads, c.head_dim, c.width), 1 if c.o_bias else 0, c.dtype)
+
+    def project(self, x: Array, rope: RopeTable) -> tuple[Array, Array, Array]:
+        """Rotated queries [B, S, N, H] and keys [B, S, K, H], and values [B, S, K, H]."""
+        c = self.config
+        if c.fused_projections:
+            q, k, v = jnp.split(self.qkv(x), (c.heads, c.heads + c.kv_heads), axis=2)
+        else:
+            q, k, v = self.q(x), self.k(x), self.v(x)
+        return apply_rope(q, rope), apply_rope(k, rope), v
+
+    def __call__(self, x: Array, rope: RopeTable, segment_ids: Array) -> Array:
+        q, k, v = (checkpoint_name(y, "qkv") for y in self.project(x, rope))
+        y = causal_attention(q, k, v, segment_ids, self.config.attention_kernel)
+        return self.o(checkpoint_name(y, "attention_out"))
+
+    def decode(self, x: Array, rope: RopeTable, cache: LayerCache, index: Array, mask: Array) -> tuple[Array, LayerCache]:
+        q, k, v = self.project(x, rope)
+        cache = write_cache(cache, k, v, index)
+        return self.o(masked_attention(q, cache.keys, cache.values, mask)), cache
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c = self.config
+        if c.fused_projections:
+            gate_up = Projection("BSD,DIF->BSIF", (c.width, 2, c.mlp_width), dtype=c.dtype, name="gate_up")(x)
+            gate, up = gate_up[:, :, 0], gate_up[:, :, 1]
+        else:
+            gate = Projection("BSD,DF->BSF", (c.width, c.mlp_width), dtype=c.dtype, name="gate")(x)
+            up = Projection("BSD,DF->BSF", (c.width, c.mlp_width), dtype=c.dtype, name="up")(x)
+        hidden = checkpoint_name(nn.silu(gate) * up, "mlp_hidden")
+        return Projection("BSF,FD->BSD", (c.mlp_width, c.width), dtype=c.dtype, name="down")(hidden)
+
+
+class Block(nn.Module):
+    """One decoder layer. `__call__` sees whole rows (training); `decode` appends to a cache."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        eps = self.config.rms_norm_eps
+        self.attention_norm = RMSNorm(eps)
+        self.attention = Attention(self.config)
+        self.mlp_norm = RMSNorm(eps)
+        self.mlp = SwiGLU(self.config)
+
+    def __call__(self, x: Array, rope: RopeTable, segment_ids: Array) -> tuple[Array, None]:
+        x = constrain(checkpoint_name(x, "block_in"), "batch", "sequence", "width")
+        x = x + self.attention(self.attention_norm(x), rope, segment_ids)
+        x = x + self.mlp(self.mlp_norm(x))
+        return constrain(x, "batch", "sequence", "width"), None
+
+    def decode(self, x: Array, rope: RopeTable, cache: LayerCache, index: Array, mask: Array) -> tuple[Array, LayerCache]:
+        y, cache = self.attention.decode(self.attention_norm(x), rope, cache, index, mask)
+        x = x + y
+        return x + self.mlp(self.mlp_norm(x)), cache
+
+
+def remat_policy(name: str):
+    """The `jax.checkpoint` policy called `name` in config.REMAT_POLICIES ("none" means no rematerialization)."""
+    policies = jax.checkpoint_policies
+    if name == "offload":
+        return policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[], names_which_can_be_offloaded=["block_in"], offload_src="device", offload_dst="pinned_host"
+        )
+    return {
+        "full": policies.nothing_saveable,
+        "attention": policies.save_only_these_names("attention_out"),
+        "projections": policies.save_only_these_names("qkv", "attention_out"),
+        "dots": policies.checkpoint_dots_with_no_batch_dims,
+    }[name]
+
+
+class Decoder(nn.Module):
+    """The stack of blocks and the final norm."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        c = self.config
+        block = Block if c.remat == "none" else nn.remat(Block, policy=remat_policy(c.remat), prevent_cse=not c.scan_layers)
+        if c.scan_layers:
+            scanned = nn.scan(
+                block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=c.layers
+            )
+            self.layers = scanned(c)
+        else:
+            self.layers = [block(c) for _ in range(c.layers)]
+        self.final_norm = RMSNorm(c.rms_norm_eps)
+
+    def _rope(self, positions: Array) -> RopeTable:
+        return rope_table(positions, self.config.head_dim, self.config.rope_theta)
+
+    def __call__(self, x: Array, positions: Array, segment_ids: Array) -> Array:
+        """Hidden states [B, S, D] after the final norm, of embeddings [B, S, D] at positions [B, S]."""
+        x, rope = x.astype(self.config.dtype), self._rope(positions)
+        if self.config.scan_layers:
+            x, _ = self.layers(x, rope, segment_ids)
+        else:
+            for layer in self.layers:
+                x, _ = layer(x, rope, segment_ids)
+        return self.final_norm(x)
+
+    def layer_outputs(self, x: Array, positions: Array, segment_ids: Array) -> list[Array]:
+        """What each block gives, before the final norm (unrolled form only)."""
+        x, rope, outputs = x.astype(self.config.dtype), self._rope(positions), []
+        for layer in self.layers:
+            x, _ = layer(x, rope, segment_ids)
+            outputs.append(x)
+        return outputs
+
+    def decode(self, x: Array, positions: Array, cache: Cache, valid: Array) -> tuple[Array, Cache]:
+        """Append embeddings [R, S, D] to the cache and return their hidden states [R, S, D] (unrolled form only).
+
+        valid [R, T] says which slots, old and new, a row may see.
+        """
+        x, rope = x.astype(self.config.dtype), self._rope(positions)
+        mask = cache_mask(valid, cache.index, x.shape[1])
+        layers = []
+        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+            x, layer_cache = layer.decode(x, rope, layer_cache, cache.index, mask)
+            layers.append(layer_cache)
+        return self.final_norm(x), Cache(tuple(layers), cache.index + x.shape[1])

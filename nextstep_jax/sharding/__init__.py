@@ -1,0 +1,1 @@
+"""Mesh axes, logical axis rules and placement."""

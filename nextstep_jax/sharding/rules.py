@@ -1,0 +1,45 @@
+"""One table from logical axis names to mesh axes, and the constraint that activations pass through.
+
+Mesh axes: `data` (between slices, over DCN), `fsdp`, `tensor`, `sequence`. A logical name maps to one mesh axis, several,
+or none; axes the current mesh lacks are ignored, so the same program runs on one device and on a pod.
+"""
+
+import jax
+from jax.sharding import PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "tensor", "sequence")
+
+# What an activation or parameter dimension is -> the mesh axes it is split over.
+LOGICAL_RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "sequence": ("sequence",),
+    "positions": ("data", "fsdp", "sequence"),  # flattened [B * S] positions gathered for a head
+    "width": (),  # activations' model width
+    "embed": ("fsdp",),  # parameters' model width
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "layers": (),
+    "channels": (),
+    "flow_width": ("fsdp",),
+    "flow_mlp": ("tensor",),
+}
+
+
+def partition_spec(names: tuple[str | None, ...], mesh_axes: tuple[str, ...] = MESH_AXES) -> PartitionSpec:
+    """The PartitionSpec of dimensions called `names`, on a mesh that has `mesh_axes`."""
+    entries = []
+    for name in names:
+        axes = tuple(a for a in LOGICAL_RULES[name] if a in mesh_axes) if name is not None else ()
+        entries.append(axes[0] if len(axes) == 1 else (axes or None))
+    return PartitionSpec(*entries)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Constrain x's sharding on the mesh entered with `jax.set_mesh`; without one, x unchanged."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(names, mesh.axis_names))
