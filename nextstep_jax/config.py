@@ -94,6 +94,11 @@ class FlowHeadConfig:
         for name in ("width", "layers", "batch_mul", "mlp_ratio"):
             _require_positive(self, name)
 
+    @property
+    def hidden(self) -> int:
+        """Width of a block's hidden layer."""
+        return int(self.width * self.mlp_ratio)
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageTokenizerConfig:
@@ -129,8 +134,18 @@ class ImageTokenizerConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
-        for name in ("resolution", "in_channels", "channels", "blocks_per_level", "latent_channels", "stem_patch"):
+        for name in (
+            "resolution",
+            "in_channels",
+            "channels",
+            "blocks_per_level",
+            "latent_channels",
+            "stem_patch",
+            "norm_groups",
+        ):
             _require_positive(self, name)
+        if self.normalize_patch is not None:
+            _require_positive(self, "normalize_patch")
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
             raise InputError(f"channel_multipliers must be positive, found {self.channel_multipliers}")
         for multiplier in self.channel_multipliers:
@@ -149,14 +164,17 @@ class ImageTokenizerConfig:
 
     @classmethod
     def from_released(cls, values: Mapping[str, Any], source: str = "config.json") -> "ImageTokenizerConfig":
-        """Read the tokenizer's config.json. Absent keys take the August 2025 release's defaults, which are this class's."""
-        known = {}
-        for ours, theirs in _TOKENIZER_KEYS.items():
-            if theirs in values:
-                known[ours] = values[theirs]
+        """Read the tokenizer's config.json, in the releases' spelling or in diffusers'.
+
+        Absent keys take the August 2025 release's defaults, which are this class's.
+
+        Raises:
+          InputError: naming `source` and the key, for a contradictory or unsupported value.
+        """
         try:
-            return cls(**known)
-        except (InputError, TypeError) as error:
+            values = _from_diffusers(values) if "block_out_channels" in values else values
+            return cls(**_take(cls, {ours: (theirs,) for ours, theirs in _TOKENIZER_KEYS.items()}, values))
+        except (InputError, TypeError, ValueError, ArithmeticError) as error:
             raise InputError(f"{source}: {error}") from error
 
     def to_released(self) -> dict[str, Any]:
@@ -233,7 +251,7 @@ class NextStepConfig:
         """
         try:
             return _from_released(values)
-        except (InputError, TypeError, ValueError) as error:
+        except (InputError, TypeError, ValueError, ArithmeticError) as error:
             raise InputError(f"{source}: {error}") from error
 
     def to_released(self) -> dict[str, Any]:
@@ -335,6 +353,8 @@ _ONLY = {
     "hidden_act": ("silu",),
     "mlp_bias": (False,),
     "rope_scaling": (None,),
+    "rope_parameters": (None,),
+    "use_sliding_window": (False, None),
     "use_2d_rope": (False, None),
     "use_mlp_before_lm_head": (False, None),
     "attention_use_qk_norm": (False, None),
@@ -345,9 +365,7 @@ _ONLY = {
 
 
 def _from_released(values: Mapping[str, Any]) -> NextStepConfig:
-    for key, allowed in _ONLY.items():
-        if key in values and values[key] not in allowed:
-            raise InputError(f"{key} = {values[key]!r} is not supported (expected {' or '.join(map(repr, allowed))})")
+    _require_only(values, _ONLY)
     missing = [names[0] for names in list(_TRANSFORMER_KEYS.values())[1:5] if not any(n in values for n in names)]
     if missing:
         raise InputError(f"not a NextStep or Qwen2.5 config: it has no {', '.join(missing)}")
@@ -355,11 +373,47 @@ def _from_released(values: Mapping[str, Any]) -> NextStepConfig:
     transformer.setdefault("head_dim", transformer["width"] // transformer["heads"])
     head = _take(FlowHeadConfig, _HEAD_KEYS, values)
     model = _take(NextStepConfig, _MODEL_KEYS, values)
-    if model.get("base_grid") is None:  # some releases compute it
-        latent, patch = model.get("latent_size", NextStepConfig.latent_size), model.get("patch", NextStepConfig.patch)
-        model["base_grid"] = max(1, latent // patch)
     release = "1.1" if any(name in values for name in ("genloss_width", "num_channels")) else "1.0"
-    return NextStepConfig(TransformerConfig(**transformer), FlowHeadConfig(**head), release=values.get("release", release), **model)
+    return NextStepConfig(
+        TransformerConfig(**transformer), FlowHeadConfig(**head), release=values.get("release", release), **model
+    )
+
+
+# diffusers' spelling of the same tokenizer -> the releases'.
+_DIFFUSERS_KEYS = {
+    "in_channels": "in_channels",
+    "layers_per_block": "num_res_blocks",
+    "latent_channels": "z_channels",
+    "norm_num_groups": "norm_groups",
+    "sample_size": "resolution",
+    "scaling_factor": "scaling_factor",
+    "shift_factor": "shift_factor",
+    "deterministic": "deterministic",
+    "normalize_latents": "encoder_norm",
+    "patch_size": "psz",
+}
+_DIFFUSERS_ONLY = {
+    "act_fn": ("silu",),
+    "mid_block_add_attention": (True,),
+    "use_quant_conv": (False,),
+    "use_post_quant_conv": (False,),
+}
+
+
+def _from_diffusers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A diffusers AutoencoderKL config in the releases' spelling."""
+    _require_only(values, _DIFFUSERS_ONLY)
+    widths = _coerce("block_out_channels", values["block_out_channels"], tuple[int, ...])
+    if not widths or any(width < 1 or width % widths[0] for width in widths):
+        raise InputError(f"block_out_channels must be multiples of the first, found {list(widths)}")
+    known = {theirs: values[key] for key, theirs in _DIFFUSERS_KEYS.items() if key in values}
+    return known | {"ch": widths[0], "ch_mult": [width // widths[0] for width in widths]}
+
+
+def _require_only(values: Mapping[str, Any], only: Mapping[str, tuple]) -> None:
+    for key, allowed in only.items():
+        if key in values and values[key] not in allowed:
+            raise InputError(f"{key} = {values[key]!r:.200} is not supported (expected {' or '.join(map(repr, allowed))})")
 
 
 def _take(cls, keys: Mapping[str, tuple[str, ...]], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -383,7 +437,11 @@ def _coerce(name: str, value: Any, kind: type) -> Any:
         return int(value)
     if kind is float and number and math.isfinite(value):
         return float(value)
-    raise InputError(f"{name} must be of type {kind.__name__}, found {value!r}")
+    if kind == int | None:
+        return _coerce(name, value, int)
+    if kind == tuple[int, ...] and isinstance(value, list | tuple):
+        return tuple(_coerce(name, item, int) for item in value)
+    raise InputError(f"{name} must be of type {getattr(kind, '__name__', kind)}, found {value!r:.200}")
 
 
 def _to_released(config: NextStepConfig) -> dict[str, Any]:

@@ -6,23 +6,24 @@ Schema, version 1. A sample is a msgpack map; every key is always present:
      "key": str,                                names the sample in reports; unique within a dataset by convention
      "kind": "text"|"pair"|"edit"|"interleaved",
      "parts": [                                 in the order the model sees them
-        {"text": str, "loss": bool,             loss: does the part count as a target?
-         "variants": {name: str}},              other wordings of the same text; training may draw one
+        {"text": str, "loss": bool},            loss: does the part count as a target?
         {"image": bytes, "format": str,         "png"|"jpeg"|"webp": the file's own bytes, never re-encoded;
          "height": int, "width": int,           "float16"|"bfloat16"|"float32": latents, little-endian, C order
          "grid": [h, w, c] | nil,               shape of the latents, nil for an encoded image
          "loss": bool}, ...],
+     "variants": {name: str},                   other captions; <image_0>, <image_1>, ... stand for the sample's images
      "meta": {str: any JSON value}}
 
-`height` and `width` are the image's pixels as seen (after EXIF orientation); for latents, the pixels that were encoded. Latents are
-what `patchify` takes: the image tokenizer's normalization, shift and scale already applied.
+`height` and `width` are the image's pixels as seen (after EXIF orientation); for latents, the pixels that were encoded.
+Latents are what `patchify` takes: the image tokenizer's normalization, shift and scale already applied.
 
 Nothing here imports the readers, Grain or an accelerator library. Shards and their index: nextstep_jax/data/shards.py.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -45,31 +46,27 @@ MAX_META_DEPTH = 8
 MAX_ITEMS = 4096  # entries of one list or map
 MAX_SIDE = 1 << 16  # pixels
 
+_PLACEHOLDER = re.compile(r"<image_([0-9]{1,4})>")
+
+
+class CaptionError(InputError):
+    """A sample without a usable caption."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TextPart:
-    """A stretch of text.
+    """A stretch of text, not empty.
 
     Attributes:
-      text: not empty.
       loss: whether its tokens are targets.
-      variants: other wordings by name (e.g. "short", "caption_zh"), any of which may stand in for `text`.
     """
 
     text: str
     loss: bool = True
-    variants: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         _require_text("text", self.text)
         _require_bool(self.loss)
-        if not isinstance(self.variants, Mapping):
-            raise InputError(f"variants must be a mapping of names to texts, found {type(self.variants).__name__}")
-        if len(self.variants) > MAX_ITEMS:
-            raise InputError(f"at most {MAX_ITEMS} variants of a text, found {len(self.variants)}")
-        for name, text in self.variants.items():
-            _require_text("a variant's name", name)
-            _require_text(f"variant {name!r}", text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +101,12 @@ class ImagePart:
         if self.format in images.FORMATS and self.grid is None:
             return
         if self.format not in LATENT_DTYPES:
-            raise InputError(f"an image's format must be one of {', '.join((*images.FORMATS, *LATENT_DTYPES))}, found {self.format!r}")
-        if not (isinstance(self.grid, tuple) and len(self.grid) == 3 and all(_is_int(n) and 0 < n <= MAX_SIDE for n in self.grid)):
+            raise InputError(
+                f"an image's format must be one of {', '.join((*images.FORMATS, *LATENT_DTYPES))}, found {self.format!r}"
+            )
+        if not (
+            isinstance(self.grid, tuple) and len(self.grid) == 3 and all(_is_int(n) and 0 < n <= MAX_SIDE for n in self.grid)
+        ):
             raise InputError(f"latents need a grid of three positive sizes, found {self.grid!r}")
         expected = math.prod(self.grid) * LATENT_DTYPES[self.format].itemsize
         if len(self.data) != expected:
@@ -113,8 +114,10 @@ class ImagePart:
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "image", loss: bool = True) -> "ImagePart":
-        """An image file's bytes; only its header is read here. InputError names `name`."""
+        """An image file's bytes; only its header is read here. GIF and BMP are stored as PNG. ImageError names `name`."""
         header = images.probe(data, name)
+        if header.format not in images.FORMATS:
+            return cls.from_pixels(np.asarray(images.load(data, name)), loss)
         return cls(data, header.format, header.height, header.width, loss=loss)
 
     @classmethod
@@ -156,17 +159,23 @@ class Sample:
       parts: text and image parts, at least one.
       kind: "text" (no image), "pair" (one image), "edit" (sources, an instruction, a target) or "interleaved".
       key: names the sample in reports.
+      variants: other captions for the same images, by name (e.g. "short", "zh"). A variant places every image once, as
+        `<image_0>`, `<image_1>`, ... (numbered as in `images`); with one image it may leave the place to the original. See
+        `reworded`.
       metadata: JSON-like values by name (strings, numbers, booleans, None, lists, maps).
     """
 
     parts: tuple[TextPart | ImagePart, ...]
     kind: str
     key: str
+    variants: Mapping[str, str] = dataclasses.field(default_factory=dict)
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if not isinstance(self.parts, tuple) or not 0 < len(self.parts) <= MAX_PARTS:
-            raise InputError(f"a sample has a tuple of 1 to {MAX_PARTS} parts, found {type(self.parts).__name__} of {len(self.parts)}")
+            raise InputError(
+                f"a sample has a tuple of 1 to {MAX_PARTS} parts, found {type(self.parts).__name__} of {len(self.parts)}"
+            )
         for part in self.parts:
             if not isinstance(part, TextPart | ImagePart):
                 raise InputError(f"a part is a TextPart or an ImagePart, found {type(part).__name__}")
@@ -176,6 +185,14 @@ class Sample:
         if (self.kind == "text" and count) or (self.kind == "pair" and count != 1) or (self.kind == "edit" and count < 2):
             raise InputError(f"a sample of kind {self.kind!r} cannot have {count} images")
         _require_text("key", self.key)
+        if not isinstance(self.variants, Mapping) or len(self.variants) > MAX_ITEMS:
+            raise InputError(f"variants must be a mapping of at most {MAX_ITEMS} names to captions")
+        for name, caption in self.variants.items():
+            _require_text("a variant's name", name)
+            _require_text(f"variant {name!r}", caption)
+            placed = sorted(piece for piece in split_caption(caption) if isinstance(piece, int))
+            if placed != list(range(count)) and not (count == 1 and not placed):
+                raise InputError(f"variant {name!r} places the images {placed}, the sample has {count}")
         if not isinstance(self.metadata, Mapping):
             raise InputError(f"metadata must be a mapping, found {type(self.metadata).__name__}")
         _require_json(self.metadata, "metadata", MAX_META_DEPTH)
@@ -188,6 +205,28 @@ class Sample:
     def texts(self) -> tuple[TextPart, ...]:
         return tuple(part for part in self.parts if isinstance(part, TextPart))
 
+    def with_images(self, pictures: Sequence[ImagePart]) -> "Sample":
+        """The sample with these in place of its images, in order."""
+        remaining = iter(pictures)
+        return dataclasses.replace(
+            self, parts=tuple(next(remaining) if isinstance(part, ImagePart) else part for part in self.parts)
+        )
+
+    def reworded(self, name: str) -> "Sample":
+        """The sample with variant `name` as its caption. Images keep their loss flags; the text counts if any text did."""
+        pieces = split_caption(self.variants[name])
+        if self.images and not any(isinstance(piece, int) for piece in pieces):
+            pieces = [*pieces, 0] if isinstance(self.parts[0], TextPart) else [0, *pieces]
+        loss = not self.texts or any(part.loss for part in self.texts)
+        parts = tuple(self.images[piece] if isinstance(piece, int) else TextPart(piece, loss) for piece in pieces)
+        return dataclasses.replace(self, parts=parts, variants={})
+
+
+def split_caption(caption: str) -> list[str | int]:
+    """`"a <image_1> b"` -> `["a ", 1, " b"]`: text and image numbers in order. Blank text between images is dropped."""
+    pieces = [int(piece) if i % 2 else piece for i, piece in enumerate(_PLACEHOLDER.split(caption))]
+    return [piece for piece in pieces if isinstance(piece, int) or piece.strip()]
+
 
 # --- msgpack ----------------------------------------------------------------------------------------------------------
 
@@ -197,12 +236,13 @@ def pack(sample: Sample) -> bytes:
     parts = []
     for part in sample.parts:
         if isinstance(part, TextPart):
-            parts.append({"text": part.text, "loss": part.loss, "variants": dict(part.variants)})
+            parts.append({"text": part.text, "loss": part.loss})
         else:
             grid = None if part.grid is None else list(part.grid)
             size = {"height": part.height, "width": part.width, "grid": grid, "loss": part.loss}
             parts.append({"image": part.data, "format": part.format} | size)
-    value = {"v": VERSION, "key": sample.key, "kind": sample.kind, "parts": parts, "meta": dict(sample.metadata)}
+    value = {"v": VERSION, "key": sample.key, "kind": sample.kind, "parts": parts}
+    value |= {"variants": dict(sample.variants), "meta": dict(sample.metadata)}
     data = msgpack.packb(value, use_bin_type=True)
     if len(data) > MAX_RECORD_BYTES:
         raise InputError(f"sample {sample.key!r} takes {len(data)} bytes, more than {MAX_RECORD_BYTES}")
@@ -233,18 +273,18 @@ def unpack(data: bytes, name: str = "record") -> Sample:
     if isinstance(value, dict) and _is_int(value.get("v")) and value["v"] != VERSION:
         raise InputError(f"{name}: sample schema version {value['v']}, this library reads {VERSION}")
     try:
-        _require_keys(value, {"v", "key", "kind", "parts", "meta"})
-        if not isinstance(value["parts"], list):
-            raise InputError("parts is not a list")
-        return Sample(tuple(map(_unpack_part, value["parts"])), value["kind"], value["key"], value["meta"])
+        _require_keys(value, {"v", "key", "kind", "parts", "variants", "meta"})
+        if not _is_int(value["v"]) or not isinstance(value["parts"], list):
+            raise InputError("its version is not a number, or its parts are not a list")
+        return Sample(tuple(map(_unpack_part, value["parts"])), value["kind"], value["key"], value["variants"], value["meta"])
     except (InputError, TypeError) as error:
         raise DamagedDataError(f"{name}: not a stored sample ({error})") from error
 
 
 def _unpack_part(value: Any) -> TextPart | ImagePart:
     if isinstance(value, dict) and "text" in value:
-        _require_keys(value, {"text", "loss", "variants"})
-        return TextPart(value["text"], value["loss"], value["variants"])
+        _require_keys(value, {"text", "loss"})
+        return TextPart(value["text"], value["loss"])
     _require_keys(value, {"image", "format", "height", "width", "grid", "loss"})
     grid = tuple(value["grid"]) if isinstance(value["grid"], list) else value["grid"]
     return ImagePart(value["image"], value["format"], value["height"], value["width"], grid, value["loss"])

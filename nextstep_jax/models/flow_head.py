@@ -124,7 +124,7 @@ class FlowHead(nn.Module):
         self.condition = Projection("...D,DW->...W", (t.width, c.width), 1, t.dtype)
         self.input = Projection("...C,CW->...W", (self.config.token_channels, c.width), 1, t.dtype)
         block = FlowBlock if t.remat == "none" else nn.remat(FlowBlock, prevent_cse=not t.scan_layers)
-        arguments = (c.width, round(c.width * c.mlp_ratio), t.dtype)
+        arguments = (c.width, c.hidden, t.dtype)
         if t.scan_layers:
             scanned = nn.scan(
                 block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=c.layers
@@ -145,9 +145,13 @@ class FlowHead(nn.Module):
                 y, _ = block(y, steer)
         return self.final(y, self.final.modulate(steer)).astype(jnp.float32)
 
-    def modulations(self, times: Array, condition: Array) -> Modulations:
-        """Modulations of T times for R conditions [R, D], leading axes [T, R] (unrolled form only)."""
-        steer = nn.silu(self.time_embed(times)[:, None] + self.condition(condition)[None])
+    def embed_times(self, times: Array) -> Array:
+        """Embeddings [T, W] of times [T]; a fixed schedule needs them once for all tokens."""
+        return self.time_embed(times)
+
+    def modulations(self, time_embeddings: Array, condition: Array) -> Modulations:
+        """Modulations at T embedded times [T, W] for R conditions [R, D], leading axes [T, R] (unrolled form only)."""
+        steer = nn.silu(time_embeddings[:, None] + self.condition(condition)[None])
         return Modulations(tuple(block.modulate(steer) for block in self.blocks), self.final.modulate(steer))
 
     def velocity_at(self, x: Array, modulations: Modulations) -> Array:

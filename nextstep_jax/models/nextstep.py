@@ -119,9 +119,13 @@ class NextStep(nn.Module):
         """Velocity [P, C] of points [P, C] at times [P] under conditions [P, D]; see `FlowHead`."""
         return self.flow_head.velocity(x, t, condition)
 
-    def modulations(self, times: Array, condition: Array) -> Modulations:
-        """All modulations of T times for R conditions; see `FlowHead`."""
-        return self.flow_head.modulations(times, condition)
+    def embed_times(self, times: Array) -> Array:
+        """Embeddings [T, W] of flow times [T]; see `FlowHead`."""
+        return self.flow_head.embed_times(times)
+
+    def modulations(self, time_embeddings: Array, condition: Array) -> Modulations:
+        """All modulations at T embedded times for R conditions; see `FlowHead`."""
+        return self.flow_head.modulations(time_embeddings, condition)
 
     def velocity_at(self, x: Array, modulations: Modulations) -> Array:
         """Velocity [R, C] under the modulations of one time; see `FlowHead`."""

@@ -25,6 +25,7 @@ LOGICAL_RULES: dict[str, tuple[str, ...]] = {
     "channels": (),
     "flow_width": ("fsdp",),
     "flow_mlp": ("tensor",),
+    "features": ("fsdp",),  # output channels of the image tokenizer's layers
 }
 
 

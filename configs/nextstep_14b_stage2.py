@@ -1,0 +1,27 @@
+"""NextStep-1 14B, pre-training stage 2: images of 256x256 to 512x512 pixels in aspect-ratio buckets (paper Table 1).
+
+    python -m launch.train --config configs/nextstep_14b_stage2.py --workdir DIR --config.start.checkpoint=STAGE1/export \
+        --config.data.root=DATA
+
+DATA as in stage 1, encoded with `--area 256` and `--area 512`.
+
+Expected: 100K steps, 0.61T tokens. On a laptop: `--config configs/nextstep_14b_stage2.py:laptop`.
+"""
+
+from configs import nextstep_14b_stage1
+from nextstep_jax.training.laptop import adapt
+
+
+def base():
+    config = nextstep_14b_stage1.base()
+    config.name = "nextstep_14b_stage2"
+    config.start.fresh = ()
+    config.steps = 100_000
+    config.optimizer.learning_rate = 1e-5
+    config.optimizer.warmup = 5_000
+    config.model.latent_size = 64
+    return config
+
+
+def get_config(argument=None):
+    return adapt(base(), argument)

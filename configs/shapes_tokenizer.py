@@ -1,0 +1,50 @@
+"""The built-in model's image tokenizer: 64x64-pixel pictures of shapes to 8x8 latents of 16 channels, 0.9M parameters.
+
+    python -m launch.train --config configs/shapes_tokenizer.py --workdir runs/shapes_tokenizer
+
+Expected: EXPECTED. Shrunk: `--config configs/shapes_tokenizer.py:laptop`.
+"""
+
+from nextstep_jax.config import ImageTokenizerConfig
+from nextstep_jax.training.config import base_config, model_fields
+from nextstep_jax.training.laptop import adapt
+
+
+def base():
+    config = base_config("reconstruction")
+    config.name = "shapes_tokenizer"
+    # Space-to-depth by 4 first: convolutions at full resolution would take most of the time.
+    config.image_tokenizer = model_fields(
+        ImageTokenizerConfig(
+            resolution=64,
+            channels=64,
+            channel_multipliers=(1, 1),
+            blocks_per_level=1,
+            stem_patch=4,
+            deterministic=True,
+            normalize=True,
+            normalize_patch=2,
+            scaling=1.0,
+            shift=0.0,
+            perturbation=0.3,
+        )
+    )
+    config.steps = 8_000
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup = 200
+    config.optimizer.weight_decay = 0.0
+    config.ema = 0.999
+    config.data.sources = ("shapes:pair:train:200000",)
+    config.data.validation = ("shapes:pair:heldout:256",)
+    config.data.batch_size = 16
+    config.data.height = config.data.width = 64
+    config.log_every = 50
+    config.checkpoint.every = 500
+    config.validation.every = 500
+    config.samples.every = 1_000
+    return config
+
+
+def get_config(argument=None):
+    return adapt(base(), argument)

@@ -1,0 +1,59 @@
+"""Train a stage: one program for all of them.
+
+    python -m launch.train --config configs/NAME.py --workdir DIR [--config.key=value ...]
+    python -m launch.train --config configs/NAME.py:laptop --workdir DIR      the same, shrunk for a laptop
+
+A stopped run continues from its newest checkpoint with the same command. Exit codes: 0 done or stopped by SIGTERM with everything
+saved; 1 the training failed; 2 a config, file or option that cannot be used; 3 damaged data.
+
+On a cluster every process runs this command; JAX finds the others from the environment (Cloud TPU, Slurm) with --distributed.
+"""
+
+import logging
+import sys
+
+import jax
+from absl import flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from nextstep_jax.errors import InputError, NextStepError
+from nextstep_jax.training.loop import train
+
+FLAGS = flags.FLAGS
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The stage: configs/NAME.py, or configs/NAME.py:laptop.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and the trained model.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes: find the others first.")
+
+
+def main(argv: list[str]) -> int:
+    """Parse the command line, train, and return the exit code."""
+    try:
+        _parse(argv)
+        if _DISTRIBUTED.value:
+            jax.distributed.initialize()
+        train(_CONFIG.value, _WORKDIR.value)
+    except NextStepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _parse(argv: list[str]) -> None:
+    """InputError, on one line, for anything the flags or the config file object to."""
+    try:
+        rest = FLAGS(argv)
+    except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError, SyntaxError, ImportError) as error:
+        raise InputError(" ".join(str(error).split()) or type(error).__name__) from error
+    if len(rest) > 1:
+        raise InputError(f"unexpected argument {rest[1]!r}; options are written --config.key=value")
+    for name, flag in (("config", _CONFIG), ("workdir", _WORKDIR)):
+        if flag.value is None:
+            raise InputError(f"--{name} is missing; usage: python -m launch.train --config configs/NAME.py --workdir DIR")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING, force=True)
+    logging.getLogger("nextstep_jax").setLevel(logging.INFO)
+    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax and JAX report through it
+    sys.exit(main(sys.argv))

@@ -1,0 +1,10 @@
+"""Checkpoints: save, restore, verify.
+
+Parameter checkpoints (`save_params`, `load_params`, ...) serve conversion and generation; a run's state is saved and restored
+by `nextstep_jax.checkpoints.training`, which is imported on its own because it brings Orbax along.
+"""
+
+from nextstep_jax.checkpoints.digests import leaf_digest
+from nextstep_jax.checkpoints.params import abstract_params, iterate_params, load_config, load_file, load_params, save_params
+
+__all__ = ["abstract_params", "iterate_params", "leaf_digest", "load_config", "load_file", "load_params", "save_params"]

@@ -1,0 +1,239 @@
+"""Arrays on disk, in Orbax's format: zarr arrays in one OCDBT database, named by their path in the tree.
+
+Orbax writes the training state; this module reads what Orbax wrote and writes, leaf by leaf, what Orbax reads. Going
+through TensorStore here keeps memory at one leaf, whatever the size of the tree.
+"""
+
+import collections
+import itertools
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import tensorstore as ts
+
+from nextstep_jax.checkpoints import processes
+from nextstep_jax.checkpoints.digests import check_dtype, defer_digest, host_digest
+from nextstep_jax.errors import DamagedDataError, InputError
+
+CHUNK = 1 << 24  # bytes of one zarr chunk, the unit of reading: a process on a mesh reads the chunks its slices touch
+_COMMIT = 1 << 26  # bytes written to the database at a time
+_AHEAD = 1 << 28  # bytes read ahead of the leaf being used
+_STORAGE_ERRORS = (ValueError, RuntimeError, OSError)  # how TensorStore reports unreadable data
+
+Index = tuple[slice, ...]
+Leaves = Mapping[str, Mapping[str, Any]]  # the manifest's entries: {path: {"shape", "dtype", "digest"}}
+
+
+class ArrayWriter:
+    """Writes one leaf after another; `close` makes the folder a tree that Orbax restores.
+
+    A leaf's bytes are stored as they are: weights hardly compress, and uncompressed chunks are read at the disk's speed.
+    """
+
+    def __init__(self, directory: pathlib.Path):
+        self._directory, self._context = directory, _context()
+        self._transaction, self._pending = ts.Transaction(), 0
+        self._chunks: dict[str, list[int]] = {}
+
+    def add(self, path: str, array: np.ndarray) -> dict[str, Any]:
+        """Write a leaf; returns its entry for the manifest.
+
+        Raises:
+          InputError: for a dtype that a checkpoint cannot hold.
+          OSError: the disk is full or fails.
+        """
+        try:
+            dtype = check_dtype(array.dtype)
+        except InputError as error:
+            raise InputError(f"leaf {path}: {error}") from error
+        chunk = _chunk_shape(array.shape, dtype.itemsize)
+        try:
+            self._write(path, array, chunk)
+        except (ValueError, RuntimeError) as error:
+            raise OSError(_first_line(error)) from error
+        self._chunks[path] = chunk
+        return {"shape": list(array.shape), "dtype": dtype.name, "digest": host_digest(array)}
+
+    def close(self) -> None:
+        """Commit the rest and write Orbax's description of the tree. OSError if that fails."""
+        try:
+            self._commit()
+        except (ValueError, RuntimeError) as error:
+            raise OSError(_first_line(error)) from error
+        entries = {}
+        for path, chunk in self._chunks.items():
+            keys = path.split("/")
+            value = {"value_type": "np.ndarray", "skip_deserialize": False, "write_shape": chunk}
+            # key_type 2 is a key of a dictionary.
+            entries[str(tuple(keys))] = {"key_metadata": [{"key": k, "key_type": 2} for k in keys], "value_metadata": value}
+        tree = {"tree_metadata": entries, "use_ocdbt": True, "use_zarr3": False, "store_array_data_equal_to_fill_value": True}
+        (self._directory / "_METADATA").write_text(json.dumps(tree | {"custom_metadata": None}))
+
+    def _write(self, path: str, array: np.ndarray, chunk: list[int]) -> None:
+        metadata = {"shape": list(array.shape), "chunks": chunk, "compressor": None}
+        spec = _spec(self._directory, path) | {"dtype": array.dtype.name, "metadata": metadata}
+        spec["store_data_equal_to_fill_value"] = True  # every chunk exists, so that one that is gone is noticed
+        store = ts.open(spec, create=True, context=self._context, transaction=self._transaction).result()
+        for start in itertools.product(*(range(0, n, c) for n, c in zip(array.shape, chunk, strict=True))):
+            index = tuple(slice(i, min(i + c, n)) for i, c, n in zip(start, chunk, array.shape, strict=True))
+            store[index].write(array[index]).result()
+            self._pending += array[index].nbytes
+            if self._pending >= _COMMIT:
+                self._commit()
+                store = store.with_transaction(self._transaction)
+
+    def _commit(self) -> None:
+        self._transaction.commit_async().result()
+        self._transaction, self._pending = ts.Transaction(), 0
+
+
+class ArrayReader:
+    """Reads leaves of a folder written by `ArrayWriter` or by Orbax."""
+
+    def __init__(self, directory: pathlib.Path, leaves: Leaves):
+        self._directory, self._leaves, self._context = directory, leaves, _context()
+
+    def read(self, requests: Iterable[tuple[str, list[Index]]]) -> Iterator[tuple[str, list[np.ndarray]]]:
+        """Yield (path, pieces) in the order of the requests (path, indices of the wanted pieces), reading ahead within bounds.
+
+        Raises:
+          DamagedDataError: naming the leaf that is missing, unreadable or of another shape or dtype.
+        """
+        queue, ahead = collections.deque(), 0
+        for path, indices in requests:
+            store = self._open(path)
+            futures = [store[index].read() for index in indices]
+            size = sum(store[index].size for index in indices) * store.dtype.numpy_dtype.itemsize
+            queue.append((path, futures, size))
+            ahead += size
+            while queue and ahead > _AHEAD:
+                ahead -= queue[0][-1]
+                yield self._finish(*queue.popleft()[:2])
+        while queue:
+            yield self._finish(*queue.popleft()[:2])
+
+    def check_digest(self, path: str, found: str) -> None:
+        """Raise DamagedDataError if `found` is not the leaf's digest."""
+        if found != self._leaves[path]["digest"]:
+            raise DamagedDataError(f"{self._directory}: leaf {path} does not match its digest")
+
+    def _open(self, path: str) -> ts.TensorStore:
+        spec = _spec(self._directory, path) | {"fill_missing_data_reads": False}
+        try:
+            store = ts.open(spec, open=True, read=True, context=self._context).result()
+        except _STORAGE_ERRORS as error:
+            raise self._unreadable(path, error) from error
+        entry = self._leaves[path]
+        if list(store.shape) != entry["shape"] or store.dtype.name != entry["dtype"]:
+            found = f"{store.dtype.name}{list(store.shape)}"
+            raise DamagedDataError(f"{self._directory}: leaf {path} is {found}, expected {entry['dtype']}{entry['shape']}")
+        if math.prod(store.chunk_layout.read_chunk.shape or ()) > 2**store.rank * max(1, math.prod(store.shape)):
+            raise DamagedDataError(f"{self._directory}: leaf {path} has chunks far larger than itself")
+        return store
+
+    def _finish(self, path: str, futures: list[ts.Future]) -> tuple[str, list[np.ndarray]]:
+        try:
+            return path, [future.result() for future in futures]
+        except _STORAGE_ERRORS as error:
+            raise self._unreadable(path, error) from error
+
+    def _unreadable(self, path: str, error: Exception) -> DamagedDataError:
+        return DamagedDataError(f"{self._directory}: leaf {path} cannot be read: {_first_line(error)}")
+
+
+def read_verified(directory: pathlib.Path, leaves: Leaves) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (path, array) for every leaf, one at a time in host memory, each checked against its digest."""
+    reader = ArrayReader(directory, leaves)
+    for path, (array,) in reader.read((path, [_whole(entry["shape"])]) for path, entry in leaves.items()):
+        reader.check_digest(path, host_digest(array))
+        yield path, array
+        del array  # before the next one is waited for
+
+
+def read_placed(
+    directory: pathlib.Path, leaves: Leaves, shardings: Mapping[str, jax.sharding.Sharding]
+) -> dict[str, jax.Array]:
+    """Every leaf as a `jax.Array` with its sharding, checked against its digest.
+
+    A process reads only the slices its devices hold. All processes must call this together: leaves of which a process sees a
+    part are checked by a program that runs on all of them.
+
+    Raises:
+      DamagedDataError: on every process, naming the leaves that one of them could not read or found changed.
+    """
+    wanted = {path: _device_indices(shardings[path], entry["shape"]) for path, entry in leaves.items()}
+    reader = ArrayReader(directory, leaves)
+    unchecked = {}
+
+    def place() -> dict[str, jax.Array]:
+        placed = {}
+        for path, pieces in reader.read((path, [index for index, _ in slices]) for path, slices in wanted.items()):
+            shape = tuple(leaves[path]["shape"])
+            if len(pieces) == 1 and pieces[0].shape == shape:
+                reader.check_digest(path, host_digest(pieces[0]))
+            else:
+                unchecked[path] = None
+            parts = zip(pieces, wanted[path], strict=True)
+            shards = [jax.device_put(piece, device) for piece, (_, devices) in parts for device in devices]
+            placed[path] = jax.make_array_from_single_device_arrays(shape, shardings[path], shards)
+        return placed
+
+    placed = processes.agree(place)
+    for path, digest in [(path, defer_digest(placed[path])) for path in unchecked]:
+        reader.check_digest(path, digest())
+    return placed
+
+
+def unflatten(by_path: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a/b": x} as {"a": {"b": x}}, after removing the prefix that all paths share."""
+    tree: dict[str, Any] = {}
+    for path, value in by_path.items():
+        *parents, last = path.removeprefix(prefix).split("/")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return tree
+
+
+def _device_indices(sharding: jax.sharding.Sharding, shape: list[int]) -> list[tuple[Index, list[jax.Device]]]:
+    """The distinct slices this process needs, each with its devices."""
+    by_bounds = {}
+    for device, index in sharding.addressable_devices_indices_map(tuple(shape)).items():
+        bounds = tuple(part.indices(n)[:2] for part, n in zip(index, shape, strict=True))
+        by_bounds.setdefault(bounds, []).append(device)
+    return [(tuple(slice(*pair) for pair in bounds), devices) for bounds, devices in by_bounds.items()]
+
+
+def _whole(shape: list[int]) -> Index:
+    return tuple(slice(0, n) for n in shape)
+
+
+def _chunk_shape(shape: tuple[int, ...], itemsize: int) -> list[int]:
+    """Halve the longest axis until a chunk is small enough."""
+    chunk = [max(1, n) for n in shape]
+    while math.prod(chunk) * itemsize > CHUNK:
+        longest = chunk.index(max(chunk))
+        chunk[longest] = -(-chunk[longest] // 2)
+    return chunk
+
+
+def _first_line(error: Exception) -> str:
+    """What TensorStore says, without the trace it appends."""
+    return str(error).splitlines()[0].split(" [")[0]
+
+
+def _context() -> ts.Context:
+    return ts.Context({"cache_pool#ocdbt": {"total_bytes_limit": 100_000_000}})
+
+
+def _spec(directory: pathlib.Path, path: str) -> dict[str, Any]:
+    """TensorStore spec of a leaf. Orbax joins the keys of a path with dots."""
+    base = {"driver": "file", "path": f"{directory}/"}
+    kvstore = {"driver": "ocdbt", "base": base, "path": path.replace("/", ".") + "/", "cache_pool": "cache_pool#ocdbt"}
+    return {"driver": "zarr", "kvstore": kvstore, "recheck_cached_metadata": False, "recheck_cached_data": False}

@@ -1,0 +1,93 @@
+"""From a run's state to a parameter checkpoint, also while the run goes on: everything is read from its folder."""
+
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from nextstep_jax.checkpoints import arrays, manifest, params, steps
+from nextstep_jax.checkpoints.digests import RunningDigest
+from nextstep_jax.errors import DamagedDataError, InputError
+
+# Keys that hold a whole stack of layers, [L, ...], while training; on disk layer i is a subtree of its own.
+_STACKED = re.compile(r"(?:^|/)(layers|blocks)(?=/)")
+
+
+def export_params(
+    source: str | os.PathLike,
+    destination: str | os.PathLike,
+    *,
+    collection: str = "params",
+    part: str | None = None,
+    step: int | None = None,
+    base: str | os.PathLike | None = None,
+    config: Mapping[str, Any] | None = None,
+    dtype: Any = None,
+) -> int:
+    """Write the parameters of a complete step as a parameter checkpoint, leaf by leaf, each verified. Returns the step.
+
+    Args:
+      source: a run's folder.
+      destination: the checkpoint folder to make.
+      collection: key of the state that holds the parameters, for instance "ema".
+      part: "model" or "image_tokenizer", if the collection holds that part's parameters directly; None if it holds the parts.
+      step: which step; None: the newest.
+      base: a checkpoint folder that gives the parts and files (text tokenizer) that this run has no say in.
+      config: contents of config.json; None: what the run stored as `checkpoint_config`.
+      dtype: convert floating-point leaves to it.
+
+    Raises:
+      InputError: no such run, step or collection, or the destination is taken.
+      DamagedDataError: the step or the base is damaged. Nothing is written in either case.
+    """
+    source = manifest.local_folder(source)
+    complete = steps.list_steps(source / "checkpoints")
+    if not complete:
+        raise InputError(f"{source}: expected a run's folder with a complete step in checkpoints/, found none")
+    step = complete[-1] if step is None else step
+    if step not in complete:
+        raise InputError(f"{source}: step {step} is not there, only {', '.join(map(str, complete))}")
+    directory = source / "checkpoints" / str(step)
+    described = steps.read_step(directory)
+    problems = manifest.find_damage(directory, {name: file for entry in described for name, file in entry["files"].items()})
+    if problems:
+        raise DamagedDataError(f"{directory}: damaged: {manifest.summarize(problems)}")
+    leaves = {path: entry for path, entry in described[0]["leaves"].items() if path.startswith(f"{collection}/")}
+    if not leaves:
+        found = ", ".join(sorted({path.split("/")[0] for path in described[0]["leaves"]}))
+        raise InputError(f"{directory}: its state has no parameters under {collection}, only {found}")
+    config = config or described[0]["checkpoint_config"]
+    if config is None:
+        raise InputError(f"{directory}: the run stored no checkpoint_config; give config")
+    prefix = f"{part}/" if part else ""
+    parts = {(prefix + path.removeprefix(f"{collection}/")).split("/")[0] for path in leaves}
+
+    def produce() -> Iterator[tuple[str, np.ndarray]]:
+        for path, array in _unstacked(directory, leaves):
+            yield prefix + path.removeprefix(f"{collection}/"), _convert(array, dtype)
+        for path, array in params.iterate_params(base) if base else ():
+            if path.split("/")[0] not in parts:
+                yield path, _convert(array, dtype)
+
+    params.save_params(destination, produce(), config, params.load_extra_files(base) if base else None)
+    return step
+
+
+def _unstacked(directory: pathlib.Path, leaves: arrays.Leaves) -> Iterator[tuple[str, np.ndarray]]:
+    """Every leaf, a stack as its layers: memory follows one layer."""
+    reader = arrays.ArrayReader(directory / steps.STATE, leaves)
+    for path, entry in leaves.items():
+        whole, running = tuple(slice(0, n) for n in entry["shape"]), RunningDigest(entry["shape"], entry["dtype"])
+        indices = [(row, *whole[1:]) for row in range(entry["shape"][0])] if _STACKED.search(path) else [whole]
+        for row, (_, (array,)) in enumerate(reader.read((path, [index]) for index in indices)):
+            running.update(array)
+            yield _STACKED.sub(lambda found, row=row: f"{found[0]}_{row}", path), array
+        reader.check_digest(path, running.hexdigest())
+
+
+def _convert(array: np.ndarray, dtype: Any) -> np.ndarray:
+    return array.astype(dtype) if dtype is not None and jnp.issubdtype(array.dtype, jnp.floating) else array

@@ -1,0 +1,117 @@
+"""One run at a time in a working directory.
+
+On one machine the kernel decides: a record lock on `run.lock` lives exactly as long as its process, `kill -9` included. Between
+machines file locks cannot be relied on, so the owner also keeps touching `run.json`; a lock left by another machine counts as
+free once that file stays untouched for `_PATIENCE` seconds.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import pathlib
+import socket
+import threading
+import time
+from typing import Any
+
+from nextstep_jax.checkpoints import manifest
+from nextstep_jax.errors import InputError
+
+_HEARTBEAT = 10.0  # seconds between two touches
+_PATIENCE = 60.0  # seconds
+_TAKEN = (errno.EAGAIN, errno.EACCES)
+
+logger = logging.getLogger(__name__)
+
+_held: set[pathlib.Path] = set()  # record locks do not exclude their own process
+
+
+class RunLock:
+    """Holds the directory from construction to `release`.
+
+    Raises:
+      InputError: another run holds it (naming its process and machine), or the directory is not writable.
+    """
+
+    def __init__(self, directory: pathlib.Path):
+        self._directory, self._owner_file = directory.resolve(), directory.resolve() / "run.json"
+        if self._directory in _held:
+            raise self._refusal()
+        try:
+            self._descriptor = os.open(self._directory / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise InputError(f"{directory}: cannot be written ({error.strerror})") from error
+        try:
+            self._take()
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        _held.add(self._directory)
+        self._released = threading.Event()
+        self._heartbeat = threading.Thread(target=self._beat, name="run_lock", daemon=True)
+        self._heartbeat.start()
+
+    def release(self) -> None:
+        """Make room for the next run."""
+        self._released.set()
+        self._heartbeat.join()
+        self._owner_file.unlink(missing_ok=True)
+        os.close(self._descriptor)
+        _held.discard(self._directory)
+
+    def _take(self) -> None:
+        kernel_decides = True
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _TAKEN:
+                raise self._refusal() from None
+            kernel_decides = False  # this file system has no locks
+        here = _identity()
+        if self._owner_file.exists():
+            dead = kernel_decides and self._owner().get("machine") == here["machine"]
+            if not dead and self._is_touched():
+                raise self._refusal()
+        manifest.write_durably(self._owner_file, json.dumps(here).encode())
+
+    def _is_touched(self) -> bool:
+        """Watch for a sign of life. Opening the file makes network file systems fetch its true time."""
+        logger.warning("%s: waiting up to %d s to see whether its last run lives", self._directory, _PATIENCE)
+        first, deadline = self._last_touch(), time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
+            time.sleep(_PATIENCE / 60)
+            if self._last_touch() != first:
+                return True
+        return False
+
+    def _last_touch(self) -> int:
+        with open(self._owner_file, "rb") as file:
+            return os.fstat(file.fileno()).st_mtime_ns
+
+    def _beat(self) -> None:
+        while not self._released.wait(_HEARTBEAT):
+            with contextlib.suppress(OSError):
+                os.utime(self._owner_file)
+
+    def _owner(self) -> dict[str, Any]:
+        try:
+            return json.loads(self._owner_file.read_bytes())
+        except (OSError, ValueError):
+            return {}
+
+    def _refusal(self) -> InputError:
+        owner = self._owner()
+        who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
+        return InputError(f"{self._directory}: in use by another run ({who}); stop it or choose another workdir")
+
+
+def _identity() -> dict[str, Any]:
+    """This process. `machine` tells this machine from another of the same name and from itself before a restart."""
+    try:
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        boot = ""
+    return {"pid": os.getpid(), "host": socket.gethostname(), "machine": f"{socket.gethostname()} {boot}"}

@@ -1,0 +1,117 @@
+"""One complete step of a run on disk: which files it has, reading it back, verifying it. Its layout: see `training`."""
+
+import base64
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nextstep_jax.checkpoints import arrays, manifest, processes
+from nextstep_jax.errors import DamagedDataError, InputError
+
+STATE = "state"
+
+
+def list_steps(directory: pathlib.Path) -> list[int]:
+    """The complete steps below a run's "checkpoints" folder, in ascending order."""
+    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit() and path.is_dir())
+
+
+def process_file(process: int, count: int) -> str:
+    """Name of the file in which a process describes its part of the step."""
+    return f"process_{process}-of-{count}.json"
+
+
+def writer_of(name: str) -> int:
+    """The process that wrote a file of the step (and knows it best: it hashes it)."""
+    found = re.search(r"(?:ocdbt\.|array_metadatas/)process_(\d+)", name)
+    return int(found[1]) if found else 0
+
+
+def name_leaves(tree: Any) -> dict[str, Any]:
+    """{key path: leaf} of a pytree, in its order; Python numbers become arrays."""
+    named = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, bool | int | float):
+            leaf = np.asarray(leaf, jax.dtypes.canonicalize_dtype(type(leaf)))
+        named[jax.tree_util.keystr(keys, simple=True, separator="/")] = leaf
+    return named
+
+
+def read_step(directory: pathlib.Path) -> list[dict[str, Any]]:
+    """What each process wrote about the step, by process index.
+
+    Raises:
+      DamagedDataError: a process's file is missing or changed.
+    """
+    names = [path.name for path in directory.glob("process_*")]
+    counts = {int(found[1]) for name in names if (found := re.fullmatch(r"process_\d+-of-(\d+)\.json", name))}
+    if len(counts) != 1:
+        raise DamagedDataError(f"{directory}: damaged: expected the files {process_file(0, 1)} or of one larger count")
+    (count,) = counts
+    described = []
+    for process in range(count):
+        path = directory / process_file(process, count)
+        try:
+            described.append(manifest.read_sealed(path))
+        except FileNotFoundError:
+            raise DamagedDataError(f"{directory}: damaged: {path.name} is missing") from None
+        except OSError as error:
+            raise DamagedDataError(f"{path}: cannot be read ({error.strerror})") from error
+    return described
+
+
+def restore_step(directory: pathlib.Path, target: Any, cast: bool) -> tuple[list[dict[str, Any]], Any]:
+    """What the processes wrote about the step, and its state like `target`. All processes must call this together.
+
+    Raises:
+      InputError, DamagedDataError: as `TrainCheckpointer.restore`.
+    """
+    described = processes.agree(lambda: read_step(directory))
+    leaves, wanted = described[0]["leaves"], name_leaves(target)
+    _check_target(directory, leaves, wanted, cast)
+    files = {name: file for part in described for name, file in part["files"].items()}
+    problems = processes.find_damage_together(directory, files)
+    if problems:
+        raise DamagedDataError(f"{directory}: damaged: {manifest.summarize(problems)}")
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shardings = {path: getattr(leaf, "sharding", None) or default for path, leaf in wanted.items()}
+    placed = arrays.read_placed(directory / STATE, leaves, shardings)
+    restored = [
+        placed[path] if placed[path].dtype == leaf.dtype else placed[path].astype(leaf.dtype) for path, leaf in wanted.items()
+    ]
+    return described, jax.tree.unflatten(jax.tree.structure(target), restored)
+
+
+def encode(data_state: Any) -> dict[str, Any]:
+    """A data iterator's state as JSON; `decode` gives it back."""
+    if isinstance(data_state, bytes):
+        return {"bytes": base64.b64encode(data_state).decode()}
+    try:
+        return {"json": json.loads(json.dumps(data_state))}
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the data iterator's state must be bytes or JSON-able: {error}") from error
+
+
+def decode(encoded: Mapping[str, Any]) -> Any:
+    """The inverse of `encode`."""
+    return base64.b64decode(encoded["bytes"]) if "bytes" in encoded else encoded["json"]
+
+
+def _check_target(directory: pathlib.Path, leaves: arrays.Leaves, wanted: Mapping[str, Any], cast: bool) -> None:
+    missing, unknown = sorted(wanted.keys() - leaves.keys()), sorted(leaves.keys() - wanted.keys())
+    if missing or unknown:
+        parts = [f"it has no {missing[0]} (and {len(missing) - 1} more)"] if missing else []
+        parts += [f"it has {unknown[0]} (and {len(unknown) - 1} more), which is not expected"] if unknown else []
+        raise InputError(f"{directory}: its state is of another kind than this run's: {'; '.join(parts)}")
+    for path, leaf in wanted.items():
+        found, expected = leaves[path], (list(jnp.shape(leaf)), jnp.dtype(leaf.dtype).name)
+        if found["shape"] != expected[0] or (found["dtype"] != expected[1] and not cast):
+            raise InputError(
+                f"{directory}: leaf {path} is {found['dtype']}{found['shape']}, expected {expected[1]}{expected[0]}"
+            )

@@ -1,0 +1,168 @@
+"""`nextstep-jax data`: build, inspect and encode datasets."""
+
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+_SOURCE = """SOURCE is a folder of images with captions (captions.csv, or a .txt or .json beside each image), a WebDataset
+tar or a folder of them, a folder built before, tfds:NAME:SPLIT, or shapes:KIND:SPLIT:N for the built-in dataset."""
+
+
+def _source_options(command):
+    """Options that say how to read SOURCE."""
+    for option in (
+        click.option(
+            "--kind",
+            type=click.Choice(["pair", "edit", "interleaved"]),
+            help="WebDataset: what samples with several images are.",
+        ),
+        click.option("--data-dir", metavar="DIR", help="TFDS: where the prepared dataset is."),
+        click.option("--image-feature", metavar="NAME", help="TFDS: the feature with the image.  [default: image]"),
+        click.option(
+            "--caption-feature", metavar="NAME", help="TFDS: the feature with the caption or label.  [default: caption]"
+        ),
+        click.option("--template", metavar="TEXT", help='TFDS: what the caption is put into, e.g. "a photo of a {}".'),
+    ):
+        command = option(command)
+    return command
+
+
+def _open(source, kind, data_dir, image_feature, caption_feature, template):
+    from nextstep_jax.data.sources import open_source
+
+    options = {"data_dir": data_dir, "image": image_feature, "caption": caption_feature, "template": template}
+    return open_source(source, kind, **{name: value for name, value in options.items() if value is not None})
+
+
+@click.group()
+def data():
+    """Build, inspect and encode datasets."""
+
+
+@data.command(help=f"Build the dataset OUT from SOURCE; interrupted, the same command goes on.\n\n{_SOURCE}")
+@click.argument("source")
+@click.argument("out", type=click.Path(path_type=pathlib.Path))
+@click.option("--name", help="The dataset's name.  [default: the source's]")
+@click.option("--workers", default=lambda: min(os.cpu_count() or 1, 16), show_default="one a core, up to 16", help="Processes.")
+@click.option("--shard-samples", default=1000, show_default=True, help="Samples a shard.")
+@click.option("--max-skipped", default=0.01, show_default=True, help="Fraction of samples that may be unusable.")
+@click.option("--min-side", default=16, show_default=True, help="Skip images with a shorter side, in pixels.")
+@click.option("--max-aspect", default=8.0, show_default=True, help="Skip images longer than this times their width, or wider.")
+@_source_options
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def build(source, out, name, workers, shard_samples, max_skipped, min_side, max_aspect, as_json, **reading):
+    from nextstep_jax.data import build as building
+
+    checks = {"max_skipped": max_skipped, "min_side": min_side, "max_aspect": max_aspect}
+    report = building.build(
+        _open(source, **reading), out, name=name, workers=workers, shard_samples=shard_samples, progress=not as_json, **checks
+    )
+    if as_json:
+        click.echo(json.dumps(report, indent=1, ensure_ascii=False))
+        return
+    click.echo(f"{out}: {report['written']} samples")
+    if report["skipped"]:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in report["reasons"].items())
+        click.echo(f"{report['skipped']} skipped ({reasons}); {out / building.REPORT} names them")
+
+
+@data.command(help=f"Show what is in SOURCE.\n\n{_SOURCE}")
+@click.argument("source")
+@click.option("--sheet", type=click.Path(), metavar="PNG", help="Write a contact sheet.")
+@click.option("--sheet-samples", default=16, show_default=True, help="Samples on it.")
+@click.option("--limit", default=10_000, show_default=True, help="Samples to look at, spread evenly.")
+@click.option("--verify", is_flag=True, help="First compare every shard with its digest.")
+@_source_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(source, sheet, sheet_samples, limit, verify, as_json, **reading):
+    from nextstep_jax.data import inspection, shards
+    from nextstep_jax.errors import InputError
+
+    opened = _open(source, **reading)
+    if verify:
+        if not isinstance(opened, shards.ArrayRecordSource):
+            raise InputError(f"{source}: only a folder built by `nextstep-jax data build` can be verified")
+        opened.verify(progress=not as_json)
+    found = inspection.inspect(opened, limit=limit, sheet=sheet, sheet_samples=sheet_samples, progress=not as_json)
+    click.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else _in_words(found))
+
+
+def _in_words(found: Mapping[str, Any]) -> str:
+    def listed(counts):
+        return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+
+    def measured(values):
+        return (
+            "-"
+            if values is None
+            else f"{values['min']} to {values['max']}, median {values['median']}, 95 % up to {values['p95']}"
+        )
+
+    pictures, texts = found["images"], found["captions"]
+    lines = [f"{found['name']}: {found['samples']} samples, {found['examined']} looked at: {listed(found['kinds'])}"]
+    lines.append(f"images    {pictures['count']} ({listed(pictures['formats'])}), {pictures['targets']} of them targets")
+    lines += [f"  {name:8}{measured(pictures[name])}" for name in ("height", "width", "bytes")]
+    lines.append(f"  aspect  {listed(pictures['aspect'])}")
+    lines.append(f"captions  {texts['count']}")
+    lines += [f"  {name:11}{measured(texts[name])}" for name in ("characters", "words")]
+    lines += [f"variants  {listed(found['variants'])}"] if found["variants"] else []
+    lines += [f"latents   {json.dumps(found['latents'])}"] if found.get("latents") else []
+    lines += [f"unusable  {listed(found['skipped'])}"] if found["skipped"] else []
+    lines += [f"sheet     {found['sheet']}"] if "sheet" in found else []
+    return "\n".join(lines)
+
+
+@data.command()
+@click.argument("directory")
+@click.argument("out", type=click.Path(path_type=pathlib.Path))
+@click.option("--checkpoint", required=True, metavar="DIR", help="The checkpoint whose image tokenizer encodes.")
+@click.option("--area", default=256, show_default=True, help="Side, in pixels, of the square whose area the images get.")
+@click.option("--batch", default=8, show_default=True, help="Images a call.")
+@click.option(
+    "--dtype",
+    default="bfloat16",
+    show_default=True,
+    type=click.Choice(["float16", "bfloat16", "float32"]),
+    help="Of the latents.",
+)
+@click.option("--threads", default=2, show_default=True, help="Threads that read images.")
+@click.option("--json", "as_json", is_flag=True, help="Print the counts as JSON.")
+def encode(directory, out, checkpoint, area, batch, dtype, threads, as_json):
+    """Encode the images of the dataset DIRECTORY into the dataset of latents OUT; interrupted, the same command goes on."""
+    from nextstep_jax.data import encode as encoding
+
+    encode_fn, encoder = image_encoder(checkpoint)
+    counts = encoding.encode(
+        directory, encode_fn, out, area=area, batch=batch, dtype=dtype, encoder=encoder, threads=threads, progress=not as_json
+    )
+    click.echo(json.dumps(counts) if as_json else f"{out}: {counts['samples']} samples, {counts['images']} images encoded")
+
+
+def image_encoder(checkpoint: str) -> tuple[Callable, dict[str, Any]]:
+    """The encoding function of a checkpoint's image tokenizer (posterior mean, scaled), and what identifies it."""
+    import hashlib
+
+    import jax
+
+    from nextstep_jax import checkpoints
+    from nextstep_jax.config import ImageTokenizerConfig
+    from nextstep_jax.errors import InputError
+    from nextstep_jax.models.image_tokenizer import ImageTokenizer, scale_latents
+
+    values = checkpoints.load_config(checkpoint).get("image_tokenizer")
+    if values is None:
+        raise InputError(f"{checkpoint}: has no image tokenizer")
+    config = ImageTokenizerConfig.from_released(values, f"{checkpoint}/config.json")
+    params = checkpoints.load_params(checkpoint, subtree="image_tokenizer")
+    digests = [checkpoints.leaf_digest(leaf) for leaf in jax.tree.leaves(params)]
+
+    @jax.jit
+    def encode_pixels(params, pixels):
+        return scale_latents(ImageTokenizer(config).apply({"params": params}, pixels, method="encode").mean, config)
+
+    return functools.partial(encode_pixels, params), {"image_tokenizer": hashlib.sha256("".join(digests).encode()).hexdigest()}

@@ -1,0 +1,40 @@
+"""Number-by-number comparison with what the PyTorch releases give, stored as a folder of golden files.
+
+Every array of the folder is compared or used as input; sizes, settings and names of cases are read from the files.
+"""
+
+import os
+import pathlib
+from collections.abc import Callable
+
+import jax
+
+from nextstep_jax.conversion.parity import generation, networks, samplers, sequences, training
+from nextstep_jax.conversion.parity.reference import Reference
+from nextstep_jax.conversion.parity.report import Goldens, Report
+from nextstep_jax.errors import InputError
+
+PARTS = {"networks": networks, "samplers": samplers, "generation": generation, "training": training, "sequences": sequences}
+
+
+def run_parity(folder: str | os.PathLike, on_part: Callable[[str], None] = lambda name: None) -> Report:
+    """Compare everything in `folder` with this library, in float32.
+
+    Args:
+      on_part: called with the name of each part before it runs.
+
+    Raises:
+      InputError: a file that has to be compared is absent, unreadable or not understood.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: not a folder of golden files")
+    goldens, report = Goldens(folder), Report()
+    # Accelerators multiply float32 matrices in lower precision unless told otherwise.
+    with jax.default_matmul_precision("highest"):
+        reference = Reference.load(goldens)
+        for name, part in PARTS.items():
+            on_part(name)
+            part.compare(goldens, reference, report)
+    goldens.require_all_read()
+    return report

@@ -1,0 +1,146 @@
+"""What a released folder holds, matched against the names table before any tensor is read.
+
+`read_source` finds the model, the image tokenizer and the text tokenizer of a folder and pairs every released tensor with
+the parameter it becomes; whatever does not pair up is collected, so that one error can list it all.
+"""
+
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
+from nextstep_jax.conversion import names
+from nextstep_jax.conversion.names import Entry
+from nextstep_jax.conversion.torch_files import BFLOAT16, StoredTensor, has_weights, open_weights, read_json
+from nextstep_jax.errors import InputError
+
+MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
+TOKENIZER_FILES = (
+    "checkpoint.safetensors",
+    "checkpoint.pt",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+    "ae.safetensors",
+    *MODEL_FILES,
+)
+FLOATS = tuple(map(np.dtype, ("float16", "float32", "float64"))) + (BFLOAT16,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One subtree of a checkpoint and where its parameters come from.
+
+    Attributes:
+      name: "model" or "image_tokenizer".
+      folder: where it lies.
+      released: the config as released.
+      config: the same, understood.
+      pairs: each parameter that the source holds, with its tensor.
+      fresh: parameters the source does not hold by design (the image parts of a language model).
+      dropped: tensors that are deliberately not converted.
+      problems: one line for every tensor that does not fit.
+      spelling: of the image tokenizer's names.
+    """
+
+    name: str
+    folder: pathlib.Path
+    released: Mapping[str, Any]
+    config: NextStepConfig | ImageTokenizerConfig
+    pairs: tuple[tuple[Entry, StoredTensor], ...]
+    fresh: tuple[Entry, ...]
+    dropped: tuple[StoredTensor, ...]
+    problems: tuple[str, ...]
+    spelling: str = ""
+
+
+def is_image_tokenizer(values: Mapping[str, Any]) -> bool:
+    """Whether a config.json is an image tokenizer's."""
+    return "hidden_size" not in values and not {"ch", "ch_mult", "z_channels", "block_out_channels"}.isdisjoint(values)
+
+
+def is_language_model(values: Mapping[str, Any]) -> bool:
+    """Whether a config.json is a language model's alone (Qwen2.5): it knows nothing of images."""
+    return {"boi", "eoi", "image_placeholder_id"}.isdisjoint(values)
+
+
+def read_model(folder: pathlib.Path, values: Mapping[str, Any], fresh_image_parts: bool = False) -> Part:
+    """The model of a folder whose config.json reads `values`; a language model's if the image parts are to be fresh."""
+    config = NextStepConfig.from_released(values, str(folder / "config.json"))
+    tensors, problems = open_weights(folder, MODEL_FILES)
+    _check_depth(folder, config.transformer.layers + (0 if fresh_image_parts else config.flow_head.layers), len(tensors))
+    language, image = names.language_entries(config), names.image_entries(config)
+    entries, fresh = (language, image) if fresh_image_parts else (language + image, [])
+    droppable = {names.LANGUAGE_HEAD} if config.transformer.tie_embeddings else set()
+    pairs, dropped, misfits = _match(entries, tensors, droppable)
+    return Part("model", folder, values, config, pairs, tuple(fresh), dropped, (*problems, *misfits))
+
+
+def read_image_tokenizer(folder: pathlib.Path, values: Mapping[str, Any] | None = None) -> Part:
+    """The image tokenizer of a folder, its names in either spelling."""
+    values = values or read_json(folder / "config.json")
+    if not is_image_tokenizer(values):
+        raise InputError(f"{folder / 'config.json'}: not an image tokenizer's config (it has no ch, ch_mult or z_channels)")
+    config = ImageTokenizerConfig.from_released(values, str(folder / "config.json"))
+    tensors, problems = open_weights(folder, TOKENIZER_FILES)
+    _check_depth(folder, len(config.channel_multipliers) * config.blocks_per_level, len(tensors))
+    diffusers = any(".down_blocks." in tensor.name or ".up_blocks." in tensor.name for tensor in tensors)
+    spelling = "diffusers" if diffusers else "bfl"
+    pairs, dropped, misfits = _match(names.image_tokenizer_entries(config, spelling), tensors)
+    return Part("image_tokenizer", folder, values, config, pairs, (), dropped, (*problems, *misfits), spelling)
+
+
+def find_image_tokenizer(folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path | None:
+    """The folder's own image tokenizer: `vae/`, or what the config names if that lies inside the folder; None if neither is."""
+    named = values.get("vae_name_or_path")
+    places = ["vae", named] if isinstance(named, str) else ["vae"]
+    for place in places:
+        candidate = folder / place
+        inside = not pathlib.PurePath(place).is_absolute() and ".." not in pathlib.PurePath(place).parts
+        if inside and candidate != folder and (candidate / "config.json").is_file() and has_weights(candidate, TOKENIZER_FILES):
+            return candidate
+    return None
+
+
+def _match(entries: Iterable[Entry], tensors: Iterable[StoredTensor], droppable: Collection[str] = ()) -> tuple:
+    """(pairs, dropped, problems) of the parameters wanted and the tensors found."""
+    found = collections.defaultdict(list)
+    for tensor in tensors:
+        found[names.strip_prefix(tensor.name)].append(tensor)
+    pairs, dropped, problems = [], [], []
+    for entry in entries:
+        candidates = found.pop(entry.source, [])
+        problems += _unfit(entry, candidates)
+        pairs += [(entry, tensor) for tensor in candidates[:1]]
+    for name, rest in found.items():
+        if names.is_computed(name) or name in droppable:
+            dropped += rest
+        else:
+            problems += [f"{tensor.name}: unknown (in {tensor.file.name}, shape {_shape(tensor)})" for tensor in rest]
+    return tuple(pairs), tuple(dropped), tuple(problems)
+
+
+def _unfit(entry: Entry, candidates: list[StoredTensor]) -> Iterator[str]:
+    if not candidates:
+        yield f"{entry.source}: missing (shape {list(entry.source_shape)})"
+    if len(candidates) > 1:
+        where = ", ".join(f"{tensor.name} in {tensor.file.name}" for tensor in candidates)
+        yield f"{entry.source}: there {len(candidates)} times ({where})"
+    for tensor in candidates:
+        if tensor.shape != entry.source_shape:
+            yield f"{tensor.name}: shape {_shape(tensor)}, expected {list(entry.source_shape)}"
+        if tensor.dtype not in FLOATS:
+            yield f"{tensor.name}: dtype {tensor.dtype}, expected a float type"
+
+
+def _shape(tensor: StoredTensor) -> list[int]:
+    return list(tensor.shape)
+
+
+def _check_depth(folder: pathlib.Path, layers: int, tensors: int) -> None:
+    """A config may claim any depth; more layers than tensors are not worth laying out."""
+    if layers > tensors:
+        raise InputError(f"{folder}: config.json describes {layers} layers, but the weights have only {tensors} tensors")

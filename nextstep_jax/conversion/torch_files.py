@@ -1,0 +1,297 @@
+"""Safe, lazy readers of the files that hold released weights: safetensors and torch checkpoints, without torch.
+
+Opening a file reads its table of contents only; each tensor is read when asked for, so memory follows the largest tensor.
+The files are not trusted: every offset, size and stride is checked before it is used, nothing outside the given folder is
+opened, and a torch checkpoint's pickle is interpreted here by a machine that knows tensors and nothing else. Nothing is
+ever imported or called on a file's behalf.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from nextstep_jax.conversion.torch_pickle import Storage, View, is_sizes, read_pickle
+from nextstep_jax.errors import InputError
+
+MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
+MAX_PICKLE_BYTES = 16 << 20  # without the tensors' data; a checkpoint of 1000 tensors needs about 0.1 MiB
+MAX_JSON_BYTES = 64 << 20
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+SAFETENSORS_DTYPES = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": BFLOAT16,
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file, not read yet.
+
+    Attributes:
+      file: the file it lies in, as errors should name it.
+      read: reads the data, `[*shape]` of `dtype`. InputError if the file changed or is damaged.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    file: pathlib.Path
+    read: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def open_weights(folder: pathlib.Path, candidates: tuple[str, ...]) -> tuple[list[StoredTensor], list[str]]:
+    """All tensors of a folder's weights, and what is wrong between an index and its shards, one line each.
+
+    Args:
+      candidates: file names, best first. `X.index.json` beside or instead of `X` names the shards of X.
+
+    Raises:
+      InputError: no candidate is there, or a file cannot be read as what it is.
+    """
+    for name in candidates:
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return _open_shards(index)
+        if (folder / name).is_file():
+            return open_file(folder / name), []
+    raise InputError(f"{folder}: no weights found; expected {', '.join(candidates)} or an index of its shards")
+
+
+def has_weights(folder: pathlib.Path, candidates: tuple[str, ...]) -> bool:
+    """Whether `open_weights` would find something to open."""
+    return any((folder / name).is_file() or (folder / f"{name}.index.json").is_file() for name in candidates)
+
+
+def open_file(path: pathlib.Path) -> list[StoredTensor]:
+    """The tensors of one file: safetensors by its name, a torch checkpoint otherwise (.pt, .pth, .bin)."""
+    return open_safetensors(path) if path.suffix == ".safetensors" else open_torch(path)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object from a file. InputError if it is missing, too large, not JSON, not an object, or repeats a key."""
+    with _reading(path, "not a JSON object"):
+        with open(path, "rb") as file:
+            data = file.read(MAX_JSON_BYTES + 1)
+        if len(data) > MAX_JSON_BYTES:
+            raise InputError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB")
+        if not data.strip():
+            raise InputError(f"{path}: the file is empty")
+        return _parse_object(data)
+
+
+def read_weight_map(index: pathlib.Path) -> dict[str, str]:
+    """{tensor: file} of an index of shards. InputError unless every file is a plain name, of the index's own folder."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(file, str) for file in weight_map.values()):
+        raise InputError(f"{index}: it has no weight_map from tensor names to file names")
+    strange = [file for file in weight_map.values() if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", file)]
+    if strange:
+        raise InputError(f"{index}: names {strange[0]!r:.200}, which is not a file of its own folder")
+    return weight_map
+
+
+def _open_shards(index: pathlib.Path) -> tuple[list[StoredTensor], list[str]]:
+    weight_map = read_weight_map(index)
+    files = sorted(set(weight_map.values()))
+    absent = [file for file in files if not (index.parent / file).is_file()]
+    if absent:
+        raise InputError(f"{index}: {len(absent)} of its {len(files)} files are missing: {', '.join(absent)}")
+    tensors = [tensor for file in files for tensor in open_file(index.parent / file)]
+    found, listed = {(tensor.name, tensor.file.name) for tensor in tensors}, set(weight_map.items())
+    problems = [f"{name}: not in {file}, where {index.name} says it is" for name, file in sorted(listed - found)]
+    problems += [f"{name}: in {file}, but {index.name} does not say so" for name, file in sorted(found - listed)]
+    return tensors, problems
+
+
+@contextlib.contextmanager
+def _reading(path: pathlib.Path, complaint: str) -> Iterator[None]:
+    """Turn whatever a malformed file makes the standard library raise into one line that names the file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: {complaint} ({type(error).__name__}: {reason})") from error
+
+
+def _parse_object(data: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) != len(pairs):
+            counts = collections.Counter(key for key, _ in pairs)
+            raise ValueError(f"repeated: {', '.join(key for key, count in counts.items() if count > 1)}")
+        return table
+
+    value = json.loads(data, object_pairs_hook=unique)
+    if not isinstance(value, dict):
+        raise ValueError(f"found {type(value).__name__}")
+    return value
+
+
+# --- safetensors ------------------------------------------------------------------------------------------------------
+
+
+def open_safetensors(path: pathlib.Path) -> list[StoredTensor]:
+    """The tensors of a safetensors file, in the order of their data.
+
+    Raises:
+      InputError: not safetensors, truncated, or a header that does not describe the data byte for byte.
+    """
+    with _reading(path, "not a safetensors file"), open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > MAX_HEADER_BYTES or 8 + length > size:
+            raise InputError(f"{path}: not a safetensors file or truncated ({size} bytes, its header should have {length})")
+        header = _parse_object(file.read(length))
+        header.pop("__metadata__", None)
+        rows = sorted((_safetensors_row(path, name, row) for name, row in header.items()), key=lambda row: row[2:])
+        end = 0
+        for name, _, start, stop, _ in rows:
+            if start != end:
+                raise InputError(f"{path}: the data of {name} starts at byte {start}, expected {end}")
+            end = stop
+        if 8 + length + end != size:
+            raise InputError(f"{path}: truncated or damaged, it has {size} bytes and its header describes {8 + length + end}")
+    return [
+        StoredTensor(name, shape, dtype, path, lambda a=8 + length + start, s=shape, d=dtype: _read_range(path, a, s, d))
+        for name, dtype, start, _, shape in rows
+    ]
+
+
+def _safetensors_row(path: pathlib.Path, name: str, row: Any) -> tuple[str, np.dtype, int, int, tuple[int, ...]]:
+    """(name, dtype, start, stop, shape) of one header entry, checked against itself."""
+    if not isinstance(row, dict) or set(row) != {"dtype", "shape", "data_offsets"}:
+        raise InputError(f"{path}: the header's entry of {name} is not dtype, shape and data_offsets")
+    if not isinstance(row["dtype"], str) or row["dtype"] not in SAFETENSORS_DTYPES:
+        raise InputError(f"{path}: {name} has dtype {row['dtype']!r}, which is not supported")
+    dtype, shape, offsets = SAFETENSORS_DTYPES[row["dtype"]], row["shape"], row["data_offsets"]
+    if not is_sizes(shape) or not is_sizes(offsets) or len(offsets) != 2 or len(shape) > 32:
+        raise InputError(f"{path}: {name} has shape {shape!r:.100} and data_offsets {offsets!r:.100}, which are not sizes")
+    if offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
+        raise InputError(f"{path}: {name} has shape {shape} and dtype {row['dtype']}, but data_offsets {offsets}")
+    return name, dtype, offsets[0], offsets[1], tuple(shape)
+
+
+def _read_range(path: pathlib.Path, start: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    count = math.prod(shape) * dtype.itemsize
+    with _reading(path, "cannot be read"):
+        data = np.fromfile(path, np.uint8, count, offset=start)
+    if data.size != count:
+        raise InputError(f"{path}: truncated while it was read ({count} bytes expected at {start}, found {data.size})")
+    return data.view(dtype).reshape(shape)
+
+
+# --- torch checkpoints ------------------------------------------------------------------------------------------------
+
+
+def open_torch(path: pathlib.Path) -> list[StoredTensor]:
+    """The tensors of a torch checkpoint: a zip archive (torch 1.6 or later) with one flat state dict.
+
+    Raises:
+      InputError: another format, a pickle that names anything but tensors (it is refused unread), a tensor that reaches
+        outside its storage, a compressed or truncated archive.
+    """
+    with _reading(path, "not a torch checkpoint"):
+        if not zipfile.is_zipfile(path):
+            raise InputError(f"{path}: not a zip archive; checkpoints of torch before 1.6 and truncated files are not read")
+        archive = _TorchArchive(path)
+        state = read_pickle(archive.read_record("data.pkl", limit=MAX_PICKLE_BYTES), path)
+        if not isinstance(state, dict):
+            raise InputError(f"{path}: expected a state dict, found {type(state).__name__}")
+        for name, view in state.items():
+            if not isinstance(view, View):
+                raise InputError(f"{path}: expected a flat state dict of tensors, found {type(view).__name__} at {name!r:.100}")
+            archive.check(name, view)
+    return [StoredTensor(name, v.shape, v.storage.dtype, path, lambda v=v: archive.read(v)) for name, v in state.items()]
+
+
+class _TorchArchive:
+    """The zip archive of a torch checkpoint. Keeps the storage read last, for tensors that share one."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self.zip = zipfile.ZipFile(path)
+        self.size = path.stat().st_size
+        roots = [name.removesuffix("data.pkl") for name in self.zip.namelist() if re.fullmatch(r"([^/]+/)?data\.pkl", name)]
+        if len(roots) != 1:
+            raise InputError(f"{path}: expected one data.pkl in the archive, found {len(roots)}")
+        self.root = roots[0]
+        self.last: tuple[Storage, np.ndarray] | None = None
+        order = self.read_record("byteorder", limit=16) if f"{self.root}byteorder" in self.zip.NameToInfo else b"little"
+        if order != b"little":
+            raise InputError(f"{path}: byte order {order!r} is not supported")
+
+    def record(self, name: str) -> zipfile.ZipInfo:
+        info = self.zip.NameToInfo.get(self.root + name)
+        if info is None:
+            raise InputError(f"{self.path}: the archive has no {self.root}{name}")
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
+            raise InputError(f"{self.path}: {info.filename} is compressed or encrypted, which torch never does")
+        if info.header_offset + info.file_size > self.size:
+            raise InputError(f"{self.path}: {info.filename} reaches beyond the end of the file")
+        return info
+
+    def read_record(self, name: str, limit: int) -> bytes:
+        info = self.record(name)
+        if info.file_size > limit:
+            raise InputError(f"{self.path}: {info.filename} has {info.file_size} bytes, more than {limit}")
+        return self.zip.read(info)
+
+    def check(self, name: Any, view: View) -> None:
+        """InputError unless the view stays inside its storage and the storage's record has exactly its bytes."""
+        if not isinstance(name, str):
+            raise InputError(f"{self.path}: a tensor's name must be text, found {name!r:.100}")
+        storage, shape, stride = view.storage, view.shape, view.stride
+        record = self.record(f"data/{storage.key}")
+        if record.file_size != storage.count * storage.dtype.itemsize:
+            raise InputError(
+                f"{self.path}: {record.filename} has {record.file_size} bytes, expected {storage.count} of {storage.dtype}"
+            )
+        count = math.prod(shape)
+        last = view.offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if count else -1
+        if count > storage.count or last >= storage.count:
+            raise InputError(
+                f"{self.path}: {name} (shape {shape}, stride {stride}, offset {view.offset}) "
+                f"reaches outside its storage of {storage.count}"
+            )
+
+    def read(self, view: View) -> np.ndarray:
+        """The tensor's data; the archive's checksum of the storage is verified."""
+        if self.last is None or self.last[0] != view.storage:
+            self.last = None
+            with _reading(self.path, "damaged"):
+                data = self.zip.read(self.record(f"data/{view.storage.key}"))
+            self.last = view.storage, np.frombuffer(data, view.storage.dtype)
+        storage = self.last[1]
+        strides = [step * storage.itemsize for step in view.stride]
+        return np.lib.stride_tricks.as_strided(storage[view.offset :], view.shape, strides, writeable=False)

@@ -1,0 +1,180 @@
+"""The pickle inside a torch checkpoint, interpreted without executing anything.
+
+`read_pickle` is a stack machine over the instructions that torch writes for a state dict. Globals stay names: those that
+make up a tensor are understood here, any other is refused by name.
+"""
+
+import pathlib
+import pickletools
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from nextstep_jax.errors import InputError
+
+TORCH_STORAGES = {
+    "DoubleStorage": np.dtype("<f8"),
+    "FloatStorage": np.dtype("<f4"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("i1"),
+    "ByteStorage": np.dtype("u1"),
+    "BoolStorage": np.dtype("?"),
+}
+
+
+class Storage(NamedTuple):
+    """A flat run of numbers in the archive that tensors are views of."""
+
+    dtype: np.dtype
+    key: str
+    count: int
+
+
+class View(NamedTuple):
+    """A tensor as torch pickles it: `shape` and `stride` (in elements) over a storage, from `offset`."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def is_sizes(value: Any) -> bool:
+    """Whether `value` is a list or tuple of sizes: whole numbers from 0 up."""
+    return isinstance(value, list | tuple) and all(type(size) is int and 0 <= size < 2**63 for size in value)
+
+
+def read_pickle(data: bytes, path: pathlib.Path) -> Any:
+    """What the pickle holds: dicts, lists, tuples, numbers, text and tensors (as `View`), and nothing else.
+
+    Raises:
+      InputError: a global that is no part of a tensor, or an instruction that no checkpoint of tensors needs.
+      Exception: of other kinds for a pickle that makes no sense.
+    """
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+
+    def pop_to_mark() -> list[Any]:
+        start = marks.pop()
+        items = stack[start:]
+        del stack[start:]
+        return items
+
+    for opcode, argument, _ in pickletools.genops(data):
+        match opcode.name:
+            case "PROTO" | "FRAME":
+                continue
+            case "STOP":
+                break
+            case "MARK":
+                marks.append(len(stack))
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode.name])
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE":
+                stack.append(argument)
+            case "TUPLE":
+                stack.append(tuple(pop_to_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                items = [stack.pop() for _ in range(int(opcode.name[-1]))]
+                stack.append(tuple(reversed(items)))
+            case "APPEND":
+                item = stack.pop()
+                _of(list, stack[-1]).append(item)
+            case "APPENDS":
+                items = pop_to_mark()
+                _of(list, stack[-1]).extend(items)
+            case "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                _set_items(stack[-1], [key, value], path)
+            case "SETITEMS":
+                items = pop_to_mark()
+                _set_items(stack[-1], items, path)
+            case "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "GLOBAL":
+                stack.append(_global(*argument.split(" ", 1), path=path))
+            case "STACK_GLOBAL":
+                name, module = stack.pop(), stack.pop()
+                stack.append(_global(module, name, path=path))
+            case "BINPERSID":
+                stack.append(_storage(stack.pop()))
+            case "REDUCE":
+                arguments, function = stack.pop(), stack.pop()
+                stack.append(_reduce(function, _of(tuple, arguments)))
+            case "BUILD":  # a state dict's _metadata attribute
+                stack.pop()
+                _of(dict, stack[-1])
+            case other:
+                raise InputError(f"{path}: its pickle has the instruction {other}, which no checkpoint of tensors needs")
+    (result,) = stack
+    return result
+
+
+class Global(NamedTuple):
+    """The name of something a pickle refers to. Only ever compared, never looked up."""
+
+    module: str
+    name: str
+
+
+_REBUILD = {Global("torch._utils", "_rebuild_tensor_v2"), Global("torch._utils", "_rebuild_tensor")}
+_PARAMETER = Global("torch._utils", "_rebuild_parameter")
+_ORDERED_DICT = Global("collections", "OrderedDict")
+_STORAGE_TYPES = {Global("torch", name): dtype for name, dtype in TORCH_STORAGES.items()}
+_ADMITTED = {*_REBUILD, _PARAMETER, _ORDERED_DICT, *_STORAGE_TYPES}
+
+
+def _global(module: Any, name: Any, path: pathlib.Path) -> Global:
+    if Global(module, name) not in _ADMITTED:
+        raise InputError(f"{path}: its pickle names {module}.{name}, which is no part of a tensor; nothing was executed")
+    return Global(module, name)
+
+
+def _of(kind: type, value: Any) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"expected a {kind.__name__}, found {type(value).__name__}")
+    return value
+
+
+def _set_items(target: Any, items: list[Any], path: pathlib.Path) -> None:
+    table = _of(dict, target)
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if _of(str, key) in table:
+            raise InputError(f"{path}: {key} is there twice")
+        table[key] = value
+
+
+def _storage(identifier: Any) -> Storage:
+    kind, storage_type, key, _, count = identifier
+    if kind != "storage" or not is_sizes([count]):
+        raise ValueError(f"unknown storage {identifier!r:.100}")
+    return Storage(_STORAGE_TYPES[storage_type], _of(str, key), count)
+
+
+def _reduce(function: Any, arguments: tuple) -> Any:
+    if function in _REBUILD:
+        storage, offset, shape, stride = arguments[:4]
+        if not (is_sizes(shape) and is_sizes(stride) and is_sizes([offset]) and len(shape) == len(stride) <= 32):
+            raise ValueError(f"a tensor of shape {shape!r:.100}, stride {stride!r:.100}, offset {offset!r:.100}")
+        return View(_of(Storage, storage), offset, tuple(shape), tuple(stride))
+    if function == _PARAMETER:
+        return _of(View, arguments[0])
+    if function == _ORDERED_DICT and arguments == ():
+        return {}
+    raise ValueError(f"a call of {function!r:.100} with {len(arguments)} arguments")

@@ -1,0 +1,122 @@
+"""The random choices between a stored sample and its sequence: wording, order, and what is left out.
+
+Every choice is a function of (seed, index), so any sample can be built again at any time. `index` counts positions in the
+repeated data set (epoch * length + place): the first epoch puts images first where the February 2026 training release does,
+later epochs choose anew.
+
+What trains guidance: an image that follows nothing but its area prefix is the unconditional branch. `image_first` makes
+such images (and trains captioning with the caption that follows), `drop_text` makes them without a caption. For edits,
+`drop_of_two` and `drop_of_three` leave out a source image or the instruction, for the branches of three-way guidance.
+"""
+
+import dataclasses
+import random
+from collections.abc import Mapping
+
+from nextstep_jax.data.records import ImagePart, Sample, TextPart
+from nextstep_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Probabilities, and the wordings to draw from. The defaults are the February 2026 release's.
+
+    Attributes:
+      image_first: a pair's image comes before its caption (the release calls it drop_text_prob).
+      drop_text: a pair loses its caption.
+      wordings: weights of a sample's variants by name; "" is the stored text. Names a sample does not have are passed over;
+        without any, the stored text is taken.
+      templates: frames of a caption or instruction, one drawn evenly; "{text}" stands for it.
+      capitalise: a caption or instruction starts with a capital.
+      sources_last: an edit's source images follow the instruction instead of standing where they were.
+      drop_of_two: an edit with one source loses the source or the instruction (evenly).
+      drop_of_three: an edit with two sources loses the first (3 in 10) or the second.
+    """
+
+    image_first: float = 0.3
+    drop_text: float = 0.0
+    wordings: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    templates: tuple[str, ...] = ("{text}",)
+    capitalise: float = 0.5
+    sources_last: float = 0.1
+    drop_of_two: float = 0.2
+    drop_of_three: float = 0.3
+
+    def __post_init__(self):
+        for name in ("image_first", "drop_text", "capitalise", "sources_last", "drop_of_two", "drop_of_three"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} must be a probability, found {getattr(self, name)!r}")
+        if any(weight < 0 for weight in self.wordings.values()):
+            raise InputError(f"wordings must have weights of 0 or more, found {dict(self.wordings)}")
+        if not self.templates or not all("{text}" in template for template in self.templates):
+            raise InputError(f"every template must contain {{text}}, found {self.templates}")
+
+
+AS_STORED = Augmentation(image_first=0, capitalise=0, sources_last=0, drop_of_two=0, drop_of_three=0)
+
+
+def make_seed(*values: int | str) -> int:
+    """The release's seed: s = (31 s + value) mod 2^31 over the values, a string counting as the seed of its characters."""
+    seed = 0
+    for value in values:
+        number = make_seed(*map(ord, value)) if isinstance(value, str) else value
+        seed = (31 * seed + number) % 2**31
+    return seed
+
+
+def draws(*values: int | str) -> random.Random:
+    """A generator of its own for one choice; a string among the values names the choice."""
+    return random.Random(make_seed(*values))
+
+
+def arrange(sample: Sample, augmentation: Augmentation, seed: int, index: int) -> list[TextPart | ImagePart]:
+    """The sample's parts as the model will see them. Only the last image of an edit keeps its loss."""
+    names = [name for name in augmentation.wordings if name == "" or name in sample.variants]
+    weights = [augmentation.wordings[name] for name in names]
+    if sum(weights) > 0:
+        name = draws("wording", seed, index).choices(names, weights)[0]
+        sample = sample.reworded(name) if name else sample
+    if sample.kind == "pair":
+        return _arrange_pair(_dress(sample.parts, augmentation, seed, index), augmentation, seed, index)
+    if sample.kind == "edit":
+        return _arrange_edit(_dress(sample.parts, augmentation, seed, index), augmentation, seed, index)
+    return list(sample.parts)
+
+
+def _dress(parts, augmentation: Augmentation, seed: int, index: int) -> list[TextPart | ImagePart]:
+    """Put each text into a template and give it its capital."""
+    draw = draws("dress", seed, index)
+    dressed = []
+    for part in parts:
+        if isinstance(part, TextPart):
+            text = draw.choice(augmentation.templates).replace("{text}", part.text)
+            if draw.random() < augmentation.capitalise:
+                text = text[:1].upper() + text[1:]
+            part = dataclasses.replace(part, text=text)
+        dressed.append(part)
+    return dressed
+
+
+def _arrange_pair(parts, augmentation: Augmentation, seed: int, index: int) -> list[TextPart | ImagePart]:
+    if draws(seed, index).random() < augmentation.image_first:
+        parts = sorted(parts, key=lambda part: isinstance(part, TextPart))
+    if draws("drop_text", seed, index).random() < augmentation.drop_text:
+        parts = [part for part in parts if isinstance(part, ImagePart)]
+    return parts
+
+
+def _arrange_edit(parts, augmentation: Augmentation, seed: int, index: int) -> list[TextPart | ImagePart]:
+    target = max(place for place, part in enumerate(parts) if isinstance(part, ImagePart))
+    before = [dataclasses.replace(part, loss=False) if isinstance(part, ImagePart) else part for part in parts[:target]]
+    sources = [part for part in before if isinstance(part, ImagePart)]
+    draw = draws("edit", seed, index)
+    if draw.random() < augmentation.sources_last:
+        before.sort(key=lambda part: isinstance(part, ImagePart))
+    chance, which = draw.random(), draw.random()
+    if len(sources) == 1 and chance < augmentation.drop_of_two:
+        unwanted = ImagePart if which < 0.5 else TextPart
+        before = [part for part in before if not isinstance(part, unwanted)]
+    if len(sources) == 2 and chance < augmentation.drop_of_three:
+        unwanted = sources[0] if which < 0.3 else sources[1]
+        before = [part for part in before if part is not unwanted]
+    return [*before, *parts[target:]]

@@ -1,0 +1,201 @@
+"""From any source to a dataset of shards: in parallel, checked sample by sample, resumable."""
+
+import collections
+import concurrent.futures
+import concurrent.futures.process
+import multiprocessing
+import os
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import tqdm
+
+from nextstep_jax.data import files, images, records, shard_job
+from nextstep_jax.data.shard_job import Finished, Skipped
+from nextstep_jax.data.sources import Source
+from nextstep_jax.errors import InputError, NextStepError
+
+REPORT = "report.json"
+_LISTED = 10_000  # skipped samples named in the report; progress/ names them all
+
+# What is counted under which name; the first class that fits.
+_REASONS = (
+    (images.SizeError, "size"),
+    (images.ImageError, "damaged image"),
+    (records.CaptionError, "caption"),
+    (InputError, "malformed sample"),
+)
+
+
+def build(
+    source: Source,
+    out: str | os.PathLike,
+    *,
+    name: str | None = None,
+    workers: int = 1,
+    shard_samples: int = 1000,
+    max_skipped: float = 0.01,
+    min_side: int = 16,
+    max_aspect: float = 8.0,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Write a source's samples to OUT, and OUT/report.json.
+
+    Every image is decoded once to see that it is whole, and stored as the bytes it came as. Samples that cannot be used are
+    skipped, counted and named in the report. Interrupted, it goes on where it was when called again. The result does not
+    depend on `workers`.
+
+    Args:
+      name: the dataset's; default: the source's.
+      workers: processes; 1 works in this one.
+      shard_samples: samples of the source behind one shard.
+      max_skipped: the largest fraction of samples that may be skipped.
+      min_side, max_aspect: images with a shorter side, or a longer one over the shorter, are skipped.
+      progress: show a bar.
+
+    Returns:
+      The report: samples, written, skipped, reasons (counts), finished, and skipped_samples (index, reason, message).
+
+    Raises:
+      InputError: more than `max_skipped` of the samples cannot be used (the report says which; what is done is kept), or
+        `out` cannot be written.
+    """
+    _require(workers >= 1, f"workers must be at least 1, found {workers}")
+    _require(shard_samples >= 1, f"shard_samples must be at least 1, found {shard_samples}")
+    _require(0 <= max_skipped <= 1, f"max_skipped must be between 0 and 1, found {max_skipped}")
+    _require(max_aspect >= 1, f"max_aspect must be at least 1, found {max_aspect}")
+    total = len(source)
+    _require(total > 0, f"{source.name}: no samples")
+    checks = {"min_side": min_side, "max_aspect": max_aspect}
+    plan = {"source": source.name, "samples": total, "shard_samples": shard_samples, **checks}
+    jobs = [(number, start, min(start + shard_samples, total)) for number, start in enumerate(range(0, total, shard_samples))]
+    with (
+        shard_job.locked(out, plan) as out,
+        tqdm.tqdm(total=total, desc=source.name, unit="sample", disable=None if progress else True) as bar,
+    ):
+        done: dict[int, Finished] = {}
+        skipped = 0
+        for number, finished in _run(source, out, jobs, checks, min(workers, len(jobs))):
+            done[number] = finished
+            skipped += len(finished.skipped)
+            bar.update(jobs[number][2] - jobs[number][1])
+            bar.set_postfix(skipped=skipped)
+            if skipped > max_skipped * total:
+                break
+        in_order = [done[number] for number in sorted(done)]
+        report = _report(source, total, in_order, max_skipped)
+        files.write_json(out / REPORT, report)
+        if not report["finished"]:
+            raise InputError(_too_many(out, report))
+        shard_job.finish(out, name or source.name, in_order)
+    return report
+
+
+def _run(
+    source: Source, out: pathlib.Path, jobs: Sequence[tuple[int, int, int]], checks: Mapping[str, float], workers: int
+) -> Iterator[tuple[int, Finished]]:
+    """Make the shards, yielding each as it is finished."""
+    if workers == 1:
+        for number, start, stop in jobs:
+            yield number, _make(source, out, number, start, stop, checks)
+        return
+    # Spawned, because forking a process in which an accelerator library runs threads can hang.
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(source, os.getpid()))
+    try:
+        futures = {pool.submit(_make_in_worker, out, *job, checks): job[0] for job in jobs}
+        for future in concurrent.futures.as_completed(futures):
+            yield futures[future], future.result()
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise NextStepError(
+            f"{out}: a worker process died (out of memory?); the same command goes on where it stopped"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker_source: Source | None = None
+
+
+def _start_worker(source: Source, parent: int) -> None:
+    global _worker_source
+    _worker_source = source
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
+
+    def watch() -> None:  # a killed parent tells nobody, and its workers would wait for ever
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _make_in_worker(out: pathlib.Path, number: int, start: int, stop: int, checks: Mapping[str, float]) -> Finished:
+    return _make(_worker_source, out, number, start, stop, checks)
+
+
+def _make(source: Source, out: pathlib.Path, number: int, start: int, stop: int, checks: Mapping[str, float]) -> Finished:
+    made_from = shard_job.digest(source.name, start, stop, source.fingerprint(start, stop), dict(checks))
+    return shard_job.make_shard(out, number, made_from, _usable(source, start, stop, checks))
+
+
+def _usable(source: Source, start: int, stop: int, checks: Mapping[str, float]) -> Iterator[records.Sample | Skipped]:
+    for index in range(start, stop):
+        try:
+            sample = source[index]
+            check(sample, **checks)
+        except InputError as error:
+            yield Skipped(index, reason_for(error), str(error))
+        else:
+            yield sample
+
+
+def check(sample: records.Sample, min_side: int, max_aspect: float) -> None:
+    """Raise the InputError that says why a sample cannot be used; decodes its images."""
+    for part in sample.texts:
+        if not part.text.strip():
+            raise records.CaptionError(f"{sample.key}: empty caption")
+    for number, part in enumerate(sample.images):
+        short, long = sorted((part.height, part.width))
+        if short < min_side:
+            raise images.SizeError(f"{sample.key}: image {number} is {part.width}x{part.height} pixels, under {min_side}")
+        if long > max_aspect * short:
+            raise images.SizeError(f"{sample.key}: image {number} is {part.width}x{part.height} pixels, over {max_aspect:g}:1")
+        if not part.is_latents:
+            images.load(part.data, f"{sample.key}: image {number}")
+
+
+def reason_for(error: InputError) -> str:
+    """What a sample that raised `error` is counted under."""
+    return next(reason for kind, reason in _REASONS if isinstance(error, kind))
+
+
+def _report(source: Source, total: int, done: Sequence[Finished], max_skipped: float) -> dict[str, Any]:
+    skipped = [entry for shard in done for entry in shard.skipped]
+    report = {
+        "source": source.name,
+        "samples": total,
+        "written": sum(entry.shard.samples for entry in done),
+        "skipped": len(skipped),
+    }
+    report |= {"max_skipped": max_skipped, "finished": len(skipped) <= max_skipped * total}
+    report |= {"reasons": dict(sorted(collections.Counter(entry.reason for entry in skipped).items()))}
+    return report | {"skipped_samples": [vars(entry) for entry in skipped[:_LISTED]]}
+
+
+def _too_many(out: pathlib.Path, report: Mapping[str, Any]) -> str:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in report["reasons"].items())
+    share = report["skipped"] / report["samples"]
+    return (
+        f"{out / REPORT}: {report['skipped']} of {report['samples']} samples ({share:.2%}) cannot be used, at most "
+        f"{report['max_skipped']:.2%} may be: {reasons}; the first: {report['skipped_samples'][0]['message']}"
+    )
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)

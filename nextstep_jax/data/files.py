@@ -1,0 +1,101 @@
+"""Reading untrusted files and writing files whole or not at all."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import stat
+from collections.abc import Iterator
+from typing import Any
+
+from nextstep_jax.errors import InputError
+
+_CHUNK = 1 << 20
+
+
+def read_bytes(path: str | os.PathLike, limit: int) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes. InputError names the file."""
+    try:
+        # Non-blocking, so that a named pipe in the way is refused instead of waited for.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError(f"{path}: not a regular file")
+            if status.st_size > limit:
+                raise InputError(f"{path}: {status.st_size} bytes, more than the {limit} allowed")
+            return file.read(limit + 1)[:limit]
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def read_json(path: str | os.PathLike, limit: int = 64 << 20) -> Any:
+    """A JSON file's value. InputError names the file and the place."""
+    return parse_json(read_bytes(path, limit), path)
+
+
+def parse_json(data: bytes, name: str | os.PathLike) -> Any:
+    """The value of JSON text. InputError names `name` and the place."""
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name}: not valid JSON ({error})") from error
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A temporary sibling of `path` to write to; it takes the name when the block ends, and is removed if the block fails.
+
+    Raises InputError, naming `path`, when the file cannot be written.
+    """
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Write a whole file or none of it."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
+
+
+def make_directory(path: str | os.PathLike) -> pathlib.Path:
+    """Create a folder (and its parents) to write into. InputError names it."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be created ({error.strerror or error})") from error
+    return pathlib.Path(path)
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fingerprint(path: str | os.PathLike) -> str:
+    """Size and time of change of a file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return "missing"
+    return f"{status.st_size}.{status.st_mtime_ns}"

@@ -1,0 +1,202 @@
+"""From sources to batches: weighted mixing, packing, and a position that can be saved.
+
+Shares are shares of *tokens*: the source furthest behind its share is read next. (The February 2026 release draws a source for
+each packed row, which comes to the same; shares of samples would let long documents crowd out images.)
+
+Reading and preparing happen in parallel (`streams.py`), mixing and packing in one place, so batches do not depend on how many
+readers there are. All that comes is a function of the seed and of a few positions: those are the saved state.
+"""
+
+import dataclasses
+import queue
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from nextstep_jax.data.packing import BestFit, PackedBatch, assemble
+from nextstep_jax.data.release_packing import ReleasePacking
+from nextstep_jax.data.sequence import KIND_IDS, Prepared, Segment, segments
+from nextstep_jax.data.streams import Ingredient, Layout, Stream
+from nextstep_jax.data.vocabulary import SpecialIds, Vocabulary
+from nextstep_jax.errors import InputError
+
+
+class BatchIterator:
+    """Iterator of `PackedBatch`, made in a thread up to `ahead` batches before they are asked for.
+
+    `get_state` is a JSON-like dict; `set_state`, on an iterator made with the same arguments, continues with the very next
+    batch. Only `workers` and `ahead` may differ. Close it, or use it as a context manager, to end its readers.
+    """
+
+    def __init__(self, ingredients: Sequence[Ingredient], vocabulary: Vocabulary, layout: Layout, ahead: int = 2):
+        if not ingredients:
+            raise InputError("a mixture needs at least one source")
+        self._streams = [Stream(ingredient, vocabulary, layout, number) for number, ingredient in enumerate(ingredients)]
+        packing = SegmentPacking if layout.grids is None else ReleasePacking
+        self._packing = packing(self._streams, vocabulary.special, layout)
+        sources = [[len(ingredient.source), ingredient.share] for ingredient in ingredients]
+        grids = None if layout.grids is None else [list(grid) for grid in layout.grids]
+        self._made_with = dataclasses.asdict(layout) | {"grids": grids, "sources": sources}
+        self._made_with.pop("workers")
+        self._position = self._packing.state()
+        self._ahead = ahead
+        self._results: queue.Queue | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        return self
+
+    def __next__(self) -> PackedBatch:
+        if self._thread is None:
+            self._packing.restore(self._position)
+            self._results, self._stop = queue.Queue(max(1, self._ahead)), threading.Event()
+            self._thread = threading.Thread(target=_work, args=(self._packing, self._results, self._stop), daemon=True)
+            self._thread.start()
+            weakref.finalize(self, self._stop.set)
+        result, position = self._results.get()
+        if position is None:
+            self.close()  # the thread has ended; asked again, it starts where this batch should have been
+            raise result
+        self._position = position
+        return result
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the next batch starts: numbers, strings, lists and dicts."""
+        return {"version": 1, "made_with": self._made_with, "position": self._position}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue from `get_state`'s result. InputError if it was made with other sources or another layout."""
+        if not isinstance(state, dict) or state.get("version") != 1 or not {"made_with", "position"} <= state.keys():
+            raise InputError("the saved position in the data is not one that this version wrote")
+        for name, now in self._made_with.items():
+            if state["made_with"].get(name) != now:
+                then = state["made_with"].get(name)
+                raise InputError(f"the saved position in the data was made with {name} {then}, now it is {now}")
+        self.close()
+        self._position = state["position"]
+
+    def close(self) -> None:
+        """End the readers. Asked for another batch, the iterator starts them again."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        for stream in self._streams:
+            stream.close()
+
+    def __enter__(self) -> "BatchIterator":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+
+def _work(packing: "SegmentPacking | ReleasePacking", results: queue.Queue, stop: threading.Event) -> None:
+    """Put (batch, position after it) into the queue until told to stop; an error, or the end, as (error, None)."""
+    position: Any = True
+    while position is not None and not stop.is_set():
+        try:
+            result, position = packing.next_batch(), packing.state()
+        except BaseException as error:  # StopIteration too
+            result, position = error, None
+        while not stop.is_set():
+            try:
+                results.put((result, position), timeout=0.1)
+                break
+            except queue.Full:
+                continue
+
+
+@dataclasses.dataclass(frozen=True)
+class _Placed:
+    """A segment in a row, and where to find it again: piece `piece` of the sample at `position` of stream `stream`."""
+
+    stream: int
+    position: int
+    piece: int
+    segment: Segment
+    kind: str
+    key: str
+
+
+class SegmentPacking:
+    """Samples of all streams, best-fit packed as segments that do not see each other."""
+
+    def __init__(self, streams: list[Stream], special: SpecialIds, layout: Layout):
+        self._streams, self._special, self._layout = streams, special, layout
+        self._tokens = [0] * len(streams)
+        self._ended: set[int] = set()
+        self._open: BestFit[_Placed] = BestFit(layout.length, layout.open_rows)
+        self._closed: list[list[_Placed]] = []
+
+    def next_batch(self) -> PackedBatch:
+        """The next batch; StopIteration after the last."""
+        while len(self._closed) < self._layout.batch_size and len(self._ended) < len(self._streams):
+            self._read_one()
+        if len(self._ended) == len(self._streams):
+            self._closed += self._open.flush()
+        rows, self._closed = self._closed[: self._layout.batch_size], self._closed[self._layout.batch_size :]
+        if not rows:
+            raise StopIteration
+        contents = [[(item.segment, KIND_IDS[item.kind]) for item in row] for row in rows]
+        keys = tuple(tuple(f"{self._streams[item.stream].name}:{item.key}" for item in row) for row in rows)
+        layout = self._layout
+        batch, kinds = assemble(contents, layout.batch_size, layout.length, layout.channels, self._special.pad, separated=True)
+        return PackedBatch(batch, kinds, keys, sum(stream.misfits for stream in self._streams))
+
+    def _read_one(self) -> None:
+        """Read and place a sample of the stream that is furthest behind its share."""
+        going = [number for number in range(len(self._streams)) if number not in self._ended]
+        number = min(going, key=lambda number: self._tokens[number] / self._streams[number].share)
+        position = self._streams[number].position
+        try:
+            prepared = next(self._streams[number])
+        except StopIteration:
+            self._ended.add(number)
+            return
+        pieces = self._segments(prepared)
+        self._streams[number].count_fit(bool(pieces))
+        for piece, segment in enumerate(pieces):
+            self._tokens[number] += len(segment)
+            item = _Placed(number, position, piece, segment, prepared.kind, prepared.key)
+            closed = self._open.add(item, len(segment))
+            if closed is not None:
+                self._closed.append(closed)
+
+    def _segments(self, prepared: Prepared) -> list[Segment]:
+        return segments(prepared, self._special, self._layout.channels, self._layout.seed, self._layout.length)
+
+    def state(self) -> dict[str, Any]:
+        """All that decides what comes next. Samples in open rows are named, not stored."""
+
+        def names(rows):
+            return [[[item.stream, item.position, item.piece] for item in row] for row in rows]
+
+        return {
+            "streams": [[s.position, s.misfits, tokens] for s, tokens in zip(self._streams, self._tokens, strict=True)],
+            "ended": sorted(self._ended),
+            "open": names(self._open.rows),
+            "closed": names(self._closed),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Back to a state: the streams seek, and the samples of open rows are read again."""
+        for stream, (position, misfits, _) in zip(self._streams, state["streams"], strict=True):
+            stream.seek(position, misfits)
+        self._tokens = [tokens for _, _, tokens in state["streams"]]
+        self._ended = set(state["ended"])
+        read: dict[tuple[int, int], tuple[Prepared, list[Segment]]] = {}
+
+        def item(stream, position, piece):
+            if (stream, position) not in read:
+                prepared = self._streams[stream][position]
+                read[stream, position] = prepared, self._segments(prepared)
+            prepared, pieces = read[stream, position]
+            return _Placed(stream, position, piece, pieces[piece], prepared.kind, prepared.key)
+
+        self._open = BestFit(self._layout.length, self._layout.open_rows)
+        self._open.rows = [[item(*name) for name in row] for row in state["open"]]
+        self._open.used = [sum(len(placed.segment) for placed in row) for row in self._open.rows]
+        self._closed = [[item(*name) for name in row] for row in state["closed"]]

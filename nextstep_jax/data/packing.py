@@ -1,0 +1,112 @@
+"""Placing sequences in rows of one length, and rows in a Batch.
+
+Letters: B rows of a batch, S positions of a row, C channels of one image token.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from nextstep_jax.batch import Batch
+from nextstep_jax.data.sequence import Segment
+
+Item = TypeVar("Item")
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedBatch:
+    """A batch and what a training loop wants to say about it. All arrays are numpy.
+
+    Attributes:
+      kinds: [B, S] int8, `sequence.KIND_IDS` of each position; 0 for padding.
+      keys: "source:key" of the samples in each row.
+      dropped: samples left out so far because they are longer than a row; in the release's packing also the text rows that it
+        throws away.
+    """
+
+    batch: Batch
+    kinds: np.ndarray
+    keys: tuple[tuple[str, ...], ...]
+    dropped: int
+
+
+class BestFit(Generic[Item]):
+    """Best-fit packing into a bounded number of open rows.
+
+    An item goes into the open row that it fills up most. When it fits in none, and no further row may be opened, the fullest
+    row is closed and handed out. Nothing is split, and nothing is held back for ever: every closing takes the fullest row.
+
+    Attributes:
+      length: positions of a row.
+      open_rows: how many rows may be open. More waste less and hold more in memory.
+      rows: the open rows, each a list of items, oldest first; `used` counts the positions taken in each.
+    """
+
+    def __init__(self, length: int, open_rows: int):
+        self.length = length
+        self.open_rows = open_rows
+        self.rows: list[list[Item]] = []
+        self.used: list[int] = []
+
+    def add(self, item: Item, size: int) -> list[Item] | None:
+        """Place an item of `size` positions, at most `length`. Returns the row that was closed for it, if any."""
+        fitting = [place for place, used in enumerate(self.used) if used + size <= self.length]
+        closed = None
+        if fitting:
+            place = max(fitting, key=self.used.__getitem__)
+        else:
+            if len(self.rows) == self.open_rows:
+                fullest = self.used.index(max(self.used))
+                closed = self.rows.pop(fullest)
+                self.used.pop(fullest)
+            self.rows.append([])
+            self.used.append(0)
+            place = -1
+        self.rows[place].append(item)
+        self.used[place] += size
+        return closed
+
+    def flush(self) -> list[list[Item]]:
+        """Close and hand out all open rows."""
+        rows, self.rows, self.used = self.rows, [], []
+        return rows
+
+
+def assemble(
+    rows: Sequence[Sequence[tuple[Segment, int]]], batch_size: int, length: int, channels: int, pad_id: int, separated: bool
+) -> tuple[Batch, np.ndarray]:
+    """Rows of (segment, kind id) as a Batch of numpy arrays and the kind of data at each position.
+
+    Args:
+      rows: at most `batch_size`; missing rows are padding.
+      separated: each segment has its own segment id and its own positions from 0. Otherwise a row is one segment, as in the
+        February 2026 release, where packed samples see each other.
+
+    Returns:
+      batch: B = batch_size, S = length, C = channels. The first position of a segment is no target: nothing precedes it.
+      kinds: [B, S] int8, 0 for padding.
+    """
+    shape = (batch_size, length)
+    text_ids = np.full(shape, pad_id, np.int32)
+    image_tokens = np.zeros((*shape, channels), np.float32)
+    is_image = np.zeros(shape, bool)
+    positions, segment_ids = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    text_weight, image_weight = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    kinds = np.zeros(shape, np.int8)
+    for b, row in enumerate(rows):
+        start = 0
+        for number, (segment, kind) in enumerate(row, 1):
+            stop = start + len(segment)
+            text_ids[b, start:stop] = segment.text_ids
+            is_image[b, start:stop] = segment.is_image
+            image_tokens[b, start:stop][segment.is_image] = segment.image_tokens
+            positions[b, start:stop] = np.arange(len(segment)) if separated else np.arange(start, stop)
+            segment_ids[b, start:stop] = number if separated else 1
+            text_weight[b, start:stop] = segment.text_weight
+            image_weight[b, start:stop] = segment.image_weight
+            kinds[b, start:stop] = kind
+            start = stop
+    text_weight[positions == 0] = 0
+    return Batch(text_ids, image_tokens, is_image, positions, segment_ids, text_weight, image_weight), kinds

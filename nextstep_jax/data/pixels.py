@@ -1,0 +1,109 @@
+"""Batches of pictures alone, for training the image tokenizer.
+
+Letters: B images of this host.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+
+from nextstep_jax.data import images
+from nextstep_jax.data.sources import Source
+from nextstep_jax.errors import InputError
+
+_FIRST_REPORT = 100  # pictures read before a share of bad ones is judged
+
+
+class PixelBatch(NamedTuple):
+    """pixels [B, height, width, 3] uint8, and "source:key" of each picture."""
+
+    pixels: np.ndarray
+    keys: tuple[str, ...]
+
+
+class PixelBatches:
+    """Endless iterator of `PixelBatch` over the pictures of several sources, one picture of every sample, shuffled anew in each epoch.
+
+    Pictures are resized to cover height x width and cropped in the middle. One that cannot be read is left out and counted; above
+    `bad_share` of those read, the next batch raises instead. `get_state` and `set_state` are Grain's.
+
+    Args:
+      batch_size: B.
+      process_index, process_count: which host this is; hosts share the pictures out.
+      workers: reader processes; 0 reads in threads.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        batch_size: int,
+        height: int,
+        width: int,
+        *,
+        seed: int = 42,
+        process_index: int = 0,
+        process_count: int = 1,
+        workers: int = 0,
+        bad_share: float = 0.01,
+    ):
+        if not sources or batch_size < 1:
+            raise InputError(f"a stream of pictures needs a source and a batch of at least 1, found {len(sources)} and {batch_size}")
+        self._batch_size, self._bad_share = batch_size, bad_share
+        parts = [grain.MapDataset.range(len(source)).map(_Read(source, height, width)) for source in sources]
+        pictures = grain.MapDataset.concatenate(parts).shuffle(seed).repeat()[process_index::process_count]
+        # Threads of its own when there are no processes: decoding goes on while the device computes.
+        stream = pictures.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * batch_size))
+        if workers:
+            stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=batch_size))
+        self._pictures = iter(stream)
+        self._read = 0
+        self._bad: list[str] = []
+
+    def __iter__(self) -> "PixelBatches":
+        return self
+
+    def __next__(self) -> PixelBatch:
+        """The next batch. InputError when too many pictures could not be read, quoting the latest."""
+        rows, keys = [], []
+        while len(rows) < self._batch_size:
+            pixels, text = next(self._pictures)
+            self._read += 1
+            if pixels is None:
+                self._bad.append(text)
+                if self._read >= _FIRST_REPORT and len(self._bad) > self._bad_share * self._read:
+                    raise InputError(f"{len(self._bad)} of {self._read} pictures cannot be used, the latest: {text}")
+                continue
+            rows.append(pixels)
+            keys.append(text)
+        return PixelBatch(np.stack(rows), tuple(keys))
+
+    def get_state(self) -> dict[str, Any]:
+        return self._pictures.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._pictures.set_state(state)
+
+    def close(self) -> None:
+        self._pictures.close()
+
+
+class _Read(NamedTuple):
+    """index -> (pixels, "source:key"), or (None, why not); can be sent to reader processes."""
+
+    source: Source
+    height: int
+    width: int
+
+    def __call__(self, index: int) -> tuple[np.ndarray | None, str]:
+        try:
+            sample = self.source[index]
+            pictures = sample.images
+            if not pictures:
+                return None, f"{self.source.name}:{sample.key} holds no picture"
+            name = f"{self.source.name}:{sample.key}"
+            picture = images.load(pictures[index % len(pictures)].data, name)
+            return np.asarray(images.resize_crop(picture, self.height, self.width)), name
+        except InputError as error:
+            return None, str(error)

@@ -1,0 +1,206 @@
+"""From a sample's parts to one sequence: `{text}<|image_area|>h*w<|begin_of_image|>{image}<|end_of_image|>`.
+
+Images come as latents, encoded beforehand with `nextstep-jax data encode`: the image tokenizer is frozen while the transformer
+trains, so encoding once costs less than encoding in every step, and the input noise is drawn in the training step. Pixels are
+refused here. Generation builds its prompts with the same functions.
+
+Letters: C channels of one image token, n positions of a sequence, m image tokens among them, h, w sides of an image in tokens.
+"""
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from nextstep_jax.data.augment import Augmentation, arrange, draws
+from nextstep_jax.data.records import KINDS, ImagePart, Sample
+from nextstep_jax.data.vocabulary import OPTIONAL, SpecialIds, Vocabulary
+from nextstep_jax.errors import InputError
+
+KIND_IDS = {kind: id for id, kind in enumerate(KINDS, 1)}  # 0 is padding
+
+
+class TextIds(NamedTuple):
+    """A stretch of text: ids [n] int32, and whether they are targets."""
+
+    ids: np.ndarray
+    loss: bool = True
+
+
+class ImageTokens(NamedTuple):
+    """An image: tokens [h * w, C] float32 in raster order, and whether they are targets."""
+
+    tokens: np.ndarray
+    h: int
+    w: int
+    loss: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """One sequence, not yet packed with others.
+
+    Attributes:
+      text_ids: [n] int32; the placeholder at image positions.
+      is_image: [n] bool.
+      image_tokens: [m, C] float32, of the image positions only.
+      text_weight, image_weight: [n] float32 weights of each position as a target.
+    """
+
+    text_ids: np.ndarray
+    is_image: np.ndarray
+    image_tokens: np.ndarray
+    text_weight: np.ndarray
+    image_weight: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.text_ids)
+
+
+def patchify(latents: np.ndarray, patch: int) -> np.ndarray:
+    """Latents [h * patch, w * patch, c] to tokens [h * w, c * patch**2] float32, ordered (channel, row, column) inside."""
+    height, width, channels = latents.shape
+    if height % patch or width % patch:
+        raise InputError(f"latents of {height}x{width} cannot be cut into patches of {patch}x{patch}")
+    tokens = latents.reshape(height // patch, patch, width // patch, patch, channels).transpose(0, 2, 4, 1, 3)
+    return np.ascontiguousarray(tokens.reshape(-1, channels * patch * patch), np.float32)
+
+
+def image_prefix(special: SpecialIds, h: int, w: int) -> list[int]:
+    """What comes before an image of h*w tokens: `<|image_area|>h*w<|begin_of_image|>`."""
+    return [*special.area_ids(h, w), special.begin_of_image]
+
+
+def frame(parts: Sequence[TextIds | ImageTokens], special: SpecialIds, channels: int) -> Segment:
+    """Parts in order, images framed by their area and markers, no end of text.
+
+    All text counts as a target unless its part says otherwise, areas and `<|end_of_image|>` always do (those of source images
+    too), `<|begin_of_image|>` never: the program writes it.
+    """
+    ids, is_image, tokens, text_weight, image_weight = [], [], [], [], []
+    for part in parts:
+        if isinstance(part, TextIds):
+            ids += list(part.ids)
+            text_weight += [float(part.loss)] * len(part.ids)
+            is_image += [False] * len(part.ids)
+            image_weight += [0.0] * len(part.ids)
+            continue
+        count = part.h * part.w
+        if part.tokens.shape != (count, channels):
+            raise InputError(f"an image of {part.h}*{part.w} tokens must be {(count, channels)}, found {part.tokens.shape}")
+        prefix = image_prefix(special, part.h, part.w)
+        ids += [*prefix, *[special.image_placeholder] * count, special.end_of_image]
+        text_weight += [1.0] * (len(prefix) - 1) + [0.0] * (1 + count) + [1.0]
+        is_image += [False] * len(prefix) + [True] * count + [False]
+        image_weight += [0.0] * len(prefix) + [float(part.loss)] * count + [0.0]
+        tokens.append(part.tokens)
+    return Segment(
+        np.asarray(ids, np.int32),
+        np.asarray(is_image, bool),
+        np.concatenate([np.zeros((0, channels), np.float32), *tokens], dtype=np.float32),
+        np.asarray(text_weight, np.float32),
+        np.asarray(image_weight, np.float32),
+    )
+
+
+def training_segment(parts: Sequence[TextIds | ImageTokens], special: SpecialIds, channels: int) -> Segment:
+    """The framed parts and the end of text, which is a target only after a text that is one."""
+    last = parts[-1] if parts else None
+    eos = TextIds(np.asarray([special.eos], np.int32), isinstance(last, TextIds) and last.loss)
+    return frame([*parts, eos], special, channels)
+
+
+def prompt_segment(parts: Sequence[TextIds | ImageTokens], special: SpecialIds, channels: int, h: int, w: int) -> Segment:
+    """The framed parts, ready for an image of h*w tokens to follow: the last id is `<|begin_of_image|>`."""
+    return frame([*parts, TextIds(np.asarray(image_prefix(special, h, w), np.int32))], special, channels)
+
+
+def cut_text(segment: Segment, length: int) -> list[Segment]:
+    """Pieces of at most `length` positions of a segment without images."""
+    names = ("text_ids", "is_image", "text_weight", "image_weight")
+    places = [slice(start, start + length) for start in range(0, len(segment), length)]
+    return [dataclasses.replace(segment, **{name: getattr(segment, name)[place] for name in names}) for place in places]
+
+
+def cut_images(parts: list[TextIds | ImageTokens], limit: int, draw: random.Random) -> tuple[int, int]:
+    """Where to cut so that at most `limit` images stay: (start, stop) places in `parts`.
+
+    Of more images, a run of `limit` is kept from one drawn at random on, each with the text before it; later text is lost.
+    """
+    places = [place for place, part in enumerate(parts) if isinstance(part, ImageTokens)]
+    if len(places) <= limit:
+        return 0, len(parts)
+    first = draw.randint(0, len(places) - limit)
+    return (places[first - 1] + 1 if first else 0), places[first + limit - 1] + 1
+
+
+# --- from a stored sample ---------------------------------------------------------------------------------------------
+
+
+class Prepared(NamedTuple):
+    """A sample ready to be framed: what reader processes hand over.
+
+    Attributes:
+      index: position in the repeated data set.
+      key, kind: of the sample.
+      parts: a list of TextIds and ImageTokens.
+    """
+
+    index: int
+    key: str
+    kind: str
+    parts: list
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """How samples of one source become parts. Called as (index, sample); can be pickled into reader processes.
+
+    Attributes:
+      name: of the source, for errors.
+      patch, channels: side of an image token in latent pixels, and C.
+      thinking: the source's texts may spell the thinking and prompt-refinement tokens (chain-of-thought data).
+    """
+
+    name: str
+    vocabulary: Vocabulary
+    augmentation: Augmentation
+    seed: int
+    patch: int
+    channels: int
+    thinking: bool = False
+
+    def __call__(self, index: int, sample: Sample) -> Prepared:
+        try:
+            arranged = arrange(sample, self.augmentation, self.seed, index)
+            return Prepared(index, sample.key, sample.kind, [self._encode(part) for part in arranged])
+        except InputError as error:
+            raise InputError(f"{self.name}: sample {sample.key!r}: {error}") from error
+
+    def _encode(self, part) -> TextIds | ImageTokens:
+        if not isinstance(part, ImagePart):
+            ids = self.vocabulary.encode(part.text, special=OPTIONAL if self.thinking else ())
+            return TextIds(np.asarray(ids, np.int32), part.loss)
+        latents, patch = part.latents(), self.patch
+        if latents.shape[-1] * patch**2 != self.channels:
+            raise InputError(f"latents {latents.shape} in patches of {patch} are not image tokens of {self.channels} numbers")
+        return ImageTokens(patchify(latents, patch), latents.shape[0] // patch, latents.shape[1] // patch, part.loss)
+
+
+def segments(prepared: Prepared, special: SpecialIds, channels: int, seed: int, length: int) -> list[Segment]:
+    """The sequences of one sample, each of at most `length` positions; none if the sample does not fit.
+
+    Text is cut into pieces. An interleaved sample keeps at most length // (2 * tokens of its largest image) images, a window
+    of them drawn at random. Nothing else is cut.
+    """
+    parts = prepared.parts
+    if prepared.kind == "interleaved":
+        largest = max((part.h * part.w for part in parts if isinstance(part, ImageTokens)), default=1)
+        start, stop = cut_images(parts, max(1, length // (2 * largest)), draws("window", seed, prepared.index))
+        parts = parts[start:stop]
+    segment = training_segment(parts, special, channels)
+    if prepared.kind == "text":
+        return cut_text(segment, length)
+    return [segment] if len(segment) <= length else []

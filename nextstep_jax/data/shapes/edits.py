@@ -1,0 +1,205 @@
+"""Edits: what can be asked of a picture, how it is said, and what the picture looks like afterwards."""
+
+import dataclasses
+import random
+
+from nextstep_jax.data.shapes.holdout import is_held_out
+from nextstep_jax.data.shapes.language import REGION_WORDS, Reader, noun_phrase
+from nextstep_jax.data.shapes.layout import free_centres, random_kind
+from nextstep_jax.data.shapes.meaning import Mention
+from nextstep_jax.data.shapes.scene import BACKGROUNDS, COLOURS, REGIONS, SHAPES, SIZES, Object, Scene, in_region
+from nextstep_jax.errors import InputError
+
+OPERATIONS = ("recolour", "remove", "add", "move", "resize", "reshape", "background")
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """One change to a scene.
+
+    Attributes:
+      operation: one of OPERATIONS.
+      target: the object it is about (for "add" the new one); None for "background".
+      value: the new colour, size, shape, region or background; for "add" the region or None.
+    """
+
+    operation: str
+    target: Mention | None = None
+    value: str | None = None
+
+
+def random_edit(scene: Scene, operation: str, rng: random.Random) -> Edit | None:
+    """An edit that can be done to the scene and changes it, or None if the draw does not suit."""
+    if operation == "background":
+        return Edit(operation, value=_other(BACKGROUNDS, scene.background, rng))
+    if operation == "add":
+        kind = random_kind(rng)
+        region = rng.choice((*REGIONS, None))
+        size = kind[2] if rng.random() < 0.6 else None
+        taken = any((thing.shape, thing.colour) == kind[:2] for thing in scene.objects)
+        return None if taken or len(scene.objects) >= 4 else Edit(operation, Mention(*kind[:2], size), region)
+    if not scene.objects:
+        return None
+    thing = rng.choice(scene.objects)
+    target = reference(scene, thing, rng)
+    if target is None:
+        return None
+    if operation == "recolour":
+        return Edit(operation, target, _other(COLOURS, thing.colour, rng))
+    if operation == "reshape":
+        return Edit(operation, target, _other(SHAPES, thing.shape, rng))
+    if operation == "resize":
+        return Edit(operation, target, _other(SIZES, thing.size, rng))
+    if operation == "move":
+        # Not even near the place already, so that what was asked for can be seen to be done.
+        regions = [region for region in REGIONS if not in_region(thing.centre, region, slack=8)]
+        return Edit(operation, target, rng.choice(regions)) if regions else None
+    return Edit(operation, target)
+
+
+def reference(scene: Scene, thing: Object, rng: random.Random) -> Mention | None:
+    """How to speak of one object: by shape, and colour if need be (or so drawn); None if another is just like it."""
+    alike = [other for other in scene.objects if other.shape == thing.shape]
+    if len(alike) > 1 and sum(other.colour == thing.colour for other in alike) > 1:
+        return None
+    return Mention(thing.shape, thing.colour if len(alike) > 1 or rng.random() < 0.4 else None)
+
+
+def find(scene: Scene, target: Mention) -> int:
+    """The index of the object a reference means. InputError unless there is exactly one."""
+    found = [i for i, thing in enumerate(scene.objects) if target.fits(thing)]
+    if len(found) != 1:
+        raise InputError(f"the picture holds {len(found)} objects that are a {target}; an edit needs exactly one")
+    return found[0]
+
+
+def apply_edit(edit: Edit, scene: Scene, rng: random.Random) -> Scene | None:
+    """The scene after an edit, or None where there is no room for it.
+
+    A moved object goes to the free lattice point of the region nearest to it; an added one to any free point (of the
+    region); a resized one stays where it is.
+    """
+    if edit.operation == "background":
+        return dataclasses.replace(scene, background=edit.value)
+    if edit.operation == "add":
+        size = edit.target.size or rng.choice(SIZES)
+        free = free_centres(size, scene.items)
+        free = [c for c in free if edit.value is None or in_region(c, edit.value)]
+        if not free:
+            return None
+        added = Object(edit.target.shape, edit.target.colour, size, rng.choice(free))
+        return dataclasses.replace(scene, objects=(*scene.objects, added))
+    index = find(scene, edit.target)
+    thing = scene.objects[index]
+    others = scene.objects[:index] + scene.objects[index + 1 :]
+    if edit.operation == "remove":
+        return dataclasses.replace(scene, objects=others)
+    if edit.operation == "move":
+        free = [c for c in free_centres(thing.size, others) if in_region(c, edit.value)]
+        if not free:
+            return None
+        x, y = thing.centre
+        changed = dataclasses.replace(thing, centre=min(free, key=lambda c: (c[0] - x) ** 2 + (c[1] - y) ** 2))
+    else:
+        field = {"recolour": "colour", "reshape": "shape", "resize": "size"}[edit.operation]
+        changed = dataclasses.replace(thing, **{field: edit.value})
+        if edit.operation == "resize" and changed.centre not in free_centres(changed.size, others):
+            return None
+    return dataclasses.replace(scene, objects=(*scene.objects[:index], changed, *scene.objects[index + 1 :]))
+
+
+def edit_held_out(edit: Edit, before: Scene, after: Scene) -> bool:
+    """Whether training never sees this operation with this outcome (holdout.py)."""
+    operation = OPERATIONS.index(edit.operation)
+    if edit.operation == "background":
+        names = tuple(BACKGROUNDS)
+        return is_held_out((operation, names.index(before.background), names.index(after.background)))
+    if edit.operation == "remove":
+        thing = before.objects[find(before, edit.target)]
+    else:
+        thing = next(thing for thing in after.objects if thing not in before.objects)
+    return is_held_out((operation, SHAPES.index(thing.shape), tuple(COLOURS).index(thing.colour)))
+
+
+# --- in words ---------------------------------------------------------------------------------------------------------
+
+_FORMS = {
+    "recolour": ("make {} {}", "paint {} {}", "change the color of {} to {}"),
+    "remove": ("remove {}", "delete {}", "take away {}"),
+    "add": ("add {}", "put {}", "place {}"),
+    "move": ("move {} {}", "shift {} {}"),
+    "resize": ("make {} {}",),
+    "reshape": ("turn {} into {}", "replace {} with {}", "change {} into {}"),
+    "background": ("make the background {}", "change the background to {}"),
+}
+EDIT_VERBS = frozenset(form.split()[0] for forms in _FORMS.values() for form in forms)
+_MOVE_WORDS = {region: f"to the {region}" for region in REGIONS}
+_RESIZE_WORDS = {"large": ("larger", "bigger"), "small": ("smaller",)}
+_RESIZE_OF = {word: size for size, words in _RESIZE_WORDS.items() for word in words}
+
+
+def instruct(edit: Edit, rng: random.Random) -> str:
+    """Put an edit into words; `parse_edit` gives it back."""
+    form = rng.choice(_FORMS[edit.operation])
+    if edit.operation == "background":
+        return form.format(edit.value)
+    if edit.operation == "add":
+        what = noun_phrase(edit.target, rng)
+        return f"{form.format(what)} {rng.choice(REGION_WORDS[edit.value])}" if edit.value else f"add {what}"
+    value = edit.value
+    if edit.operation == "move":
+        value = _MOVE_WORDS[value]
+    elif edit.operation == "resize":
+        value = rng.choice(_RESIZE_WORDS[value])
+    elif edit.operation == "reshape":
+        value = f"a {value}"
+    return form.format(noun_phrase(edit.target, rng, article="the"), value)
+
+
+def parse_edit(text: str) -> Edit:
+    """What an instruction asks for. InputError names the place where it leaves the dataset's language."""
+    reader = Reader(text)
+    if reader.take_any(("make the background", "change the background to")):
+        edit = Edit("background", value=reader.choice(BACKGROUNDS, "a background"))
+    elif reader.take_any(("remove", "delete", "take away")):
+        edit = Edit("remove", reader.reference())
+    elif reader.take_any(("add", "put", "place")):
+        target = reader.noun_phrase()
+        region = reader.one_of([(words, region) for region, forms in REGION_WORDS.items() for words in forms])
+        if target.shape is None or target.colour is None or target.count > 1:
+            raise InputError(f'cannot read "{text}": one object of a named colour is added at a time')
+        edit = Edit("add", target, region)
+    elif reader.take_any(("move", "shift")):
+        target = reader.reference()
+        region = reader.one_of([(words, region) for region, words in _MOVE_WORDS.items()])
+        if region is None:
+            raise reader.error("where to")
+        edit = Edit("move", target, region)
+    elif reader.take_any(("turn", "replace")):
+        target = reader.reference()
+        edit = Edit("reshape", target, _new_shape(reader))
+    elif reader.take("change the color of"):
+        target = reader.reference()
+        reader.expect("to")
+        edit = Edit("recolour", target, reader.choice(COLOURS, "a colour"))
+    elif reader.take("change"):
+        target = reader.reference()
+        edit = Edit("reshape", target, _new_shape(reader))
+    elif reader.take_any(("make", "paint")):
+        target = reader.reference()
+        value = reader.choice((*COLOURS, *_RESIZE_OF), "a colour or a size")
+        edit = Edit("recolour", target, value) if value in COLOURS else Edit("resize", target, _RESIZE_OF[value])
+    else:
+        raise reader.error("an instruction")
+    reader.finish()
+    return edit
+
+
+def _new_shape(reader: Reader) -> str:
+    if not reader.take_any(("into a", "with a")):
+        raise reader.error('"into a" or "with a"')
+    return reader.choice(SHAPES, "a shape")
+
+
+def _other(names, current: str, rng: random.Random) -> str:
+    return rng.choice([name for name in names if name != current])

@@ -1,0 +1,70 @@
+"""Which combinations training never sees.
+
+Every category has its kind of combination, written as a tuple of positions in the lists of names:
+
+    single object      shape, size, background of a picture's only object
+    two objects        the two shapes and the background of a picture of two
+    counting           how many (2, 3, 4 are 0, 1, 2) of one shape and colour
+    colours            shape, colour, background of a picture's only object
+    position           shape, colour and the relation this object has to an object of another kind
+    attribute binding  shape, colour, shape, colour of two kinds in one picture
+    words              word, colour
+    edits              operation, and the shape and colour of the object as it comes out (for "background": old, new)
+
+About one combination in eleven of each is held out, evenly: with all members but one fixed, at most one value of this one is
+(two of the 16 words). A scene is held out if it holds any such combination, mentioned or not: where (circle, red, right of) is held out,
+no training image has a red circle right of something else, whatever its caption says.
+"""
+
+import itertools
+
+from nextstep_jax.data.shapes.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, WORDS, Scene, relation
+
+CATEGORIES = ("single object", "two objects", "counting", "colours", "position", "attribute binding", "words")
+
+_SHAPE = {name: i for i, name in enumerate(SHAPES)}
+_COLOUR = {name: i for i, name in enumerate(COLOURS)}
+_BACKGROUND = {name: i for i, name in enumerate(BACKGROUNDS)}
+_WORD = {name: i for i, name in enumerate(WORDS)}
+
+
+def is_held_out(combination: tuple[int, ...]) -> bool:
+    """The rule, the same for every category."""
+    return sum(factor * member for factor, member in zip((1, 3, 5, 7), combination, strict=False)) % 11 == 4
+
+
+def held_out_relations() -> list[tuple[str, str, str]]:
+    """The (shape, colour, relation) combinations that no training sample contains."""
+    names = itertools.product(enumerate(SHAPES), enumerate(COLOURS), enumerate(RELATIONS))
+    return [(s, c, r) for (i, s), (j, c), (k, r) in names if is_held_out((i, j, k))]
+
+
+def held_out_in(scene: Scene) -> set[str]:
+    """The categories of the held-out combinations a scene contains; empty for a scene fit for training."""
+    found = set()
+    if scene.word is not None and is_held_out((_WORD[scene.word.text], _COLOUR[scene.word.colour])):
+        found.add("words")
+    kinds: dict[tuple[int, int], int] = {}
+    for thing in scene.objects:
+        kind = (_SHAPE[thing.shape], _COLOUR[thing.colour])
+        kinds[kind] = kinds.get(kind, 0) + 1
+    if any(count > 1 and is_held_out((count - 2, *kind)) for kind, count in kinds.items()):
+        found.add("counting")
+    if any(is_held_out(a + b) for a, b in itertools.combinations(sorted(kinds), 2)):
+        found.add("attribute binding")
+    background = _BACKGROUND[scene.background]
+    if scene.word is None and len(scene.objects) == 1:
+        (thing,) = scene.objects
+        if is_held_out((_SHAPE[thing.shape], SIZES.index(thing.size), background)):
+            found.add("single object")
+        if is_held_out((_SHAPE[thing.shape], _COLOUR[thing.colour], background)):
+            found.add("colours")
+    both = sorted(_SHAPE[thing.shape] for thing in scene.objects)
+    if scene.word is None and len(both) == 2 and is_held_out((*both, background)):
+        found.add("two objects")
+    for a, b in itertools.permutations(scene.items, 2):
+        if a in scene.objects and (b not in scene.objects or (a.shape, a.colour) != (b.shape, b.colour)):
+            name = relation(a, b)
+            if name is not None and is_held_out((_SHAPE[a.shape], _COLOUR[a.colour], RELATIONS.index(name))):
+                found.add("position")
+    return found

@@ -1,0 +1,125 @@
+"""Random scenes, by category, with objects that do not touch and relations that are clear."""
+
+import functools
+import itertools
+import random
+from collections.abc import Iterable
+
+from nextstep_jax.data.shapes.holdout import CATEGORIES, held_out_in
+from nextstep_jax.data.shapes.scene import (
+    BACKGROUNDS,
+    CANVAS,
+    COLOURS,
+    GAP,
+    LATTICE,
+    RADII,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    WORDS,
+    Object,
+    Scene,
+    Word,
+    clearly_related,
+    overlap,
+    relation,
+)
+
+# How often a picture of each category is drawn for training. Colours, places and words take the most learning.
+CATEGORY_WEIGHTS = dict(zip(CATEGORIES, (0.08, 0.08, 0.18, 0.14, 0.22, 0.16, 0.14), strict=True))
+
+
+def random_scene(category: str, rng: random.Random, split: str = "train") -> Scene:
+    """A scene of a category: for "train" one without held-out combinations, for "heldout" one with the category's own."""
+    while True:
+        scene = _draw(category, rng)
+        if scene is not None:
+            held = held_out_in(scene)
+            if category in held if split == "heldout" else not held:
+                return scene
+
+
+def random_category(rng: random.Random) -> str:
+    return rng.choices(CATEGORIES, tuple(CATEGORY_WEIGHTS.values()))[0]
+
+
+@functools.cache
+def centres(size: str) -> tuple[tuple[int, int], ...]:
+    """The lattice points an object of a size can stand on."""
+    margin = -(-(RADII[size] + 1) // LATTICE) * LATTICE
+    steps = range(margin, CANVAS - margin + 1, LATTICE)
+    return tuple(itertools.product(steps, steps))
+
+
+def free_centres(size: str, others: Iterable[Object | Word]) -> list[tuple[int, int]]:
+    """The lattice points where an object of a size would touch none of the others (as `scene.overlap` judges)."""
+    free, reach = centres(size), RADII[size] + GAP
+    for other in others:
+        (x, y), (w, h) = other.centre, other.half_extent
+        free = [c for c in free if abs(c[0] - x) >= reach + w or abs(c[1] - y) >= reach + h]
+    return list(free)
+
+
+@functools.cache
+def related_centres(size: str, other: str, name: str) -> tuple[tuple[tuple[int, int], tuple[int, int]], ...]:
+    """Pairs of lattice points at which an object of the first size stands in a clear relation to one of the second."""
+    b = Object("circle", "red", other, (0, 0))
+
+    @functools.cache
+    def suits(dx: int, dy: int) -> bool:
+        a = Object("circle", "red", size, (dx, dy))
+        return relation(a, b) == name and clearly_related(a, b) and not overlap(a, b)
+
+    return tuple((p, q) for p, q in itertools.product(centres(size), centres(other)) if suits(p[0] - q[0], p[1] - q[1]))
+
+
+def scatter(kinds: list[tuple[str, str, str]], rng: random.Random) -> tuple[Object, ...] | None:
+    """Objects of the given (shape, colour, size) at free lattice points; None if the last does not fit any more."""
+    placed: tuple[Object, ...] = ()
+    for shape, colour, size in sorted(kinds, key=lambda kind: -RADII[kind[2]]):
+        free = free_centres(size, placed)
+        if not free:
+            return None
+        placed += (Object(shape, colour, size, rng.choice(free)),)
+    return placed
+
+
+def random_kind(rng: random.Random, size: str | None = None) -> tuple[str, str, str]:
+    return rng.choice(SHAPES), rng.choice(tuple(COLOURS)), size or rng.choice(SIZES)
+
+
+def _draw(category: str, rng: random.Random) -> Scene | None:
+    background = rng.choice(tuple(BACKGROUNDS))
+    if category == "words":
+        return _draw_word(background, rng)
+    if category == "counting":
+        kind = random_kind(rng)
+        count = rng.choice((2, 3, 4))
+        # Three large objects fit only side by side; from three on all are small.
+        kind = kind if count == 2 else (*kind[:2], "small")
+        extra = [random_kind(rng, "small")] if count < 4 and rng.random() < 0.25 else []
+        objects = None if extra and extra[0][:2] == kind[:2] else scatter([kind] * count + extra, rng)
+        return None if objects is None else Scene(objects, background)
+    if category == "position":
+        a, b = random_kind(rng), random_kind(rng)
+        if a[:2] == b[:2]:
+            return None
+        p, q = rng.choice(related_centres(a[2], b[2], rng.choice(RELATIONS)))
+        return Scene((Object(*a, p), Object(*b, q)), background)
+    count = {"single object": 1, "two objects": 2, "colours": 1, "attribute binding": 2 if rng.random() < 0.6 else 3}[category]
+    kinds = [random_kind(rng, "small" if count == 3 else None) for _ in range(count)]
+    if len({kind[:2] for kind in kinds}) < count or (category == "two objects" and kinds[0][0] == kinds[1][0]):
+        return None
+    objects = scatter(kinds, rng)
+    return None if objects is None else Scene(objects, background)
+
+
+def _draw_word(background: str, rng: random.Random) -> Scene | None:
+    """A word on a line of its own, alone or with an object under or over it. Few lines, and centred, are easier to learn."""
+    text, colour = rng.choice(WORDS), rng.choice(tuple(COLOURS))
+    if rng.random() < 0.6:
+        return Scene((), background, Word(text, colour, (CANVAS // 2, rng.choice((16, 24, 32, 40, 48)))))
+    word = Word(text, colour, (CANVAS // 2, rng.choice((12, 52))))
+    kind = random_kind(rng)
+    free = [c for c in free_centres(kind[2], (word,)) if clearly_related(Object(*kind, c), word)]
+    return Scene((Object(*kind, rng.choice(free)),), background, word) if free else None

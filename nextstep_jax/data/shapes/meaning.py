@@ -1,0 +1,124 @@
+"""What a caption says, and whether it is true of a scene.
+
+A description is closed: it names everything in the picture. What a mention leaves open (colour, size) may be anything.
+"""
+
+import dataclasses
+import itertools
+import random
+
+from nextstep_jax.data.shapes.scene import REGIONS, RELATIONS, Object, Scene, Word, clearly_related, in_region, relation
+
+# How far a reading may be off where the dataset itself is exact, in pixels.
+REGION_SLACK = 6
+INVERSE = dict(zip(RELATIONS, ("right of", "left of", "below", "above"), strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mention:
+    """One noun phrase: `count` objects alike, or (shape None) the word `text`. None leaves an attribute open."""
+
+    shape: str | None = None
+    colour: str | None = None
+    size: str | None = None
+    count: int = 1
+    text: str | None = None
+
+    def fits(self, thing: Object | Word) -> bool:
+        if self.colour not in (None, thing.colour):
+            return False
+        if isinstance(thing, Word):
+            return self.text == thing.text
+        return self.shape == thing.shape and self.size in (None, thing.size)
+
+    def __str__(self):
+        what = f'word "{self.text}"' if self.shape is None else self.shape + ("s" if self.count > 1 else "")
+        return " ".join(filter(None, (str(self.count) if self.count > 1 else "", self.size, self.colour, what)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """The meaning of a caption.
+
+    Attributes:
+      mentions: everything there is; empty for a bare background.
+      relation: where the first of exactly two mentions, of one thing each, lies seen from the second.
+      region: where in the picture the only thing lies.
+      background: None leaves it open.
+    """
+
+    mentions: tuple[Mention, ...]
+    relation: str | None = None
+    region: str | None = None
+    background: str | None = None
+
+
+def describe(
+    scene: Scene,
+    rng: random.Random,
+    *,
+    colours: float = 1.0,
+    sizes: float = 0.3,
+    background: float = 0.3,
+    relations: float = 0.7,
+    region: float = 0.25,
+) -> Description:
+    """A true description of a scene that leaves out some of what could be said.
+
+    Args:
+      colours, sizes, background, relations, region: how likely each is said (relations and regions only where they are clear).
+        Colours are said of all or none, and always where shapes alone would not tell the objects apart.
+    """
+    kinds: dict[tuple[str, str], list[Object]] = {}
+    for thing in scene.objects:
+        kinds.setdefault((thing.shape, thing.colour), []).append(thing)
+    say_sizes = rng.random() < sizes
+    say_colours = rng.random() < colours or len({shape for shape, _ in kinds}) < len(kinds)
+    entries = []
+    for (shape, colour), things in kinds.items():
+        size = things[0].size if say_sizes and len({thing.size for thing in things}) == 1 else None
+        entries.append((Mention(shape, colour if say_colours else None, size, len(things)), things))
+    if scene.word is not None:
+        colour = scene.word.colour if say_colours else None
+        entries.append((Mention(colour=colour, text=scene.word.text), [scene.word]))
+    rng.shuffle(entries)
+    mentions = tuple(mention for mention, _ in entries)
+    things = [thing for _, group in entries for thing in group]
+    said_relation = said_region = None
+    if len(things) == len(mentions) == 2 and clearly_related(*things) and rng.random() < relations:
+        said_relation = relation(*things)
+    if len(things) == 1 and scene.word is None and rng.random() < region:
+        said_region = next((name for name in REGIONS if in_region(things[0].centre, name)), None)
+    said_background = scene.background if not things or rng.random() < background else None
+    return Description(mentions, said_relation, said_region, said_background)
+
+
+def contradiction(description: Description, scene: Scene) -> str | None:
+    """Why a scene (rendered, or read from a picture) is not what the description says; None if it is.
+
+    A relation is judged by `scene.relation`, a region with REGION_SLACK pixels of slack.
+    """
+    if description.background not in (None, scene.background):
+        return f"the background is {scene.background}, not {description.background}"
+    wanted = [mention for mention in description.mentions for _ in range(mention.count)]
+    if len(wanted) != len(scene.items):
+        return f"expected {_plain(wanted)}, found {inventory(scene)}"
+    orders = itertools.permutations(scene.items)
+    matches = [order for order in orders if all(m.fits(thing) for m, thing in zip(wanted, order, strict=True))]
+    if not matches:
+        return f"expected {_plain(wanted)}, found {inventory(scene)}"
+    if description.relation and not any(relation(*order) == description.relation for order in matches):
+        return f"the {wanted[0]} is not {description.relation} the {wanted[1]}"
+    if description.region and not any(in_region(order[0].centre, description.region, REGION_SLACK) for order in matches):
+        return f"the {wanted[0]} is not in the region {description.region!r}"
+    return None
+
+
+def inventory(scene: Scene) -> str:
+    """What is in a scene, for messages."""
+    things = [Mention(thing.shape, thing.colour, thing.size) for thing in scene.objects]
+    return _plain(things if scene.word is None else [*things, Mention(colour=scene.word.colour, text=scene.word.text)])
+
+
+def _plain(mentions) -> str:
+    return ", ".join(map(str, mentions)) or "nothing"

@@ -1,0 +1,305 @@
+"""Training samples and evaluation prompts, each a pure function of what it is called with.
+
+Kinds of sample:
+
+    pair         a caption, then its picture
+    caption      a picture, then a caption of it (the picture is no target)
+    edit         a picture, an instruction, the picture afterwards (only the last is a target)
+    interleaved  a story: step by step, text and picture in turn
+    text         sentences without a picture
+
+No global random state: every draw comes from a generator seeded with the digest of (kind, index, split, seed).
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import random
+
+from nextstep_jax.data.records import ImagePart, Sample, TextPart
+from nextstep_jax.data.shapes.edits import (
+    EDIT_VERBS,
+    OPERATIONS,
+    Edit,
+    apply_edit,
+    edit_held_out,
+    find,
+    instruct,
+    parse_edit,
+    random_edit,
+)
+from nextstep_jax.data.shapes.holdout import CATEGORIES, held_out_in
+from nextstep_jax.data.shapes.language import (
+    BACKGROUND_FORMS,
+    INTRODUCTIONS,
+    NUMBERS,
+    PLURALS,
+    REGION_WORDS,
+    RELATION_WORDS,
+    SIZE_WORDS,
+    caption,
+    enumerate_phrases,
+    noun_phrase,
+    parse,
+    realize,
+    split_words,
+)
+from nextstep_jax.data.shapes.layout import random_category, random_kind, random_scene, scatter
+from nextstep_jax.data.shapes.meaning import INVERSE, Description, Mention, describe
+from nextstep_jax.data.shapes.scene import BACKGROUNDS, COLOURS, SHAPES, WORDS, Scene, in_region, relation, render
+from nextstep_jax.errors import InputError
+
+KINDS = ("pair", "caption", "edit", "interleaved", "text")
+SPLITS = ("train", "heldout")
+PROMPT_CATEGORIES = (*CATEGORIES, "edits", "captions")
+
+# What a caption of each category says, as arguments of `describe`.
+_SAID = {
+    "single object": {"colours": 0, "sizes": 0.5, "background": 0.5},
+    "two objects": {"colours": 0, "sizes": 0.3, "background": 0.5, "relations": 0.2},
+    "counting": {"colours": 0.9},
+    "colours": {},
+    "position": {"relations": 1},
+    "attribute binding": {"relations": 0},
+    "words": {"colours": 0.9, "relations": 1},
+}
+# What a prompt must say besides, for its held-out combination to be asked for.
+_ASKED = {
+    "single object": {"sizes": 1, "background": 1},
+    "two objects": {"background": 1},
+    "counting": {"colours": 1},
+    "colours": {"background": 1},
+    "words": {"colours": 1},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One thing to ask of a model, and the truth to judge the answer by.
+
+    Attributes:
+      text: what to say to the model; empty for "captions".
+      category: one of PROMPT_CATEGORIES.
+      truth: the meaning of the text; for "captions" None, since there the scene decides.
+      scene: the picture to show with it (`render` draws it): the source of an edit, the picture to caption.
+    """
+
+    text: str
+    category: str
+    truth: Description | Edit | None = None
+    scene: Scene | None = None
+
+
+def sample(kind: str, index: int, *, split: str = "train", seed: int = 0) -> Sample:
+    """Sample `index` of a kind; training never holds a held-out combination (holdout.py).
+
+    In the split "heldout" the scenes of pairs and captions and the edits have one; its stories and sentences are merely others.
+    """
+    if kind not in KINDS:
+        raise InputError(f"no such kind of sample: {kind!r}; there are {', '.join(KINDS)}")
+    rng = _generator(f"{kind}/{index}", split, seed)
+    if kind == "pair":
+        category = random_category(rng)
+        scene = random_scene(category, rng, split)
+        parts = (TextPart(realize(describe(scene, rng, **_SAID[category]), rng)), _image(scene))
+    elif kind == "caption":
+        scene = random_scene(random_category(rng), rng, split)
+        parts = (_image(scene, loss=False), TextPart(caption(scene, rng)))
+    elif kind == "edit":
+        before, edit, after = _random_change(rng.choice(OPERATIONS), rng, split)
+        parts = (_image(before, loss=False), TextPart(instruct(edit, rng), loss=False), _image(after))
+    elif kind == "interleaved":
+        parts = tuple(part for text, scene in _story(rng) for part in (TextPart(text), _image(scene)))
+    else:
+        parts = (TextPart(_sentences(rng)),)
+    return Sample(parts, "pair" if kind == "caption" else kind, f"shapes/{split}/{seed}/{kind}/{index}")
+
+
+def sample_scene(index: int, *, split: str = "train", seed: int = 0) -> Scene:
+    """Scene `index`, in the mixture of categories of the pairs: pictures alone, for the image tokenizer."""
+    rng = _generator(f"scene/{index}", split, seed)
+    return random_scene(random_category(rng), rng, split)
+
+
+def prompts(split: str, category: str, n: int, *, seed: int = 0) -> list[Prompt]:
+    """`n` different prompts of a category; those of "heldout" ask for held-out combinations. For "captions", n scenes."""
+    if category not in PROMPT_CATEGORIES:
+        raise InputError(f"no such category: {category!r}; there are {', '.join(PROMPT_CATEGORIES)}")
+    found: dict[tuple, Prompt] = {}
+    for index in itertools.count():
+        if len(found) >= n:
+            break
+        if index > 1000 + 100 * n:
+            raise InputError(f"there are not {n} different prompts of the category {category!r}")
+        rng = _generator(f"prompt/{category}/{index}", split, seed)
+        if category == "edits":
+            before, edit, _ = _random_change(OPERATIONS[len(found) % len(OPERATIONS)], rng, split)
+            prompt = Prompt(instruct(edit, rng), category, edit, before)
+        elif category == "captions":
+            prompt = Prompt("", category, None, random_scene(CATEGORIES[len(found) % len(CATEGORIES)], rng, split))
+        else:
+            scene = random_scene(category, rng, split)
+            truth = describe(scene, rng, **(_SAID[category] | _ASKED.get(category, {})))
+            prompt = Prompt(realize(truth, rng), category, truth)
+        found.setdefault((prompt.text, prompt.scene), prompt)
+    return list(found.values())
+
+
+def understand(text: str, seed: int = 0) -> Prompt:
+    """A prompt or an instruction in the dataset's language, with its truth; an instruction gets a random picture it suits.
+
+    Raises:
+      InputError: says at which word the text leaves the language.
+    """
+    if split_words(text)[:1] in [[verb] for verb in EDIT_VERBS]:
+        edit = parse_edit(text)
+        return Prompt(text, "edits", edit, _suitable_scene(edit, _generator(text, "heldout", seed)))
+    truth = parse(text)
+    mentions = truth.mentions
+    if any(mention.shape is None for mention in mentions):
+        category = "words"
+    elif truth.relation:
+        category = "position"
+    elif any(mention.count > 1 for mention in mentions):
+        category = "counting"
+    else:
+        names = (
+            ("colours", "attribute binding")
+            if any(mention.colour for mention in mentions)
+            else ("single object", "two objects")
+        )
+        category = names[len(mentions) > 1]
+    return Prompt(text, category, truth)
+
+
+def vocabulary_words() -> tuple[str, ...]:
+    """Every word and punctuation mark the dataset's language can hold, sorted."""
+    names = (*COLOURS, *BACKGROUNDS, *SHAPES, *PLURALS.values(), *NUMBERS, *WORDS, *INTRODUCTIONS, *BACKGROUND_FORMS)
+    synonyms = [form for table in (RELATION_WORDS, REGION_WORDS, SIZE_WORDS) for forms in table.values() for form in forms]
+    return tuple(sorted({word for text in (*names, *synonyms, _REST) for word in split_words(text.replace("{}", ""))}))
+
+
+# The words of the forms that are written out in language.py, edits.py and below.
+_REST = """
+    a an the is are and , . " word written next to beside there empty background
+    make paint change color of remove delete take away add put place move shift larger bigger smaller turn into replace with
+    start first draw then now finally after that next so than shapes nothing
+"""
+
+
+# --- pieces -----------------------------------------------------------------------------------------------------------
+
+
+def _generator(what: str, split: str, seed: int) -> random.Random:
+    if split not in SPLITS:
+        raise InputError(f"no such split: {split!r}; there are {', '.join(SPLITS)}")
+    digest = hashlib.blake2b(f"{what}/{split}/{seed}".encode(), digest_size=8).digest()
+    return random.Random(int.from_bytes(digest, "little"))
+
+
+def _image(scene: Scene, loss: bool = True) -> ImagePart:
+    return ImagePart.from_pixels(render(scene), loss=loss)
+
+
+def _random_change(operation: str, rng: random.Random, split: str) -> tuple[Scene, Edit, Scene]:
+    """A scene of one to three objects, an edit of it, and the scene afterwards.
+
+    Training sees neither held-out scenes nor held-out edits; the other split's edits are all held out, its scenes free.
+    """
+    while True:
+        kinds = [random_kind(rng) for _ in range(rng.choice((1, 2, 2, 3)))]
+        objects = scatter(kinds, rng)
+        if objects is None or len({kind[:2] for kind in kinds}) < len(kinds):
+            continue
+        before = Scene(objects, rng.choice(tuple(BACKGROUNDS)))
+        after, edit = _change(before, operation, rng)
+        if after is None:
+            continue
+        held = edit_held_out(edit, before, after)
+        if held if split == "heldout" else not (held or held_out_in(before) or held_out_in(after)):
+            return before, edit, after
+
+
+def _suitable_scene(edit: Edit, rng: random.Random) -> Scene:
+    """A scene of one to three objects that an edit can be done to and changes."""
+    for _ in range(10_000):
+        kinds = [random_kind(rng) for _ in range(rng.choice((1, 2, 3)))]
+        if edit.target is not None and edit.operation != "add":
+            shape, colour, size = kinds[0]
+            kinds[0] = (edit.target.shape, edit.target.colour or colour, edit.target.size or size)
+        objects = scatter(kinds, rng)
+        if objects is None or len({kind[:2] for kind in kinds}) < len(kinds):
+            continue
+        scene = Scene(objects, rng.choice(tuple(BACKGROUNDS)))
+        if edit.target is not None and sum(edit.target.fits(thing) for thing in objects) != (edit.operation != "add"):
+            continue
+        if edit.operation == "move" and in_region(objects[find(scene, edit.target)].centre, edit.value, slack=8):
+            continue
+        after = apply_edit(edit, scene, rng)
+        if after is not None and after != scene:
+            return scene
+    raise InputError("no picture was found that this could be done to")
+
+
+def _change(scene: Scene, operation: str, rng: random.Random) -> tuple[Scene | None, Edit | None]:
+    """A random edit and the scene after it, in which no two objects may be of a kind; (None, None) if the draw fails."""
+    edit = random_edit(scene, operation, rng)
+    after = edit and apply_edit(edit, scene, rng)
+    if after is None or len({(thing.shape, thing.colour) for thing in after.objects}) < len(after.objects):
+        return None, None
+    return after, edit
+
+
+def _story(rng: random.Random) -> list[tuple[str, Scene]]:
+    """Three or four pictures, each one edit further, and the sentence before each. Fit for training."""
+    while True:
+        scene = Scene((), rng.choice(tuple(BACKGROUNDS)))
+        count = rng.choice((3, 4))
+        steps = []
+        if rng.random() < 0.5:
+            steps.append((f"start with an empty {scene.background} background.", scene))
+        while len(steps) < count:
+            operation = "add" if not scene.objects or rng.random() < 0.5 else rng.choice(OPERATIONS)
+            after, edit = _change(scene, operation, rng)
+            if after is None or edit_held_out(edit, scene, after) or held_out_in(after):
+                break
+            if not steps:
+                place = f" {rng.choice(REGION_WORDS[edit.value])}" if edit.value else ""
+                text = f"first, draw {noun_phrase(edit.target, rng)}{place} on a {scene.background} background."
+            else:
+                connective = "finally," if len(steps) == count - 1 else rng.choice(("then", "now", "next,", "after that,"))
+                text = f"{connective} {instruct(edit, rng)}."
+            scene = after
+            steps.append((text, scene))
+        if len(steps) == count:
+            return steps
+
+
+def _sentences(rng: random.Random) -> str:
+    """Text that says something true of scenes fit for training: a caption, a converse, a sum, a comparison, or an edit told."""
+    form = rng.choice(("caption", "converse", "sum", "comparison", "edit"))
+    if form == "caption":
+        return caption(random_scene(random_category(rng), rng), rng) + "."
+    if form == "converse":
+        scene = random_scene("position", rng)
+        a, b = scene.objects
+        name = relation(a, b)
+        first, second = Mention(a.shape, a.colour), Mention(b.shape, b.colour)
+        said = f"{noun_phrase(first, rng)} is {rng.choice(RELATION_WORDS[name])} {noun_phrase(second, rng)}"
+        back = rng.choice(RELATION_WORDS[INVERSE[name]])
+        return f"{said}, so {noun_phrase(second, rng, 'the')} is {back} {noun_phrase(first, rng, 'the')}."
+    if form == "sum":
+        scene = random_scene(rng.choice(("attribute binding", "counting")), rng)
+        return f"{_inventory(scene, rng)} are {NUMBERS[len(scene.objects) - 1]} shapes."
+    if form == "comparison":
+        shape, other = rng.choice(SHAPES), rng.choice(SHAPES)
+        if rng.random() < 0.5:
+            return f"a {rng.choice(SIZE_WORDS['large'])} {shape} is bigger than a {rng.choice(SIZE_WORDS['small'])} {other}."
+        return f"a {rng.choice(SIZE_WORDS['small'])} {shape} is smaller than a {rng.choice(SIZE_WORDS['large'])} {other}."
+    before, edit, after = _random_change(rng.choice(OPERATIONS[:-1]), rng, "train")
+    return f"there is {_inventory(before, rng)}. {instruct(edit, rng)}. now there is {_inventory(after, rng)}."
+
+
+def _inventory(scene: Scene, rng: random.Random) -> str:
+    mentions = describe(scene, rng, sizes=0).mentions
+    return enumerate_phrases([noun_phrase(mention, rng) for mention in mentions]) if mentions else "nothing"

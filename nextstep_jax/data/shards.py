@@ -1,0 +1,218 @@
+"""Datasets on disk: samples as msgpack records in ArrayRecord shards, beside an index of counts and digests.
+
+    DIR/index.json                 written last: a folder without it is not a dataset
+    DIR/shard-00000.array_record   records as nextstep_jax/data/records.py describes, randomly readable one by one
+
+index.json:
+
+    {"format": "nextstep_jax dataset", "version": 1, "name": str, "samples": int, "images": int, "kinds": {kind: samples},
+     "shards": [{"file": str, "samples": int, "bytes": int, "sha256": hex}],   in the order of the samples
+     "latents": null | {...}}                                                what encoded the images, if they are latents
+
+ArrayRecord alone reads a truncated file as an empty one, so a shard's size is checked against the index when a dataset is
+opened, and its digest by `verify`. (Damage inside a record fails ArrayRecord's own checksum when the record is read.)
+"""
+
+import bisect
+import collections
+import dataclasses
+import itertools
+import os
+import pathlib
+import re
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from nextstep_jax.data import files, records
+from nextstep_jax.errors import DamagedDataError, InputError
+
+FORMAT = "nextstep_jax dataset"
+VERSION = 1
+INDEX = "index.json"
+
+_WRITE_OPTIONS = "group_size:1,uncompressed"  # image bytes do not compress; single records are what is read
+_READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+_OPEN_SHARDS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One entry of the index."""
+
+    file: str
+    samples: int
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Shard":
+        """Raises InputError on anything but a shard's four fields; a file is a bare name."""
+        fields = {field.name: field.type for field in dataclasses.fields(cls)}
+        if not isinstance(value, dict) or set(value) != set(fields):
+            raise InputError(f"a shard's entry has the keys {', '.join(fields)}, found {str(value)[:200]}")
+        for name, kind in fields.items():
+            if type(value[name]) is not kind or (kind is int and value[name] < 0):
+                raise InputError(f"a shard's {name} must be of type {kind.__name__}, found {value[name]!r}"[:200])
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}", value["file"]):
+            raise InputError(f"a shard's file is a bare file name, found {value['file']!r}"[:200])
+        return cls(**value)
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}.array_record"
+
+
+def write_shard(path: str | os.PathLike, data: Iterable[bytes]) -> Shard:
+    """Write packed samples as one shard, whole or not at all. The same samples give the same bytes."""
+    from array_record.python import array_record_module
+
+    path = pathlib.Path(path)
+    count = 0
+    with files.replacing(path) as temporary:
+        try:
+            writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITE_OPTIONS)
+            for record in data:
+                writer.write(record)
+                count += 1
+            writer.close()
+        except RuntimeError as error:  # how ArrayRecord reports a full disk or a folder that cannot be written
+            raise InputError(f"{path}: cannot be written ({' '.join(str(error).split())[:200]})") from error
+        shard = Shard(path.name, count, temporary.stat().st_size, files.sha256(temporary))
+    return shard
+
+
+def write_index(
+    directory: str | os.PathLike,
+    name: str,
+    shards: Sequence[Shard],
+    *,
+    images: int,
+    kinds: Mapping[str, int],
+    latents: Mapping[str, Any] | None = None,
+) -> None:
+    """Write index.json, which makes a folder of shards a dataset."""
+    value = {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": name,
+        "samples": sum(shard.samples for shard in shards),
+        "images": images,
+    }
+    value |= {"kinds": {kind: kinds[kind] for kind in records.KINDS if kinds.get(kind)}}
+    value |= {"shards": [dataclasses.asdict(shard) for shard in shards], "latents": latents}
+    files.write_json(pathlib.Path(directory) / INDEX, value)
+
+
+def read_index(directory: str | os.PathLike) -> dict[str, Any]:
+    """index.json, checked; its "shards" are `Shard`s. InputError if the folder is not a finished dataset."""
+    path = pathlib.Path(directory) / INDEX
+    if not path.exists():
+        raise InputError(
+            f"{directory}: not a dataset (no {INDEX}); one whose build did not finish can be resumed with the same command"
+        )
+    value = files.read_json(path)
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise InputError(f'{path}: not a dataset\'s index (no "format": "{FORMAT}")')
+    if value.get("version") != VERSION:
+        raise InputError(f"{path}: index version {value.get('version')!r}, this library reads {VERSION}")
+    try:
+        if not isinstance(value.get("name"), str) or not isinstance(value.get("shards"), list):
+            raise InputError("expected a name and a list of shards")
+        value["shards"] = [Shard.from_json(entry) for entry in value["shards"]]
+        if len({shard.file for shard in value["shards"]}) != len(value["shards"]):
+            raise InputError("a shard is listed twice")
+        if value.get("samples") != sum(shard.samples for shard in value["shards"]):
+            raise InputError(f"samples = {value.get('samples')!r} is not the sum over the shards")
+        if not isinstance(value.get("latents"), dict | None):
+            raise InputError("latents must be null or a map")
+    except InputError as error:
+        raise DamagedDataError(f"{path}: {error}") from error
+    return value
+
+
+def verify_shard(directory: str | os.PathLike, shard: Shard) -> None:
+    """Compare a shard with its entry, digest included. DamagedDataError names the file and the difference."""
+    path = pathlib.Path(directory) / shard.file
+    _check_size(path, shard)
+    if (found := files.sha256(path)) != shard.sha256:
+        raise DamagedDataError(
+            f"{path}: digest {found[:16]}..., expected {shard.sha256[:16]}...; the file changed after it was built"
+        )
+
+
+def _check_size(path: pathlib.Path, shard: Shard) -> None:
+    if not path.is_file():
+        raise DamagedDataError(f"{path}: missing, but listed in the index")
+    if path.stat().st_size != shard.bytes:
+        raise DamagedDataError(f"{path}: {path.stat().st_size} bytes, expected {shard.bytes}")
+
+
+class ArrayRecordSource:
+    """A dataset built by `nextstep-jax data build`; sample i is read alone. May be shared by threads and sent to processes.
+
+    Attributes:
+      name: the dataset's.
+      index: index.json.
+    """
+
+    def __init__(self, directory: str | os.PathLike):
+        self.directory = pathlib.Path(directory)
+        self.index = read_index(directory)
+        self.name = self.index["name"]
+        self._shards = self.index["shards"]
+        for shard in self._shards:
+            _check_size(self.directory / shard.file, shard)
+        self._starts = [0, *itertools.accumulate(shard.samples for shard in self._shards)]
+        self._readers = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: int) -> records.Sample:
+        """Raises IndexError outside 0 <= index < len, DamagedDataError if the record cannot be read."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = bisect.bisect_right(self._starts, index) - 1
+        path, place = self.directory / self._shards[number].file, int(index - self._starts[number])
+        try:
+            data = self._reader(number).read([place])[0]
+        except (RuntimeError, IndexError) as error:
+            raise DamagedDataError(f"{path}: record {place} cannot be read ({' '.join(str(error).split())[:200]})") from error
+        return records.unpack(data, f"{path}: record {place}")
+
+    def fingerprint(self, start: int, stop: int) -> str:
+        """Changes when the samples start..stop-1 do."""
+        first, last = bisect.bisect_right(self._starts, start) - 1, bisect.bisect_left(self._starts, stop)
+        return " ".join([f"{start - self._starts[first]}", *(shard.sha256 for shard in self._shards[first:last])])
+
+    def verify(self, progress: bool = False) -> None:
+        """Check every shard's digest."""
+        import tqdm
+
+        for shard in tqdm.tqdm(self._shards, "verifying", unit="shard", disable=None if progress else True):
+            verify_shard(self.directory, shard)
+
+    def _reader(self, number: int):
+        from array_record.python import array_record_module
+
+        with self._lock:
+            if number in self._readers:
+                self._readers.move_to_end(number)
+                return self._readers[number]
+            shard = self._shards[number]
+            path = self.directory / shard.file
+            reader = array_record_module.ArrayRecordReader(str(path), _READ_OPTIONS)
+            if reader.num_records() != shard.samples:
+                raise DamagedDataError(f"{path}: {reader.num_records()} records, expected {shard.samples}")
+            self._readers[number] = reader
+            if len(self._readers) > _OPEN_SHARDS:
+                self._readers.popitem(last=False)
+            return reader
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"directory": self.directory}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__init__(state["directory"])

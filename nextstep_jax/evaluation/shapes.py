@@ -1,0 +1,186 @@
+"""ShapeEval: does a model draw, edit and caption what it is asked to, in the built-in dataset's world?
+
+In the manner of GenEval: prompts by category (single object, two objects, counting, colours, position, attribute binding,
+words), each right or wrong, the score of a category its share of right answers and the overall score the mean over these
+categories. Edits and captions are scored beside it. Answers are judged from their pixels and words alone (reading.py).
+
+The picture must hold what was asked for and nothing else. What a prompt leaves open is free.
+"""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nextstep_jax.data import shapes
+from nextstep_jax.data.shapes.edits import find
+from nextstep_jax.data.shapes.meaning import REGION_SLACK, inventory
+from nextstep_jax.data.shapes.scene import in_region
+from nextstep_jax.errors import InputError
+from nextstep_jax.evaluation.reading import read_scene
+
+PER_CATEGORY = 40
+PLACE_SLACK = 5.0  # pixels, how far what was to stay in place may have moved
+MAX_PROMPTS = 100_000
+
+
+def default_prompts(per_category: int = PER_CATEGORY, *, seed: int = 0) -> list[shapes.Prompt]:
+    """The benchmark: held-out prompts of every category, edits and captions among them."""
+    return [p for category in shapes.PROMPT_CATEGORIES for p in shapes.prompts("heldout", category, per_category, seed=seed)]
+
+
+def read_prompts(path: str | pathlib.Path) -> list[shapes.Prompt]:
+    """A text file of prompts and instructions in the dataset's language, one a line; blank lines do not count.
+
+    An instruction gets a picture of its own to edit, drawn at random from the line's number.
+
+    Raises:
+      InputError: names the file, the line and the word at which a line leaves the language.
+    """
+    try:
+        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text ({error})") from error
+    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not 0 < len(numbered) <= MAX_PROMPTS:
+        raise InputError(f"{path}: expected 1 to {MAX_PROMPTS} prompts, one a line, found {len(numbered)}")
+    prompts = []
+    for number, line in numbered:
+        try:
+            prompts.append(shapes.understand(line, number))
+        except InputError as error:
+            raise InputError(f"{path}, line {number}: {error}") from error
+    return prompts
+
+
+def failure(prompt: shapes.Prompt, answer: np.ndarray | str) -> str | None:
+    """Why an answer is wrong, in words, or None if it is right.
+
+    Args:
+      answer: the picture, uint8 [64, 64, 3]; for "captions" the text.
+    """
+    if prompt.category == "captions":
+        return caption_failure(prompt.scene, answer)
+    if prompt.category == "edits":
+        return edit_failure(prompt.truth, prompt.scene, read_scene(answer))
+    return shapes.contradiction(prompt.truth, read_scene(answer))
+
+
+def caption_failure(scene: shapes.Scene, text: str) -> str | None:
+    """Whether a caption is in the dataset's language, names everything with its colour, and is true."""
+    try:
+        description = shapes.parse(text)
+    except InputError as error:
+        return str(error)
+    for mention in description.mentions:
+        if mention.colour is None:
+            return f"no colour is named for the {mention}"
+    return shapes.contradiction(description, scene)
+
+
+def edit_failure(edit: shapes.Edit, before: shapes.Scene, after: shapes.Scene) -> str | None:
+    """Whether the scene read afterwards has what was asked for, and all else as it was, where it was (PLACE_SLACK)."""
+    background = edit.value if edit.operation == "background" else before.background
+    if after.background != background:
+        return f"the background is {after.background}, not {background}"
+    if after.word != before.word:
+        return "there is a word now"
+    expected = _expected(edit, before)
+    found = f"found {inventory(after)}"
+    if len(after.objects) != len(expected):
+        return f"expected {len(expected)} objects, {found}"
+    problems = min((_problems(expected, order) for order in itertools.permutations(after.objects)), key=len)
+    return f"{problems[0]}, {found}" if problems else None
+
+
+def evaluate(prompts: Sequence[shapes.Prompt], answers: Sequence[np.ndarray | str]) -> dict[str, Any]:
+    """Score answers, one per prompt in the same order (several for one prompt: repeat it).
+
+    Returns:
+      {"overall": mean over the categories of pictures from prompts, None without any; "n", "correct": over everything;
+       "categories": {name: {"n", "correct", "score"}}; "edits": {operation: {"n", "correct", "score"}};
+       "failures": [{"index", "category", "prompt", "reason"}]}, all plain numbers and text.
+    """
+    if len(prompts) != len(answers):
+        raise InputError(f"expected one answer per prompt, found {len(answers)} for {len(prompts)}")
+    judged = [(prompt, failure(prompt, answer)) for prompt, answer in zip(prompts, answers, strict=True)]
+    categories = _tally((prompt.category, reason) for prompt, reason in judged)
+    drawn = [entry["score"] for name, entry in categories.items() if name in shapes.CATEGORIES]
+    return {
+        "overall": sum(drawn) / len(drawn) if drawn else None,
+        "n": len(prompts),
+        "correct": sum(reason is None for _, reason in judged),
+        "categories": categories,
+        "edits": _tally((prompt.truth.operation, reason) for prompt, reason in judged if prompt.category == "edits"),
+        "failures": [
+            {"index": i, "category": prompt.category, "prompt": prompt.text or inventory(prompt.scene), "reason": reason}
+            for i, (prompt, reason) in enumerate(judged)
+            if reason is not None
+        ],
+    }
+
+
+def format_report(report: Mapping[str, Any]) -> str:
+    """The scores as a small table."""
+    rows = [(name, entry["correct"], entry["n"], entry["score"]) for name, entry in report["categories"].items()]
+    lines = [f"{name:<18} {correct:>5} / {n:<5} {score:6.3f}" for name, correct, n, score in rows]
+    if report["overall"] is not None:
+        lines.append(f"{'overall':<33} {report['overall']:.3f}")
+    return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Expected:
+    """An object that should be there after an edit. `size` None: any; `place`: a centre, a region, or None for anywhere."""
+
+    shape: str
+    colour: str
+    size: str | None
+    place: tuple[float, float] | str | None
+
+    def is_met_by(self, thing: shapes.Object) -> bool:
+        if (self.shape, self.colour) != (thing.shape, thing.colour) or self.size not in (None, thing.size):
+            return False
+        if isinstance(self.place, str):
+            return in_region(thing.centre, self.place, REGION_SLACK)
+        return self.place is None or max(abs(p - q) for p, q in zip(self.place, thing.centre, strict=True)) <= PLACE_SLACK
+
+
+def _expected(edit: shapes.Edit, before: shapes.Scene) -> list[_Expected]:
+    things = [_Expected(thing.shape, thing.colour, thing.size, thing.centre) for thing in before.objects]
+    if edit.operation == "add":
+        return [*things, _Expected(edit.target.shape, edit.target.colour, edit.target.size, edit.value)]
+    if edit.operation != "background":
+        index = find(before, edit.target)
+        if edit.operation == "remove":
+            del things[index]
+        else:
+            field = {"recolour": "colour", "reshape": "shape", "resize": "size", "move": "place"}[edit.operation]
+            things[index] = dataclasses.replace(things[index], **{field: edit.value})
+    return things
+
+
+def _problems(expected: Sequence[_Expected], things: Sequence[shapes.Object]) -> list[str]:
+    return [
+        f"expected a {' '.join(filter(None, (e.size, e.colour, e.shape)))} {_place(e.place)}"
+        for e, thing in zip(expected, things, strict=True)
+        if not e.is_met_by(thing)
+    ]
+
+
+def _place(place: tuple[float, float] | str | None) -> str:
+    if place is None:
+        return "anywhere"
+    return f"in the region {place!r}" if isinstance(place, str) else f"at x {place[0]:.0f}, y {place[1]:.0f}"
+
+
+def _tally(outcomes) -> dict[str, dict[str, float]]:
+    table: dict[str, dict[str, float]] = {}
+    for name, reason in outcomes:
+        entry = table.setdefault(name, {"n": 0, "correct": 0})
+        entry["n"] += 1
+        entry["correct"] += reason is None
+    return {name: entry | {"score": entry["correct"] / entry["n"]} for name, entry in table.items()}

@@ -1,0 +1,1 @@
+"""From prompts to images and text: the jitted token loops and the pipeline around them."""

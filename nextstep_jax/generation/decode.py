@@ -1,0 +1,213 @@
+"""The compiled image-token loop: transformer step -> flow head -> token -> transformer step.
+
+Rows are the guidance branches of a batch side by side, [conditional; (image only;) unconditional], right-aligned, so that
+every row writes the cache at the same slot. The last prompt id (begin-of-image) is kept back by `start` and becomes the
+first input of the loop: n tokens take exactly n transformer steps and none is computed twice or in vain.
+
+Letters: B images, M branches, R = M * B rows, P prompt length, T cache slots, C channels of a token, D width, n tokens,
+E noise arrays of the sampler.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nextstep_jax.config import NextStepConfig
+from nextstep_jax.flow.guidance import guide
+from nextstep_jax.flow.samplers import evaluation_times, noise_shape, sample
+from nextstep_jax.models.layers import layer_norm
+from nextstep_jax.models.nextstep import NextStep, gen_pos_embed
+from nextstep_jax.models.transformer import Cache, init_cache
+
+Array = jax.Array
+
+TOKEN_NORM_EPS = 1e-6  # of the LayerNorm that `normalize_tokens` applies (both releases)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSettings:
+    """What the compiled loop is specialized to; guidance strengths are ordinary arguments.
+
+    Attributes:
+      branches: M, see `flow.guidance.num_branches`.
+      sampler, steps, shift, noise_level: see `flow.samplers`.
+      normalize_tokens: LayerNorm without parameters over the C numbers of each sampled token (the releases' use_norm).
+      rescale: shrink the guided velocity to the conditional one's norm (February 2026).
+    """
+
+    branches: int = 1
+    sampler: str = "ode"
+    steps: int = 20
+    shift: float = 1.0
+    noise_level: float = 0.8
+    normalize_tokens: bool = False
+    rescale: bool = False
+
+    @property
+    def noise_arrays(self) -> int:
+        """E: noise arrays one token takes."""
+        return noise_shape(self.sampler, self.steps)
+
+
+class Prompt(NamedTuple):
+    """Right-aligned prompt rows: ids [R, P], image tokens [R, P, C], is_image [R, P] and lengths [R]."""
+
+    text_ids: Array
+    image_tokens: Array
+    is_image: Array
+    lengths: Array
+
+
+class DecodeState(NamedTuple):
+    """Where a sequence stands: everything the next step needs.
+
+    Attributes:
+      cache: keys and values of all layers.
+      valid: [R, T] slots a row may see.
+      positions: [R] the next input's RoPE position.
+      embedding: [R, D] the next input.
+      tokens: [B, n, C] float32 image tokens so far, zeros beyond `step`.
+      step: how many there are.
+    """
+
+    cache: Cache
+    valid: Array
+    positions: Array
+    embedding: Array
+    tokens: Array
+    step: Array
+
+
+def prefill(config: NextStepConfig, params: dict, prompt: Prompt, slots: int) -> tuple[Cache, Array, Array, Array]:
+    """Run the prompt but for its last position through the transformer.
+
+    Returns:
+      The cache with `slots` slots, valid [R, slots], the next positions [R] and the kept-back embedding [R, D].
+    """
+    rows, length = prompt.text_ids.shape
+    model = NextStep(config)
+    padding = length - prompt.lengths
+    valid = jnp.arange(slots) >= padding[:, None]
+    positions = jnp.maximum(jnp.arange(length) - padding[:, None], 0)
+    x = model.apply({"params": params}, prompt.text_ids, prompt.image_tokens, prompt.is_image, method="embed")
+    cache = init_cache(config.transformer, rows, slots)
+    if length > 1:
+        inputs = (x[:, :-1], positions[:, :-1], cache, valid)
+        _, cache = model.apply({"params": params}, *inputs, method="decode")
+    return cache, valid, positions[:, -1], x[:, -1]
+
+
+def transformer_step(
+    config: NextStepConfig, params: dict, embedding: Array, positions: Array, cache: Cache, valid: Array
+) -> tuple[Array, Cache]:
+    """One position: embeddings [R, D] at positions [R] -> hidden states [R, D] and the longer cache."""
+    inputs = (embedding[:, None], positions[:, None], cache, valid)
+    hidden, cache = NextStep(config).apply({"params": params}, *inputs, method="decode")
+    return hidden[:, 0], cache
+
+
+def flow_step(
+    config: NextStepConfig,
+    settings: TokenSettings,
+    params: dict,
+    condition: Array,
+    time_embeddings: Array,
+    noise: Array,
+    cfg: Array,
+    image_cfg: Array,
+) -> Array:
+    """One image token [B, C] per image from conditions [R, D] and noise [E, B, C]."""
+    model, variables = NextStep(config), {"params": params}
+    modulations = model.apply(variables, time_embeddings, condition, method="modulations")
+
+    def velocity(x: Array, i: Array) -> Array:
+        now = jax.tree.map(lambda table: table[i], modulations)
+        rows = jnp.tile(x, (settings.branches, 1))
+        v = model.apply(variables, rows, now, method="velocity_at")
+        return guide(v, cfg, image_cfg, settings.branches, settings.rescale)
+
+    how = dict(steps=settings.steps, shift=settings.shift, noise_level=settings.noise_level)
+    token = sample(velocity, noise, sampler=settings.sampler, **how)
+    return layer_norm(token, TOKEN_NORM_EPS) if settings.normalize_tokens else token
+
+
+def embed_times(config: NextStepConfig, settings: TokenSettings, params: dict) -> Array:
+    """Embeddings [T, W] of the sampler's times: constants of the whole loop."""
+    times = jnp.asarray(evaluation_times(settings.sampler, settings.steps, settings.shift))
+    return NextStep(config).apply({"params": params}, times, method="embed_times")
+
+
+def sample_step(
+    config: NextStepConfig,
+    settings: TokenSettings,
+    params: dict,
+    time_embeddings: Array,
+    state: DecodeState,
+    noise: Array,
+    guidance: Array,
+) -> tuple[DecodeState, Array]:
+    """The step that the compiled loop, previews and tests share.
+
+    Args:
+      noise: [E, B, C] of this token.
+      guidance: [2] this token's cfg and image_cfg.
+
+    Returns:
+      The next state, and the condition [R, D] the flow head was given.
+    """
+    hidden, cache = transformer_step(config, params, state.embedding, state.positions, state.cache, state.valid)
+    if config.use_gen_pos_embed:
+        table = jnp.asarray(gen_pos_embed(config.base_grid, config.transformer.width))
+        hidden = (hidden + table[state.step]).astype(hidden.dtype)
+    model, variables = NextStep(config), {"params": params}
+    condition = model.apply(variables, hidden, method="project_out")
+    token = flow_step(config, settings, params, condition, time_embeddings, noise, guidance[0], guidance[1])
+    embedding = model.apply(variables, token, method="embed_image")
+    state = DecodeState(
+        cache=cache,
+        valid=state.valid,
+        positions=state.positions + 1,
+        embedding=jnp.tile(embedding, (settings.branches, 1)),
+        tokens=jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.step, 0)),
+        step=state.step + 1,
+    )
+    return state, condition
+
+
+@functools.partial(jax.jit, static_argnames=("config", "branches", "tokens"))
+def start(config: NextStepConfig, params: dict, prompt: Prompt, branches: int, tokens: int) -> DecodeState:
+    """Prefill and an empty canvas of `tokens` image tokens per image."""
+    rows, length = prompt.text_ids.shape
+    cache, valid, positions, embedding = prefill(config, params, prompt, length + tokens)
+    canvas = jnp.zeros((rows // branches, tokens, config.token_channels), jnp.float32)
+    return DecodeState(cache, valid, positions, embedding, canvas, jnp.zeros((), jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "settings"), donate_argnames=("state",))
+def advance(
+    config: NextStepConfig, settings: TokenSettings, params: dict, state: DecodeState, noise: Array, guidance: Array, stop: Array
+) -> DecodeState:
+    """Sample tokens until `stop` of them are there, without leaving the device; call again with a later stop to go on.
+
+    Args:
+      noise: [n, E, B, C] of all tokens.
+      guidance: [n, 2] cfg and image_cfg of each token.
+      stop: traced, so that chunks of any length share one program.
+    """
+    times = embed_times(config, settings, params)
+
+    def body(state: DecodeState) -> DecodeState:
+        k = state.step
+        return sample_step(config, settings, params, times, state, noise[k], guidance[k])[0]
+
+    return jax.lax.while_loop(lambda state: state.step < stop, body, state)
+
+
+@functools.partial(jax.jit, static_argnames=("tokens", "arrays", "channels"))
+def draw_noise(keys: Array, tokens: int, arrays: int, channels: int) -> Array:
+    """Noise [n, E, B, C] of B images, each from its own key, so that an image never depends on its neighbours."""
+    each = jax.vmap(lambda key: jax.random.normal(key, (tokens, arrays, channels)))(keys)
+    return jnp.moveaxis(each, 0, 2)

@@ -1,0 +1,106 @@
+"""From a checkpoint folder to what a Pipeline holds."""
+
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from nextstep_jax import checkpoints
+from nextstep_jax.config import DTYPES, ImageTokenizerConfig, NextStepConfig
+from nextstep_jax.data.vocabulary import SpecialIds, Vocabulary
+from nextstep_jax.errors import InputError
+from nextstep_jax.models.forms import fuse_projections
+
+
+def builtin_checkpoint() -> pathlib.Path:
+    """Folder of the small model that ships with the package."""
+    return pathlib.Path(__file__).parent.parent / "builtin" / "shapes"
+
+
+def read_configs(checkpoint: str | os.PathLike) -> tuple[NextStepConfig | None, ImageTokenizerConfig | None, dict]:
+    """The model's and the image tokenizer's configs (None where the checkpoint has none) and the whole config.json."""
+    values = checkpoints.load_config(checkpoint)
+    source = os.path.join(checkpoint, "config.json")
+    model = NextStepConfig.from_released(values["model"], source) if values.get("model") else None
+    tokenizer = None
+    if values.get("image_tokenizer"):
+        tokenizer = ImageTokenizerConfig.from_released(values["image_tokenizer"], source)
+    return model, tokenizer, values
+
+
+def load_model(checkpoint: str | os.PathLike | None = None, dtype: str | None = None) -> dict:
+    """The fields of a Pipeline, read from a checkpoint folder (None: the built-in model).
+
+    Args:
+      dtype: of parameters and compute; None keeps the parameters as stored and computes in the decoder's dtype.
+
+    Raises:
+      InputError: not a checkpoint, or one without a model or an image tokenizer.
+      DamagedDataError: parameters that are not what was saved.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}")
+    checkpoint = builtin_checkpoint() if checkpoint is None else pathlib.Path(checkpoint)
+    config, tokenizer_config, values = read_configs(checkpoint)
+    if config is None:
+        raise InputError(f"{checkpoint}: holds an image tokenizer only, no model to generate with")
+    if tokenizer_config is None:
+        raise InputError(f"{checkpoint}: has no image tokenizer; convert it with --vae")
+    if tokenizer_config.latent_channels != config.latent_channels:
+        found = f"{tokenizer_config.latent_channels} and {config.latent_channels}"
+        raise InputError(f"{checkpoint}: image tokenizer and model differ in latent channels, found {found}")
+    params = checkpoints.load_params(checkpoint, subtree="model", dtype=dtype)
+    stored = dtype or str(params["decoder"]["layers_0"]["attention"]["q"]["kernel"].dtype)
+    config = config.with_transformer(dtype=stored, fused_projections=True, scan_layers=False, remat="none")
+    tokenizer_params = checkpoints.load_params(checkpoint, subtree="image_tokenizer")
+    tokenizer_json = checkpoints.load_file(checkpoint, "tokenizer.json")
+    vocabulary = None
+    if tokenizer_json is not None:
+        vocabulary = Vocabulary.from_bytes(tokenizer_json, str(checkpoint / "tokenizer.json"))
+        vocabulary.require_match(config)
+    return dict(
+        config=config,
+        params=fuse_projections(jax.tree.map(jnp.asarray, params)),
+        tokenizer_config=tokenizer_config,
+        tokenizer_params=jax.tree.map(jnp.asarray, tokenizer_params),
+        special=vocabulary.special if vocabulary else SpecialIds.from_config(config),
+        vocabulary=vocabulary,
+        overrides=values.get("generation") or {},
+        name=checkpoint.resolve().name,
+    )
+
+
+def describe(checkpoint: str | os.PathLike) -> dict:
+    """What `info` prints: sizes, parameters by part, bytes by dtype. Reads the manifest only, no parameter."""
+    model, tokenizer, _ = read_configs(checkpoint)
+    values: dict = {"checkpoint": str(checkpoint)}
+    if model is not None:
+        t, head = model.transformer, model.flow_head
+        values["model"] = {
+            "release": model.release,
+            "layers": t.layers,
+            "width": t.width,
+            "heads": f"{t.heads} query, {t.kv_heads} key/value, of {t.head_dim}",
+            "mlp width": t.mlp_width,
+            "vocabulary": t.vocab_size,
+            "window": t.max_positions,
+            "flow head": f"{head.layers} x {head.width}",
+            "image token": f"{model.token_channels} numbers",
+        }
+    if tokenizer is not None:
+        values["image tokenizer"] = {
+            "pixels per latent": tokenizer.downsample,
+            "latent channels": tokenizer.latent_channels,
+            "normalize": str(tokenizer.normalize),
+        }
+    parameters: dict[str, int] = {}
+    memory: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(checkpoints.abstract_params(checkpoint)):
+        part = "/".join(key.key for key in path[:2])
+        parameters[part] = parameters.get(part, 0) + leaf.size
+        memory[leaf.dtype.name] = memory.get(leaf.dtype.name, 0) + leaf.size * leaf.dtype.itemsize
+    values["parameters"] = parameters | {"total": sum(parameters.values())}
+    values["memory as stored"] = memory
+    values["memory by dtype"] = {name: sum(parameters.values()) * size for name, size in (("float32", 4), ("bfloat16", 2))}
+    return values

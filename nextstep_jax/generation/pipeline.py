@@ -1,0 +1,453 @@
+"""What a user calls: prompts in; images, edits and text out.
+
+    pipeline = Pipeline.from_checkpoint()            # the small model inside the package
+    images = pipeline.generate("a red circle left of a blue square", seed=1)
+    images[0].save("out.png")
+
+Letters: B images of one device batch, n image tokens, C channels of a token.
+"""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from PIL import Image
+
+from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
+from nextstep_jax.data import images as image_files
+from nextstep_jax.data.vocabulary import SpecialIds, Vocabulary
+from nextstep_jax.errors import InputError
+from nextstep_jax.generation import decode, text
+from nextstep_jax.generation.load import load_model
+from nextstep_jax.generation.prompts import EncodedImage, Part, align_rows, area_prefix, make_row
+from nextstep_jax.generation.settings import Settings, recommended
+from nextstep_jax.generation.tokenizer import decode_images, encode_images
+
+Array = jax.Array
+Pixels = np.ndarray  # [height, width, 3] uint8
+ImageSource = str | os.PathLike | Image.Image | Pixels
+# Called after each chunk with (tokens done, tokens in all, a function that decodes the partial images).
+OnChunk = Callable[[int, int, Callable[[], list[Pixels]]], None]
+
+MAX_BATCH = 16
+CHUNKS = 16  # per image, when somebody watches
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratedImage:
+    """One image and what made it.
+
+    Attributes:
+      pixels: [height, width, 3] uint8.
+      tokens: [n, C] float32.
+      record: prompt, seed, index and settings, JSON-able; `save` writes it into the PNG.
+    """
+
+    pixels: Pixels
+    tokens: np.ndarray
+    record: dict
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write a PNG that carries `record` as its text."""
+        values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in self.record.items()}
+        image_files.save_png(path, self.pixels, values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """A model ready to decode, its image tokenizer and, if the checkpoint has one, its text tokenizer.
+
+    Attributes:
+      config: in decoding form (unrolled, fused).
+      params: of the model, in that form.
+      overrides: generation settings the checkpoint asks for, see `settings.recommended`.
+      name: what error messages and records call it.
+    """
+
+    config: NextStepConfig
+    params: dict
+    tokenizer_config: ImageTokenizerConfig
+    tokenizer_params: dict
+    special: SpecialIds
+    vocabulary: Vocabulary | None = None
+    overrides: dict = dataclasses.field(default_factory=dict)
+    name: str = "model"
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: str | os.PathLike | None = None, dtype: str | None = None) -> "Pipeline":
+        """Load a converted or trained checkpoint folder; without one, the small model that ships with the package.
+
+        Args:
+          dtype: to cast the parameters to and compute in; None keeps what is stored.
+        """
+        return cls(**load_model(checkpoint, dtype))
+
+    # --- sizes --------------------------------------------------------------------------------------------------------
+
+    @property
+    def token_pixels(self) -> int:
+        """Pixels along one side of an image token."""
+        return self.tokenizer_config.downsample * self.config.patch
+
+    def settings(self, edit: bool = False, **changes) -> Settings:
+        """The checkpoint's recommended settings with some changed; None leaves one as it is."""
+        return recommended(self.config.release, self.overrides, edit).replace(**changes)
+
+    def grid(self, settings: Settings, height: int | None = None, width: int | None = None, aspect: str | None = None) -> tuple[int, int]:
+        """(h, w) in tokens of a size in pixels, or of an aspect-ratio bucket such as "16:9", or of the default size."""
+        if aspect is not None:
+            if height or width:
+                raise InputError("give either a height and width or an aspect, not both")
+            height, width = self._in_pixels(image_files.bucket_for_aspect(aspect, self._bucket_area(settings)))
+        height, width = height or width or settings.size, width or height or settings.size
+        for name, side in (("height", height), ("width", width)):
+            if side % self.token_pixels or side <= 0:
+                raise InputError(f"{name} must be a positive multiple of {self.token_pixels} pixels, found {side}")
+        return height // self.token_pixels, width // self.token_pixels
+
+    def _bucket_area(self, settings: Settings) -> int:
+        # Buckets are made for 16-pixel tokens; other tokenizers take the same grids at their own scale.
+        return settings.size // self.token_pixels * image_files.TOKEN
+
+    def _in_pixels(self, size: tuple[int, int]) -> tuple[int, int]:
+        return tuple(side // image_files.TOKEN * self.token_pixels for side in size)
+
+    # --- images -------------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: str | Sequence[int] | Sequence[str | Sequence[int]],
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        aspect: str | None = None,
+        n: int = 1,
+        seed: int = 0,
+        settings: Settings | None = None,
+        on_chunk: OnChunk | None = None,
+    ) -> list[GeneratedImage]:
+        """Images of prompts: n of each, prompt by prompt.
+
+        Image j of a prompt depends on the prompt, the seed and j alone, not on the other prompts.
+
+        Args:
+          prompts: text or ids, one or several.
+          height, width: pixels, multiples of `token_pixels`; or `aspect`; default `settings.size` squared.
+
+        Raises:
+          InputError: an empty prompt, a size or setting that cannot be used, a prompt longer than the window.
+        """
+        settings = settings or self.settings()
+        h, w = self.grid(settings, height, width, aspect)
+        branches, prompts = [], _as_list(prompts)
+        for prompt in prompts:
+            _require_prompt(prompt)
+            branches.append([self._with_positive(prompt, settings), [settings.negative], [settings.negative]])
+        return self._images(branches, [_describe(p) for p in prompts], h, w, n, seed, settings, False, on_chunk)
+
+    def edit(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        instruction: str | Sequence[int],
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        aspect: str | None = None,
+        n: int = 1,
+        seed: int = 0,
+        settings: Settings | None = None,
+        on_chunk: OnChunk | None = None,
+    ) -> list[GeneratedImage]:
+        """Edits of one or several input images.
+
+        Input images are resized to the nearest aspect-ratio bucket; the result has the first one's size unless another is
+        given. "<image>" or "<image_2>" in the instruction says where an input image belongs; without them all come first.
+        """
+        settings = settings or self.settings(edit=True)
+        _require_prompt(instruction)
+        sources = self.load_images(images, settings)
+        if height is width is aspect is None:
+            height, width = sources[0].shape[:2]
+        h, w = self.grid(settings, height, width, aspect)
+        encoded = self.encode(sources, seed)
+        parts = _place_images(instruction, encoded)
+        if settings.positive:
+            parts.append(" " + settings.positive)
+        branches = [[parts, [*encoded, settings.negative], [settings.negative]]]
+        return self._images(branches, [_describe(instruction)], h, w, n, seed, settings, True, on_chunk)
+
+    def load_images(self, images: ImageSource | Sequence[ImageSource], settings: Settings) -> list[Pixels]:
+        """Input images as uint8 arrays, resized and cropped to buckets of the settings' area."""
+        sources = [images] if isinstance(images, str | os.PathLike | Image.Image | np.ndarray) else list(images)
+        if not sources:
+            raise InputError("an edit needs at least one input image")
+        pixels = []
+        for source in sources:
+            image = image_files.load(source) if isinstance(source, str | os.PathLike) else source
+            image = Image.fromarray(image) if isinstance(image, np.ndarray) else image.convert("RGB")
+            size = image_files.bucket_for(width=image.width, height=image.height, area=self._bucket_area(settings))
+            pixels.append(np.asarray(image_files.resize_crop(image, *self._in_pixels(size))))
+        return pixels
+
+    def encode(self, images: Sequence[Pixels], seed: int = 0) -> list[EncodedImage]:
+        """Image tokens of uint8 images, as the transformer reads them."""
+        key = jax.random.fold_in(jax.random.key(seed), _POSTERIOR)
+        encoded = []
+        for i, pixels in enumerate(images):
+            tokens = encode_images(
+                self.tokenizer_config,
+                self.config.patch,
+                self.tokenizer_params,
+                image_files.to_float(pixels)[None],
+                jax.random.fold_in(key, i),
+            )
+            side = self.token_pixels
+            encoded.append(EncodedImage(np.asarray(tokens[0]), pixels.shape[0] // side, pixels.shape[1] // side))
+        return encoded
+
+    def decode(self, tokens: np.ndarray | Array, h: int, w: int) -> list[Pixels]:
+        """uint8 images of tokens [B, h * w, C]."""
+        pixels = decode_images(self.tokenizer_config, self.config.patch, h, w, self.tokenizer_params, tokens)
+        return list(image_files.to_uint8(np.asarray(pixels)))
+
+    def sample_tokens(
+        self,
+        branches: Sequence[Sequence[Sequence[Part]]],
+        h: int,
+        w: int,
+        keys: Array,
+        settings: Settings,
+        has_image: bool,
+        on_chunk: OnChunk | None = None,
+    ) -> np.ndarray:
+        """Image tokens [B, h * w, C] of B prompts.
+
+        Args:
+          branches: per prompt [conditional, image-only, unconditional] parts; those guidance does not need are not read.
+          keys: [B], one key an image.
+        """
+        how = settings.token_settings(has_image)
+        count, tokens = len(branches), h * w
+        used = {1: (0,), 2: (0, 2), 3: (0, 1, 2)}[how.branches]
+        padded = list(branches) + [branches[-1]] * (_power_of_two(count) - count)
+        prefix = area_prefix(self.special, h, w)
+        rows = [
+            make_row([*row[b], prefix], self.special, self.config.token_channels, self.vocabulary) for b in used for row in padded
+        ]
+        self._require_window(max(len(row.ids) for row in rows), tokens)
+        keys = keys[np.minimum(np.arange(len(padded)), count - 1)]
+        noise = decode.draw_noise(keys, tokens, how.noise_arrays, self.config.token_channels)
+        state = decode.start(self.config, self.params, align_rows(rows), how.branches, tokens)
+        chunk = tokens if on_chunk is None else max(1, tokens // CHUNKS)
+        for stop in [*range(chunk, tokens, chunk), tokens]:
+            state = decode.advance(self.config, how, self.params, state, noise, settings.guidance(tokens), stop)
+            if on_chunk is not None:
+                partial = np.asarray(state.tokens[:count])
+                on_chunk(stop, tokens, lambda partial=partial: self.decode(partial, h, w))
+        return np.asarray(state.tokens[:count])
+
+    def _images(self, branches, descriptions, h, w, n, seed, settings, has_image, on_chunk) -> list[GeneratedImage]:
+        if n < 1:
+            raise InputError(f"the number of images must be at least 1, found {n}")
+        wanted = [(p, j) for p in range(len(branches)) for j in range(n)]
+        key, results = jax.random.key(_require_seed(seed)), []
+        for first in range(0, len(wanted), MAX_BATCH):
+            batch = wanted[first : first + MAX_BATCH]
+            keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(np.asarray([j for _, j in batch]))
+            tokens = self.sample_tokens([branches[p] for p, _ in batch], h, w, keys, settings, has_image, on_chunk)
+            pixels = self.decode(tokens, h, w)
+            for (p, j), image_tokens, image in zip(batch, tokens, pixels, strict=True):
+                record = {"prompt": descriptions[p], "seed": seed, "index": j, "height": h * self.token_pixels}
+                record |= {"width": w * self.token_pixels, "model": self.name, "settings": dataclasses.asdict(settings)}
+                results.append(GeneratedImage(image, image_tokens, record))
+        return results
+
+    def _with_positive(self, prompt, settings: Settings) -> list[Part]:
+        if not settings.positive:
+            return [prompt]
+        return [f"{prompt} {settings.positive}"] if isinstance(prompt, str) else [prompt, " " + settings.positive]
+
+    # --- text ---------------------------------------------------------------------------------------------------------
+
+    def write(
+        self,
+        prompt: str | Sequence[int] = "",
+        images: ImageSource | Sequence[ImageSource] = (),
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        settings: Settings | None = None,
+    ) -> str:
+        """Text that continues a prompt, after input images if there are any (captioning)."""
+        if not len(prompt) and (isinstance(images, list | tuple) and not images):
+            raise InputError("a prompt must not be empty")
+        encoded = []
+        if not (isinstance(images, list | tuple) and not images):
+            encoded = self.encode(self.load_images(images, settings or self.settings()), seed)
+        parts = [*encoded, prompt]
+        ids, _ = self.write_ids(parts, [self.special.eos], max_tokens, temperature, top_p, seed)
+        return self._text(ids)
+
+    def write_ids(
+        self,
+        parts: Sequence[Part],
+        stop_ids: Sequence[int],
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        allowed_special: Sequence[int] = (),
+    ) -> tuple[list[int], int | None]:
+        """Ids that continue `parts`, without the stop id, and the stop id met (None: the length ran out).
+
+        Markers of images and thinking are written only if they are stop ids or in `allowed_special`.
+        """
+        if max_tokens < 1:
+            raise InputError(f"the number of tokens to write must be at least 1, found {max_tokens}")
+        if not (temperature >= 0 and 0 < top_p <= 1):
+            raise InputError(f"temperature must be >= 0 and top-p in (0, 1], found {temperature} and {top_p}")
+        row = make_row(parts, self.special, self.config.token_channels, self.vocabulary)
+        self._require_window(len(row.ids), max_tokens)
+        size = self.vocabulary.size if self.vocabulary else self.config.transformer.vocab_size
+        allowed = np.arange(self.config.transformer.vocab_size) < size
+        markers = {i for i in dataclasses.astuple(self.special) if isinstance(i, int)} - {self.special.times}
+        allowed[list(markers - set(stop_ids) - set(allowed_special))] = False
+        prompt = align_rows([row])
+        state = text.start_text(self.config, self.params, prompt, _power_of_two(max_tokens))
+        keys = jax.random.key(_require_seed(seed))[None]
+        stops = np.asarray(stop_ids, np.int32)
+        state = text.advance_text(
+            self.config, self.params, state, keys, float(temperature), float(top_p), allowed, stops, max_tokens
+        )
+        ids = np.asarray(state.ids)[0, : int(state.lengths[0])].tolist()
+        return (ids[:-1], ids[-1]) if ids and ids[-1] in set(stop_ids) else (ids, None)
+
+    def compose(
+        self,
+        prompt: str | Sequence[int],
+        images: ImageSource | Sequence[ImageSource] = (),
+        *,
+        max_images: int = 4,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        settings: Settings | None = None,
+    ) -> list[str | GeneratedImage]:
+        """Text and images in the order the model writes them.
+
+        Where it writes `<|image_area|>h*w` an image of that grid follows inside the same sequence, then text goes on. Each
+        image is guided against the negative prompt alone; up to `max_images` are drawn.
+        """
+        settings = settings or self.settings()
+        has_image = not (isinstance(images, list | tuple) and not images)
+        encoded = self.encode(self.load_images(images, settings), seed) if has_image else []
+        parts: list[Part] = [*encoded, prompt]
+        results: list[str | GeneratedImage] = []
+        for j in range(max_images + 1):
+            stops = [self.special.eos] + ([self.special.image_area] if j < max_images else [])
+            ids, met = self.write_ids(parts, stops, max_tokens, temperature, top_p, seed + j)
+            if ids:
+                results.append(self._text(ids))
+            if met != self.special.image_area:
+                return results
+            h, w = self._read_area([*parts, ids, [met]], settings, seed)
+            parts.append(ids)
+            key = jax.random.fold_in(jax.random.key(_require_seed(seed)), j)
+            tokens = self.sample_tokens([[parts, [settings.negative], [settings.negative]]], h, w, key[None], settings, False)
+            parts.append(EncodedImage(tokens[0], h, w))
+            record = {"prompt": _describe(prompt), "seed": seed, "index": j, "settings": dataclasses.asdict(settings)}
+            results.append(GeneratedImage(self.decode(tokens, h, w)[0], tokens[0], record | {"model": self.name}))
+        return results
+
+    def think_and_generate(self, prompt: str, *, max_tokens: int = 512, seed: int = 0, settings: Settings | None = None, **size):
+        """Self-CoT (paper section 4.2): write a plan between the thinking tokens, then draw. Returns (plan, image)."""
+        if self.special.begin_of_thinking is None:
+            raise InputError("this checkpoint's text tokenizer has no thinking tokens")
+        _require_prompt(prompt)
+        settings = settings or self.settings()
+        h, w = self.grid(settings, **size)
+        begin, end = self.special.begin_of_thinking, self.special.end_of_thinking
+        plan, _ = self.write_ids([prompt, [begin]], [end, self.special.eos], max_tokens, seed=seed)
+        branches = [[[prompt, [begin, *plan, end]], [settings.negative], [settings.negative]]]
+        images = self._images(branches, [prompt], h, w, 1, seed, settings, False, None)
+        return self._text(plan), images[0]
+
+    def _read_area(self, parts: Sequence[Part], settings: Settings, seed: int) -> tuple[int, int]:
+        """(h, w) that the model writes after `<|image_area|>`: the first known grid its digits spell, else the default.
+
+        Begin-of-image is no training target, so nothing tells where the digits end but the grids that exist.
+        """
+        ids, _ = self.write_ids(parts, [self.special.begin_of_image, self.special.end_of_image], 9, seed=seed)
+        known = {tuple(side // image_files.TOKEN for side in size) for size in image_files.buckets(self._bucket_area(settings))}
+        for length in range(3, len(ids) + 1):
+            area = self.special.parse_area(ids[:length])
+            if area in known:
+                return area
+        return self.grid(settings)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        if self.vocabulary is None:
+            raise InputError(f"{self.name} has no text tokenizer (tokenizer.json): call write_ids for ids")
+        return self.vocabulary.decode(ids)
+
+    def _require_window(self, length: int, new: int) -> None:
+        window = self.config.transformer.max_positions
+        if length + new > window:
+            raise InputError(f"a prompt of {length} ids and {new} new positions do not fit the model's window of {window}")
+
+
+_POSTERIOR = 2**31 - 1  # fold_in index of encoding noise, out of reach of image indices
+
+
+def _as_list(prompts) -> list:
+    if isinstance(prompts, str):
+        return [prompts]
+    prompts = list(prompts)
+    if not prompts:
+        raise InputError("give at least one prompt")
+    return [prompts] if not isinstance(prompts[0], str) and not hasattr(prompts[0], "__len__") else prompts
+
+
+def _require_prompt(prompt: str | Sequence[int]) -> None:
+    if not (prompt.strip() if isinstance(prompt, str) else len(prompt)):
+        raise InputError("a prompt must not be empty")
+
+
+def _require_seed(seed: int) -> int:
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed must be in [0, 2**32), found {seed}")
+    return seed
+
+
+def _describe(prompt: str | Sequence[int]) -> str:
+    return prompt if isinstance(prompt, str) else "ids " + " ".join(str(int(i)) for i in prompt)
+
+
+def _place_images(instruction: str | Sequence[int], images: Sequence[EncodedImage]) -> list[Part]:
+    """The instruction with "<image>" and "<image_n>" replaced by the images, in order or by number."""
+    if not isinstance(instruction, str) or not re.search(r"<image(?:_\d+)?>", instruction):
+        return [*images, instruction]
+    parts, used = [], []
+    for piece in re.split(r"(<image(?:_\d+)?>)", instruction):
+        if match := re.fullmatch(r"<image(?:_(\d+))?>", piece):
+            used.append(int(match[1]) - 1 if match[1] else len(used))
+            if not 0 <= used[-1] < len(images):
+                raise InputError(f"{piece} in the instruction asks for image {used[-1] + 1}, found {len(images)} input images")
+            parts.append(images[used[-1]])
+        elif piece:
+            parts.append(piece)
+    if set(used) != set(range(len(images))):
+        raise InputError(f"the instruction places {len(set(used))} of {len(images)} input images")
+    return parts
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << (count - 1).bit_length()
+

@@ -1,0 +1,116 @@
+"""How to generate: guidance, sampler and prompts around the prompt, with each release's recommended values."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from nextstep_jax.errors import InputError
+from nextstep_jax.flow.guidance import SCHEDULES, num_branches, schedule
+from nextstep_jax.flow.samplers import evaluation_times
+from nextstep_jax.generation.decode import TokenSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings of one generation.
+
+    Attributes:
+      cfg: guidance towards the prompt; 1 is none.
+      image_cfg: guidance towards the input images of an edit; 1 is none.
+      schedule: how cfg and image_cfg change along the tokens, one of flow.guidance.SCHEDULES.
+      sampler, steps, shift, noise_level: the flow sampler, see flow.samplers.
+      normalize_tokens: LayerNorm over each sampled token (the releases' use_norm).
+      rescale: shrink guided velocities to the conditional norm.
+      positive: appended to the prompt, after a space.
+      negative: what the unconditional branch reads.
+      size: side in pixels of the square whose area an image has when only its aspect (or nothing) is given.
+    """
+
+    cfg: float = 7.5
+    image_cfg: float = 1.0
+    schedule: str = "constant"
+    sampler: str = "sde"
+    steps: int = 30
+    shift: float = 1.0
+    noise_level: float = 0.8
+    normalize_tokens: bool = False
+    rescale: bool = False
+    positive: str = ""
+    negative: str = ""
+    size: int = 512
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"guidance schedule must be one of {', '.join(SCHEDULES)}, found {self.schedule!r}")
+        num_branches(self.cfg, self.image_cfg)
+        evaluation_times(self.sampler, self.steps, self.shift)  # refuses what the sampler cannot run with
+        if not 0 <= self.noise_level <= 1:
+            raise InputError(f"noise level must be in [0, 1], found {self.noise_level}")
+
+    def token_settings(self, has_image: bool) -> TokenSettings:
+        """What the compiled loop is specialized to."""
+        return TokenSettings(
+            branches=num_branches(self.cfg, self.image_cfg, has_image),
+            sampler=self.sampler,
+            steps=self.steps,
+            shift=self.shift,
+            noise_level=self.noise_level,
+            normalize_tokens=self.normalize_tokens,
+            rescale=self.rescale,
+        )
+
+    def guidance(self, tokens: int) -> np.ndarray:
+        """[n, 2] float32: cfg and image_cfg at each of n tokens."""
+        rows = [[schedule(self.schedule, strength, k, tokens) for strength in (self.cfg, self.image_cfg)] for k in range(tokens)]
+        return np.asarray(rows, np.float32)
+
+    def replace(self, **changes) -> "Settings":
+        """A copy with some values changed; None leaves a value as it is."""
+        return dataclasses.replace(self, **{name: value for name, value in changes.items() if value is not None})
+
+
+_NEGATIVE = (
+    "lowres, bad anatomy, bad hands, {text}, error, missing fingers, extra digit, fewer digits, cropped, worst quality, "
+    "low quality, normal quality, jpeg artifacts, signature, watermark, username, blurry."
+)
+
+# What each release's own example or serving default uses (NextStep-1 README and example; 2026 inference script).
+RECOMMENDED = {
+    "1.0": Settings(
+        sampler="august2025",
+        steps=50,
+        normalize_tokens=True,
+        positive="masterpiece, film grained, best quality.",
+        negative=_NEGATIVE.format(text="text"),
+    ),
+    "1.0-edit": Settings(
+        image_cfg=2.0, sampler="august2025", steps=50, shift=3.2, normalize_tokens=True, negative="Copy original image."
+    ),
+    "1.1": Settings(negative=_NEGATIVE.format(text="bad texts, bad layout")),
+}
+
+
+def recommended(release: str, overrides: Mapping[str, Any] | None = None, edit: bool = False) -> Settings:
+    """The settings for a checkpoint: of its release, changed by what the checkpoint's own config asks for.
+
+    Args:
+      release: NextStepConfig.release.
+      overrides: the `generation` entry of the checkpoint's config.json; its `edit` entry counts when editing.
+
+    Raises:
+      InputError: a release or setting that does not exist.
+    """
+    name = "1.0-edit" if edit and release == "1.0" else release
+    if name not in RECOMMENDED:
+        raise InputError(f"release must be one of {', '.join(RECOMMENDED)}, found {release!r}")
+    changes = dict(overrides or {})
+    changes |= changes.pop("edit", {}) if edit else {}
+    changes.pop("edit", None)
+    unknown = set(changes) - {field.name for field in dataclasses.fields(Settings)}
+    if unknown:
+        raise InputError(f"config.json: unknown generation settings {', '.join(sorted(unknown))}")
+    settings = RECOMMENDED[name].replace(**changes)
+    # Image guidance means something in edits only.
+    return settings if edit else dataclasses.replace(settings, image_cfg=1.0)

@@ -1,0 +1,216 @@
+"""The training objective: cross-entropy on text and velocity error on image tokens (paper section 4.2).
+
+    loss = lambda_text * CE + lambda_image * MSE,  MSE = |v(x_t, t | hidden) - (x - noise)|^2 / C,  x_t = t x + (1 - t) noise
+
+Each head runs only on the positions that it is trained on, gathered row by row into a fixed number of places. A row with
+more targets than places loses the last ones, and the loss says how many.
+
+Letters: B batch, S sequence, D model width, C channels of one image token, V vocabulary; n places of a head in each row,
+M draws of noise and time for each image token.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nextstep_jax.batch import Batch
+from nextstep_jax.errors import InputError
+from nextstep_jax.flow.paths import interpolate, logit_normal_times, velocity_target
+from nextstep_jax.models.nextstep import NextStep
+from nextstep_jax.objectives.cross_entropy import cross_entropy
+
+Array = jax.Array
+
+
+class Totals(NamedTuple):
+    """What the means divide by: summed weights of the targets that find a place, and the number of image tokens.
+
+    Computed from a whole batch, they let the losses of its parts add up to the batch's (gradient accumulation).
+    """
+
+    text: Array
+    image: Array
+    image_tokens: Array
+
+
+class Targets(NamedTuple):
+    """One head's targets and losses, for metrics by kind of data and the like.
+
+    Attributes:
+      positions: [B, n] int32, where in the row the target stands.
+      weights: [B, n] float32; 0 where a place is empty.
+      losses: [B, n] float32, nothing meaningful where the weight is 0.
+      dropped: [] int32, targets that found no place.
+    """
+
+    positions: Array
+    weights: Array
+    losses: Array
+    dropped: Array
+
+
+class Metrics(NamedTuple):
+    """What `multitask_loss` reports beside the loss.
+
+    Attributes:
+      lm_loss, im_loss: [] float32, the two means before their weights.
+      text_targets, image_targets: [] int32, how many targets were learned from.
+      text, image: the targets one by one.
+    """
+
+    lm_loss: Array
+    im_loss: Array
+    text_targets: Array
+    image_targets: Array
+    text: Targets
+    image: Targets
+
+
+def multitask_loss(
+    model: NextStep,
+    params: dict,
+    batch: Batch,
+    noise: Array,
+    t: Array,
+    *,
+    text_capacity: int | None = None,
+    image_capacity: int | None = None,
+    totals: Totals | None = None,
+    token_length_weight: bool = False,
+    input_tokens: Array | None = None,
+) -> tuple[Array, Metrics]:
+    """The loss of a batch, and what it is made of.
+
+    Args:
+      noise, t: [B, n, M, C] and [B, n, M] draws for the places of the image targets, see `draw_noise`.
+      text_capacity, image_capacity: places of each head in a row; None: one for every position, so that none can be missing.
+      totals: of the batch that this one is a part of; None: its own.
+      token_length_weight: weigh the two means by the number of text targets and of image tokens as well (an option of the
+        February 2026 release), instead of by their lambdas alone.
+      input_tokens: [B, S, C] the image tokens as the transformer sees them, where these are noised; targets stay clean.
+
+    Returns:
+      [] float32 loss and Metrics.
+
+    Raises:
+      InputError: draws of the wrong shape, or a config with input noise and no `input_tokens`.
+    """
+    config = model.config
+    if config.input_noise and input_tokens is None:
+        raise InputError(f"input_noise is {config.input_noise}, but the loss was given no noised input tokens")
+    if totals is None:
+        totals = count_totals(batch, text_capacity, image_capacity)
+
+    def call(method: str, *arguments):
+        return model.apply({"params": params}, *arguments, method=method)
+
+    seen = batch if input_tokens is None else dataclasses.replace(batch, image_tokens=input_tokens)
+    hidden = call("__call__", seen)
+    text = _text_losses(call, hidden, batch, text_capacity)
+    image = _image_losses(call, hidden, batch, image_capacity, noise, t, config.train_out_projector)
+
+    lm_loss = _over(jnp.sum(text.weights * text.losses), totals.text)
+    im_loss = _over(jnp.sum(image.weights * image.losses), totals.image)
+    text_share, image_share = config.text_loss_weight, config.image_loss_weight
+    if token_length_weight:
+        tokens = totals.text + totals.image_tokens
+        text_share, image_share = _over(text_share * totals.text, tokens), _over(image_share * totals.image_tokens, tokens)
+    loss = text_share * lm_loss + image_share * im_loss
+    counts = (jnp.sum(part.weights > 0) for part in (text, image))
+    return loss, Metrics(lm_loss, im_loss, *counts, text, image)
+
+
+def draw_noise(
+    key: Array, rows: int, capacity: int, draws: int, channels: int, law: Callable = logit_normal_times
+) -> tuple[Array, Array]:
+    """Noise [B, n, M, C] and times [B, n, M] for `multitask_loss`; `law` is a timestep law of `flow.paths`."""
+    noise_key, time_key = jax.random.split(key)
+    shape = (rows, capacity, draws)
+    return jax.random.normal(noise_key, (*shape, channels)), law(time_key, shape)
+
+
+def count_totals(batch: Batch, text_capacity: int | None = None, image_capacity: int | None = None) -> Totals:
+    """What the means of a batch divide by, for heads with these capacities."""
+    text, image = target_weights(batch)
+    image_tokens = jnp.sum(batch.is_image & (batch.segment_ids > 0))
+    return Totals(_kept(text, text_capacity), _kept(image, image_capacity), image_tokens.astype(jnp.float32))
+
+
+def target_weights(batch: Batch) -> tuple[Array, Array]:
+    """Text and image weights [B, S] of what each hidden state predicts: 0 at the end of a segment, where nothing follows."""
+    inside = (_next(batch.segment_ids) == batch.segment_ids).at[:, -1].set(False)
+    return _next(batch.text_weight) * inside, _next(batch.image_weight) * inside
+
+
+def gather_positions(weights: Array, capacity: int | None) -> tuple[Array, Array, Array]:
+    """The places of a head: the first `capacity` positions of each row with a weight.
+
+    Args:
+      weights: [B, S] >= 0.
+      capacity: n; None for S.
+
+    Returns:
+      indices [B, n] into the row, all different: the weighted positions in order, then others to fill the places;
+      mask [B, n], which places are taken; and how many weighted positions found no place, [] int32.
+    """
+    capacity = weights.shape[1] if capacity is None else min(capacity, weights.shape[1])
+    wanted = weights > 0
+    indices = jnp.argsort(~wanted, axis=1, stable=True)[:, :capacity]
+    count = jnp.sum(wanted, axis=1)
+    return indices, jnp.arange(capacity) < count[:, None], jnp.sum(jnp.maximum(count - capacity, 0))
+
+
+# --- the two heads ----------------------------------------------------------------------------------------------------
+
+
+def _text_losses(call: Callable, hidden: Array, batch: Batch, capacity: int | None) -> Targets:
+    weights, _ = target_weights(batch)
+    indices, mask, dropped = gather_positions(weights, capacity)
+    targets = _take(_next(batch.text_ids), indices)
+    states = _take(hidden, indices)
+    losses = cross_entropy(states.reshape(-1, states.shape[-1]), call("language_kernel"), targets.reshape(-1))
+    return Targets(indices + 1, _take(weights, indices) * mask, losses.reshape(targets.shape), dropped)
+
+
+def _image_losses(
+    call: Callable, hidden: Array, batch: Batch, capacity: int | None, noise: Array, t: Array, project_out: bool
+) -> Targets:
+    _, weights = target_weights(batch)
+    indices, mask, dropped = gather_positions(weights, capacity)
+    x = _take(_next(batch.image_tokens), indices)[:, :, None]
+    if noise.shape[:2] != indices.shape or noise.shape[3:] != x.shape[3:] or t.shape != noise.shape[:3]:
+        expected = f"[{indices.shape[0]}, {indices.shape[1]}, M, {x.shape[3]}]"
+        raise InputError(f"noise must be {expected} and t without its last axis, found {noise.shape} and {t.shape}")
+    condition = _take(hidden, indices)
+    if project_out:
+        condition = call("project_out", condition)
+    draws, width = noise.shape[2], condition.shape[-1]
+    condition = jnp.repeat(condition.reshape(-1, width), draws, axis=0)
+    points = interpolate(x, noise, t).reshape(-1, noise.shape[3])
+    velocity = call("velocity", points, t.reshape(-1), condition).reshape(noise.shape)
+    losses = jnp.mean(jnp.square(velocity - velocity_target(x, noise)), axis=(2, 3))
+    return Targets(indices + 1, _take(weights, indices) * mask, losses, dropped)
+
+
+def _next(x: Array) -> Array:
+    """[B, S, ...] moved by one, so that position s holds s + 1."""
+    return jnp.roll(x, -1, axis=1)
+
+
+def _take(x: Array, indices: Array) -> Array:
+    """Entries [B, n, ...] of x [B, S, ...] at indices [B, n]."""
+    indices = indices.reshape(*indices.shape, *[1] * (x.ndim - 2))
+    return jnp.take_along_axis(x, indices, axis=1, mode="promise_in_bounds")
+
+
+def _kept(weights: Array, capacity: int | None) -> Array:
+    indices, mask, _ = gather_positions(weights, capacity)
+    return jnp.sum(_take(weights, indices) * mask)
+
+
+def _over(total: Array, weight: Array) -> Array:
+    """total / weight, and 0 where there is nothing to average."""
+    return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1), 0)

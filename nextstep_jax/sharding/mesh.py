@@ -1,0 +1,53 @@
+"""Device meshes over the axes `data`, `fsdp`, `tensor`, `sequence` (rules.py says what is split over them)."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from nextstep_jax.errors import InputError
+from nextstep_jax.sharding.rules import MESH_AXES, partition_spec
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of all `devices` (default: every device of every process); enter it with `jax.set_mesh`.
+
+    Args:
+      sizes: devices along each of MESH_AXES; absent axes are 1, and one axis may be -1: whatever is left.
+
+    Raises:
+      InputError: an unknown axis, more than one -1, or sizes whose product is not the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    unknown = set(sizes) - set(MESH_AXES)
+    if unknown:
+        raise InputError(f"mesh axes must be among {', '.join(MESH_AXES)}, found {', '.join(sorted(unknown))}")
+    shape = [int(sizes.get(axis, 1)) for axis in MESH_AXES]
+    if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
+        raise InputError(f"mesh sizes must be positive, at most one of them -1, found {dict(zip(MESH_AXES, shape, strict=True))}")
+    known = math.prod(size for size in shape if size != -1)
+    if -1 in shape and len(devices) % known == 0:
+        shape[shape.index(-1)] = len(devices) // known
+    if math.prod(shape) != len(devices):
+        raise InputError(f"mesh {dict(zip(MESH_AXES, shape, strict=True))} does not fit {len(devices)} devices")
+    # Auto: Explicit axes make Linen's logical constraints raise.
+    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
+
+
+def batch_shardings(batch, mesh: Mesh, names: tuple[str, ...] = ("batch", "sequence")):
+    """Where each array of a batch lies; `names` are the logical axes of its leading dimensions."""
+
+    def place(leaf) -> NamedSharding:
+        return NamedSharding(mesh, partition_spec(names[: len(leaf.shape)], mesh.axis_names))
+
+    return jax.tree.map(place, batch)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def global_batch(batch, mesh: Mesh, names: tuple[str, ...] = ("batch", "sequence")):
+    """This process's rows (NumPy, the same number on every process) as global device arrays; the copy is asynchronous."""
+    return jax.tree.map(jax.make_array_from_process_local_data, batch_shardings(batch, mesh, names), batch)

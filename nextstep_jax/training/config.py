@@ -1,0 +1,160 @@
+"""Every setting of a training run with its default, and what the settings mean to the rest of the library.
+
+A file in configs/ starts from `base_config`, changes values, and is launched with launch/train.py. Architectures are spelled out
+field by field, so that any of them can be changed from the command line (`--config.model.transformer.layers=2`).
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from nextstep_jax.config import FlowHeadConfig, ImageTokenizerConfig, NextStepConfig, TransformerConfig
+from nextstep_jax.data.augment import Augmentation
+from nextstep_jax.errors import InputError
+
+OBJECTIVES = ("multitask", "reconstruction")
+
+
+def base_config(objective: str) -> ConfigDict:
+    """The settings of a run, with defaults that a stage's config file overrides."""
+    config = ConfigDict()
+    config.objective = objective
+    config.name = ""  # of the run, for the trackers
+    config.seed = 42
+    config.steps = 1000
+
+    # Where the parameters come from: "" draws all; else a checkpoint folder (a converted NextStep or Qwen2.5, or a trained one).
+    # Parameters the checkpoint lacks must match `fresh`: for Qwen2.5 those of the image side.
+    config.start = ConfigDict({"checkpoint": "", "fresh": ()})
+
+    config.optimizer = ConfigDict(
+        {
+            "learning_rate": 1e-4,
+            "min_learning_rate": 0.0,  # where a cosine ends
+            "schedule": "constant",  # or "cosine"
+            "warmup": 0,
+            "b1": 0.9,
+            "b2": 0.95,
+            "eps": 1e-8,
+            "weight_decay": 0.1,
+            "no_decay": r"(bias|scale)$",
+            "clip": 1.0,
+            "groups": (),  # (regular expression over parameter paths, factor on the learning rate), the first match counts
+            "frozen": (),  # regular expressions over parameter paths
+        }
+    )
+    config.accumulation = 1  # parts a step's batch is run in
+    config.ema = 0.0  # 0: none
+    config.max_skipped = 20  # steps in a row with a non-finite loss or gradient that stop the run
+
+    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
+    config.checkpoint = ConfigDict({"every": 1000, "keep": 3})
+    config.export_dtype = "float32"  # of the checkpoint folder written at the end
+    config.log_every = 10
+    config.validation = ConfigDict({"every": 0, "batches": 8})
+    config.samples = ConfigDict({"every": 0})
+    config.profile = ConfigDict({"start": 0, "stop": 0})  # steps between which the profiler runs; 0, 0: never
+    config.wandb = ConfigDict({"project": "", "mode": "offline"})
+    config.data = data_config(objective)
+    if objective == "multitask":
+        config.model = model_fields(NextStepConfig())
+        config.image_tokenizer_checkpoint = ""  # decodes sample images and is exported with the model; "": the start's
+        config.capacity = ConfigDict({"text": 1.0, "image": 1.0})  # places of each head, as a share of a row's positions
+        config.samples.prompts = ()
+        config.samples.generation = ConfigDict()  # fields of generation.settings.Settings; exported with the checkpoint
+    elif objective == "reconstruction":
+        config.image_tokenizer = model_fields(ImageTokenizerConfig())
+    else:
+        raise InputError(f"objective must be one of {', '.join(OBJECTIVES)}, found {objective!r}")
+    return config
+
+
+def data_config(objective: str) -> ConfigDict:
+    """Settings of the data. A multitask stage adds sources to `sources` and `validation` with `source`, under names of its choice."""
+    if objective == "reconstruction":
+        values = {
+            "sources": (),  # what data/sources.py can open
+            "validation": (),
+            "batch_size": 32,  # pictures of a step, over all hosts
+            "height": 256,
+            "width": 256,
+            "workers": 0,  # reader processes; 0 reads in threads
+        }
+        return ConfigDict(values)
+    values = {
+        "root": "",  # folder that relative paths of sources start from
+        "vocabulary": "",  # a tokenizer.json; "": the starting checkpoint's; "shapes": the built-in dataset's
+        "batch_size": 8,  # rows of a step, over all hosts
+        "length": 16384,  # positions of a row
+        "open_rows": 16,  # rows held open while packing: more waste less
+        "workers": 0,  # reader processes for each source; 0 reads in threads
+        "grids": (),  # (h, w) of every image, for packing as the February 2026 release does it; (): samples do not see each other
+        "sources": ConfigDict(),
+        "validation": ConfigDict(),
+    }
+    return ConfigDict(values)
+
+
+def source(path: str = "", share: float = 1.0, kind: str = "", thinking: bool = False, **augmentation) -> ConfigDict:
+    """Settings of one source of a mixture.
+
+    Args:
+      path: what data/sources.py can open, images as latents; relative to `config.data.root`.
+      share: of the mixture's tokens, relative to the other sources'; 0 leaves the source out.
+      kind: what WebDataset samples with several images are: "edit" or "interleaved".
+      thinking: texts may spell the thinking and prompt-refinement tokens.
+      augmentation: fields of data.augment.Augmentation that differ from the February 2026 release's.
+    """
+    fields = dataclasses.asdict(Augmentation(**augmentation))
+    return ConfigDict({"path": path, "share": share, "kind": kind, "thinking": thinking, "augmentation": fields})
+
+
+def model_fields(config: NextStepConfig | ImageTokenizerConfig) -> ConfigDict:
+    """A frozen architecture as settings; optional numbers stay settable."""
+    fields = ConfigDict(dataclasses.asdict(config))
+    if isinstance(config, ImageTokenizerConfig) and config.normalize_patch is None:
+        fields.normalize_patch = placeholder(int)
+    return fields
+
+
+def model_config(settings: Mapping[str, Any]) -> NextStepConfig:
+    """The architecture that `config.model` describes. InputError names what does not fit."""
+    values = _plain(settings)
+    return NextStepConfig(
+        transformer=TransformerConfig(**values.pop("transformer")), flow_head=FlowHeadConfig(**values.pop("flow_head")), **values
+    )
+
+
+def image_tokenizer_config(settings: Mapping[str, Any]) -> ImageTokenizerConfig:
+    """The architecture that `config.image_tokenizer` describes. InputError names what does not fit."""
+    return ImageTokenizerConfig(**_plain(settings))
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return settings.to_dict() if isinstance(settings, ConfigDict) else dict(settings)
+
+
+def require_valid(config: ConfigDict) -> None:
+    """InputError for settings that cannot make a run, before anything is loaded or compiled."""
+    for name in ("steps", "accumulation", "log_every", "max_skipped"):
+        if config[name] < 1:
+            raise InputError(f"config.{name} must be at least 1, found {config[name]}")
+    for name in ("checkpoint.every", "validation.every", "validation.batches", "samples.every"):
+        section, key = name.split(".")
+        if config[section][key] < 0:
+            raise InputError(f"config.{name} must be at least 0, found {config[section][key]}")
+    if not 0 <= config.ema < 1:
+        raise InputError(f"config.ema must be in [0, 1), found {config.ema}")
+    if not 0 <= config.profile.start <= config.profile.stop:
+        raise InputError(f"config.profile needs 0 <= start <= stop, found {config.profile.start} and {config.profile.stop}")
+    if config.objective not in OBJECTIVES:
+        raise InputError(f"config.objective must be one of {', '.join(OBJECTIVES)}, found {config.objective!r}")
+
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
+    """The settings as JSON values."""
+    return json.loads(config.to_json_best_effort())

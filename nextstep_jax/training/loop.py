@@ -1,0 +1,188 @@
+"""The training loop of every stage: the stage is a config, the objective one of its values.
+
+    state = train(config, workdir)
+
+The work directory gets `metrics.jsonl`, checkpoints (a run that was stopped continues from there without being asked),
+`samples/`, `profile/`, and at the end `export/`: the trained parameters (their EMA, if there is one) as a checkpoint folder.
+"""
+
+import contextlib
+import functools
+import os
+import pathlib
+import shutil
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import logging
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from nextstep_jax import checkpoints
+from nextstep_jax.checkpoints.training import TrainCheckpointer
+from nextstep_jax.data.images import save_png
+from nextstep_jax.sharding.mesh import global_batch, make_mesh, replicated
+from nextstep_jax.sharding.params import sharding_table, state_shardings
+from nextstep_jax.training import metrics, multitask, reconstruction
+from nextstep_jax.training.config import as_json, require_valid
+from nextstep_jax.training.optimizer import learning_rate_schedule, make_optimizer, split_frozen
+from nextstep_jax.training.stage import Stage
+from nextstep_jax.training.start import start_params, to_canonical
+from nextstep_jax.training.state import TrainState, create_state
+from nextstep_jax.training.step import make_train_step, make_validation_step
+
+logger = logging.getLogger(__name__)
+
+STAGES = {"multitask": multitask.make_stage, "reconstruction": reconstruction.make_stage}
+
+
+def train(config: ConfigDict, workdir: str | os.PathLike) -> TrainState:
+    """Run the stage that `config` describes to its last step; from the newest checkpoint in `workdir`, if there is one.
+
+    Returns early, with everything saved, when the machine is about to be taken away (SIGTERM).
+
+    Raises:
+      InputError: the config, its files or its mesh cannot make a run.
+      DamagedDataError: a checkpoint or a data shard is not what was written.
+      NextStepError: `max_skipped` steps in a row had a non-finite loss or gradient; the message names the batches.
+    """
+    with contextlib.ExitStack() as stack:
+        # --- The stage: parameters, loss and data ---------------------------------------------------------------------
+        require_valid(config)
+        workdir = pathlib.Path(workdir)
+        mesh = make_mesh(config.mesh)
+        stack.enter_context(jax.set_mesh(mesh))
+        stage = STAGES[config.objective](config)
+        task = stage.task
+        data = stack.enter_context(contextlib.closing(stage.training_data()))
+
+        # --- The optimizer --------------------------------------------------------------------------------------------
+        o = config.optimizer
+        key = jax.device_put(jax.random.key(config.seed), replicated(mesh))
+        shapes = jax.eval_shape(task.init, key)
+        trainable, _ = split_frozen(shapes, o.frozen)
+        schedule = learning_rate_schedule(o.schedule, o.learning_rate, o.min_learning_rate, o.warmup, config.steps)
+        numbers = {name: o[name] for name in ("b1", "b2", "eps", "weight_decay", "no_decay", "clip", "groups")}
+        optimizer = make_optimizer(trainable, schedule, **numbers)
+
+        # --- The state, restored or made in its place on the mesh -----------------------------------------------------
+        create = functools.partial(create_state, optimizer=optimizer, frozen=o.frozen, ema=config.ema > 0)
+        abstract = jax.eval_shape(create, shapes)
+        placement = state_shardings(abstract, mesh)
+        if mesh.size > 1:
+            logger.info("Parameters on the mesh %s:\n%s", dict(mesh.shape), sharding_table(shapes, mesh))
+        checkpointer = stack.enter_context(
+            TrainCheckpointer(workdir, config=as_json(config), keep_last=config.checkpoint.keep)
+        )
+        target = jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), abstract, placement)
+        if restored := checkpointer.restore(target):
+            state = restored.state
+            data.set_state(restored.data_states[jax.process_index()])
+            logger.info("Continuing after step %d", restored.step)
+        else:
+            params = start_params(config.start.checkpoint, config.start.fresh, task.init, key, mesh)
+            state = jax.jit(create, out_shardings=placement, donate_argnums=0)(params)
+        first = int(state.step)
+
+        # --- The compiled steps ---------------------------------------------------------------------------------------
+        train_step = jax.jit(
+            make_train_step(task, optimizer, schedule, accumulation=config.accumulation, frozen=tuple(o.frozen), ema=config.ema),
+            out_shardings=(placement, None),
+            donate_argnums=0,
+        )
+        validation_step = jax.jit(make_validation_step(task))
+
+        # --- The loop -------------------------------------------------------------------------------------------------
+        writer = stack.enter_context(
+            contextlib.closing(metrics.Writer(workdir, as_json(config), first, {**config.wandb, "name": config.name}))
+        )
+        window, guard, profiling = metrics.Window(), metrics.FiniteGuard(config.max_skipped), contextlib.ExitStack()
+        stack.callback(profiling.close)
+        for step in range(first + 1, config.steps + 1):
+            began = time.perf_counter()
+            loaded = next(data)
+            waited = time.perf_counter() - began
+            if step == config.profile.start:
+                profiling.enter_context(jax.profiler.trace(workdir / "profile"))
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, step_metrics = train_step(state, global_batch(loaded.arrays, mesh, task.batch_axes), key)
+            window.add(step, step_metrics, waited, timed=step > first + 1)
+            guard.remember(step, loaded.names)
+            if step == first + 1:
+                jax.block_until_ready(state)
+                logger.info("Compiled and ran the first step in %.0f s", time.perf_counter() - began)
+                window.restart_clock()
+            if step == config.profile.stop:
+                jax.block_until_ready(state)
+                profiling.close()
+
+            last, preempted = step == config.steps, checkpointer.reached_preemption(step)
+            save = _due(step, config.checkpoint.every) or last or preempted
+            validates = stage.validation_data is not None and _due(step, config.validation.every)
+            draws = _due(step, config.samples.every)
+            if _due(step, config.log_every) or last or preempted:
+                values, finite = window.report()
+                writer.scalars(step, values)
+                logger.info("step %d  %s", step, metrics.summary(values))
+                guard.check(finite)
+            if not (save or validates or draws):
+                continue
+            jax.block_until_ready(state)  # so that the steps' own time is not taken for a pause
+            with window.paused():
+                if save:
+                    checkpointer.save(step, state, data.get_state())
+                if preempted:
+                    logger.warning("Told to stop: step %d is saved, the same command continues from it", step)
+                    return state
+                if validates:
+                    writer.scalars(step, validate(stage, validation_step, state, key, config.validation.batches))
+                if draws:
+                    draw(stage, state, workdir, step, writer)
+
+        # --- The result -----------------------------------------------------------------------------------------------
+        checkpointer.wait()
+        export(stage, state, workdir / "export", config.export_dtype)
+        return state
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def validate(stage: Stage, validation_step, state: TrainState, key: jax.Array, batches: int) -> dict[str, float]:
+    """Means over the first validation batches, always the same ones with the same noise, of the averaged parameters."""
+    mesh, windows = jax.sharding.get_mesh(), []
+    with contextlib.closing(stage.validation_data()) as data:
+        for number, loaded in zip(range(batches), data, strict=False):
+            batch = global_batch(loaded.arrays, mesh, stage.task.batch_axes)
+            windows.append(validation_step(state.averaged_params, batch, jax.random.fold_in(key, number)))
+    return {f"validation/{name}": value for name, value in metrics.mean_values(jax.device_get(windows)).items()}
+
+
+def draw(stage: Stage, state: TrainState, workdir: pathlib.Path, step: int, writer: metrics.Writer) -> None:
+    """Let the model draw, and keep the picture."""
+    pixels = stage.draw_samples(state.averaged_params)
+    if jax.process_index() == 0:
+        (workdir / "samples").mkdir(exist_ok=True)
+        save_png(workdir / "samples" / f"step_{step:08d}.png", pixels)
+    writer.image(step, "samples", pixels)
+
+
+def export(stage: Stage, state: TrainState, directory: pathlib.Path, dtype: str) -> None:
+    """Write the averaged parameters as a checkpoint folder, in place of an earlier one. All processes call this together."""
+
+    def gather(leaf: jax.Array) -> np.ndarray:
+        whole = leaf if leaf.is_fully_addressable else multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(whole).astype(jnp.dtype(dtype))
+
+    params = to_canonical(jax.tree.map(gather, state.averaged_params))
+    if jax.process_index() == 0:
+        beside, config, files = stage.export()
+        fresh = directory.with_name(f".{directory.name}.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        checkpoints.save_params(fresh, beside | params, config, files)
+        shutil.rmtree(directory, ignore_errors=True)
+        os.replace(fresh, directory)
+        logger.info("Wrote %s", directory)

@@ -1,0 +1,211 @@
+"""The multitask stage: NextStep on packed mixed sequences (paper sections 4.2 and 4.3).
+
+Letters: B rows, S positions.
+"""
+
+import functools
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from nextstep_jax import checkpoints
+from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
+from nextstep_jax.data.augment import AS_STORED, Augmentation
+from nextstep_jax.data.mixture import BatchIterator
+from nextstep_jax.data.sequence import KIND_IDS
+from nextstep_jax.data.sources import open_source
+from nextstep_jax.data.streams import Ingredient, Layout
+from nextstep_jax.data.vocabulary import Vocabulary
+from nextstep_jax.errors import InputError
+from nextstep_jax.generation.pipeline import Pipeline
+from nextstep_jax.generation.settings import recommended
+from nextstep_jax.models.forms import fuse_projections, unstack_layers
+from nextstep_jax.models.nextstep import NextStep, init_params
+from nextstep_jax.objectives.multitask import Targets, count_totals, draw_noise, multitask_loss
+from nextstep_jax.training.config import model_config
+from nextstep_jax.training.flops import multitask_flops, work_of
+from nextstep_jax.training.stage import Loaded, Stage, picture_grid
+from nextstep_jax.training.step import Mean, Task
+from nextstep_jax.training.vocabulary import open_vocabulary
+
+Array = jax.Array
+
+
+def make_stage(config: ConfigDict) -> Stage:
+    """The stage a config describes. InputError names an option whose model, vocabulary or data does not fit the others."""
+    model = model_config(config.model).with_transformer(scan_layers=True)
+    vocabulary = open_vocabulary(config.data.vocabulary, config.start.checkpoint)
+    vocabulary.require_match(model)
+    return Stage(
+        task=make_task(model, config.capacity.text, config.capacity.image, config.data.length),
+        training_data=functools.partial(open_data, config, model, vocabulary),
+        validation_data=functools.partial(open_validation_data, config, model, vocabulary) if config.data.validation else None,
+        draw_samples=functools.partial(draw_samples, config, model, vocabulary),
+        export=functools.partial(export, config, model, vocabulary),
+    )
+
+
+# --- loss -------------------------------------------------------------------------------------------------------------
+
+
+def make_task(model_config: NextStepConfig, text_capacity: float, image_capacity: float, length: int) -> Task:
+    """Parameters and loss. Batches are (Batch, kinds [B, S]).
+
+    Args:
+      text_capacity, image_capacity: places of the heads, as a share of the positions of a row.
+    """
+    model = NextStep(model_config)
+    places = {"text_capacity": round(text_capacity * length), "image_capacity": round(image_capacity * length)}
+
+    def init(key: Array) -> dict:
+        return {"model": init_params(model_config, key)}
+
+    def totals(batch):
+        return count_totals(batch[0], **places)
+
+    def loss(params, batch, key: Array, totals):
+        batch, kinds = batch
+        draws = (batch.shape[0], places["image_capacity"], model_config.flow_head.batch_mul, model_config.token_channels)
+        noise, t = draw_noise(key, *draws)
+        value, parts = multitask_loss(model, params["model"], batch, noise, t, totals=totals, **places)
+        means = mean_losses("text", parts.text, kinds) | mean_losses("image", parts.image, kinds)
+        return value, means
+
+    def counts(batch):
+        batch, _ = batch
+        work = work_of(batch)
+        starts = (batch.text_ids == model_config.begin_of_image_id) & (batch.segment_ids > 0)
+        return {
+            "positions": jnp.float32(batch.text_ids.size),
+            "tokens": jnp.float32(work.tokens),
+            "images": jnp.float32(starts.sum()),
+            "flops": jnp.float32(multitask_flops(model_config, work)),
+        }
+
+    return Task(init, totals, loss, counts, batch_axes=("batch", "sequence"))
+
+
+def mean_losses(name: str, targets: Targets, kinds: Array) -> dict[str, Mean]:
+    """The mean loss of a head's targets, altogether and by kind of data, and how many targets found no place (a mean over parts)."""
+    kind = jnp.take_along_axis(kinds, targets.positions, axis=1, mode="clip")
+
+    def mean(weights: Array) -> Mean:
+        return Mean(jnp.sum(weights * targets.losses), jnp.sum(weights))
+
+    means = {f"{name}_loss/{label}": mean(targets.weights * (kind == number)) for label, number in KIND_IDS.items()}
+    return means | {f"{name}_loss": mean(targets.weights), f"{name}_targets_dropped": Mean(targets.dropped.astype(jnp.float32), 1.0)}
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def open_ingredients(root: str, sources: ConfigDict, as_stored: bool = False) -> list[Ingredient]:
+    """The sources that have a share, in the order of their names. InputError names one that cannot be opened."""
+    ingredients = []
+    for name, settings in sorted(sources.items()):
+        if not settings.share:
+            continue
+        if not settings.path:
+            raise InputError(f"config.data: the source {name} has a share of {settings.share} but no path")
+        path = settings.path if ":" in settings.path else str(pathlib.Path(root) / settings.path)
+        augmentation = AS_STORED if as_stored else Augmentation(**settings.augmentation.to_dict())
+        source = open_source(path, settings.kind or None)
+        ingredients.append(Ingredient(source, settings.share, augmentation, settings.thinking))
+    if not ingredients:
+        raise InputError("config.data: no source has a share")
+    return ingredients
+
+
+def layout(config: ConfigDict, model: NextStepConfig, **changes) -> Layout:
+    """How this host packs its rows of the step's batch."""
+    data, hosts = config.data, jax.process_count()
+    if data.batch_size % (hosts * config.accumulation):
+        raise InputError(
+            f"config.data.batch_size ({data.batch_size} rows) is not a multiple of {hosts} hosts x accumulation {config.accumulation}"
+        )
+    fields = {
+        "batch_size": data.batch_size // hosts,
+        "length": data.length,
+        "channels": model.token_channels,
+        "patch": model.patch,
+        "seed": config.seed,
+        "process_index": jax.process_index(),
+        "process_count": hosts,
+        "grids": tuple(map(tuple, data.grids)) or None,
+        "open_rows": data.open_rows,
+        "workers": data.workers,
+    }
+    return Layout(**fields | changes)
+
+
+def open_data(config: ConfigDict, model: NextStepConfig, vocabulary: Vocabulary) -> "PackedData":
+    """The training mixture, from its start."""
+    ingredients = open_ingredients(config.data.root, config.data.sources)
+    return PackedData(BatchIterator(ingredients, vocabulary, layout(config, model)))
+
+
+def open_validation_data(config: ConfigDict, model: NextStepConfig, vocabulary: Vocabulary) -> "PackedData":
+    """The validation mixture: stored order, no augmentation, the same batches every time."""
+    ingredients = open_ingredients(config.data.root, config.data.validation, as_stored=True)
+    return PackedData(BatchIterator(ingredients, vocabulary, layout(config, model, shuffle=False, workers=0)))
+
+
+class PackedData:
+    """The mixture's batches as the loop takes them: (Batch, kinds), and the names of their samples."""
+
+    def __init__(self, iterator: BatchIterator):
+        self._iterator = iterator
+        self.get_state, self.set_state, self.close = iterator.get_state, iterator.set_state, iterator.close
+
+    def __iter__(self) -> "PackedData":
+        return self
+
+    def __next__(self) -> Loaded:
+        packed = next(self._iterator)
+        return Loaded((packed.batch, packed.kinds), tuple(key for row in packed.keys for key in row))
+
+
+# --- what comes out ---------------------------------------------------------------------------------------------------
+
+
+def tokenizer_checkpoint(config: ConfigDict) -> str:
+    """The folder whose image tokenizer goes with the model; "" if none is known."""
+    return config.image_tokenizer_checkpoint or config.start.checkpoint
+
+
+def draw_samples(config: ConfigDict, model: NextStepConfig, vocabulary: Vocabulary, params: dict) -> np.ndarray:
+    """Images of the config's prompts, side by side: [height, width, 3] uint8."""
+    folder = tokenizer_checkpoint(config)
+    values = checkpoints.load_config(folder)["image_tokenizer"] if folder else None
+    if values is None:
+        raise InputError("config.samples: drawing needs config.image_tokenizer_checkpoint, a folder with an image tokenizer")
+    tokenizer = ImageTokenizerConfig.from_released(values, os.path.join(folder, "config.json"))
+    pipeline = Pipeline(
+        config=model.with_transformer(scan_layers=False, remat="none", fused_projections=True),
+        params=jax.jit(lambda p: fuse_projections(unstack_layers(p)))(params["model"]),
+        tokenizer_config=tokenizer,
+        tokenizer_params=checkpoints.load_params(folder, subtree="image_tokenizer"),
+        special=vocabulary.special,
+        vocabulary=vocabulary,
+        name="the model in training",
+    )
+    settings = recommended(model.release, config.samples.generation.to_dict())
+    images = pipeline.generate(list(config.samples.prompts), settings=settings)
+    return picture_grid([image.pixels for image in images])
+
+
+def export(config: ConfigDict, model: NextStepConfig, vocabulary: Vocabulary) -> tuple[dict, dict, dict[str, bytes]]:
+    """What stands beside the trained parameters in a checkpoint folder: the image tokenizer, the configs, the text tokenizer."""
+    folder = tokenizer_checkpoint(config)
+    stored = checkpoints.load_config(folder) if folder else {}
+    beside = {}
+    if stored.get("image_tokenizer"):
+        beside["image_tokenizer"] = checkpoints.load_params(folder, subtree="image_tokenizer")
+    values = {"model": model.to_released(), "image_tokenizer": stored.get("image_tokenizer")}
+    if config.samples.generation:
+        values["generation"] = config.samples.generation.to_dict()
+    return beside, values, {"tokenizer.json": vocabulary.to_bytes()}

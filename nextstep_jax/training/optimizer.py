@@ -1,0 +1,120 @@
+"""AdamW with a warm-up/constant/cosine schedule, clipping, and masks, groups and freezing by parameter path.
+
+Everything that varies from step to step is inside optax: a learning rate handed to the compiled step as a Python or NumPy number
+would compile it again for every new value. Regular expressions are searched in paths like "model/decoder/layers/attention/q/kernel".
+"""
+
+import math
+import re
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nextstep_jax.errors import InputError
+from nextstep_jax.sharding.params import parameter_path
+
+SCHEDULES = ("constant", "cosine")
+
+
+def learning_rate_schedule(kind: str, peak: float, floor: float, warmup: int, steps: int) -> optax.Schedule:
+    """Learning rate of the n-th update: linear from 0 over `warmup` updates, then `peak` for good, or a cosine down to `floor`.
+
+    PAPER.md's Table 1 gives (min, max) and the warm-up of each stage; a schedule counts applied updates, not skipped ones.
+
+    Raises:
+      InputError: an unknown kind, or numbers that make no schedule.
+    """
+    if kind not in SCHEDULES:
+        raise InputError(f"optimizer.schedule must be one of {', '.join(SCHEDULES)}, found {kind!r}")
+    if not (0 <= floor <= peak and math.isfinite(peak) and peak > 0):
+        raise InputError(f"optimizer needs 0 <= min_learning_rate <= learning_rate, found {floor} and {peak}")
+    if not 0 <= warmup < max(steps, 1):
+        raise InputError(f"optimizer.warmup must be at least 0 and less than steps ({steps}), found {warmup}")
+    if kind == "constant":
+        after = optax.constant_schedule(peak)
+    else:
+        after = optax.cosine_decay_schedule(peak, steps - warmup, alpha=floor / peak)
+    # The first update already moves: update 0 has peak / warmup.
+    rise = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def make_optimizer(
+    params,
+    schedule: optax.Schedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+    weight_decay: float = 0.1,
+    no_decay: str = r"(bias|scale)$",
+    clip: float = 1.0,
+    groups: Sequence[tuple[str, float]] = (),
+) -> optax.GradientTransformation:
+    """AdamW over the trainable parameters (defaults: the February 2026 release's values).
+
+    Args:
+      params: the trainable parameters, or their shapes; only their paths matter.
+      no_decay: parameters without weight decay. The releases leave out biases and norms; embeddings decay.
+      clip: largest global norm of the gradient; 0 for no clipping.
+      groups: (regular expression, factor on the learning rate); the first that matches a parameter counts, 1 otherwise.
+
+    Raises:
+      InputError: an expression that is not one, or a group that matches no parameter.
+    """
+    decay = jax.tree.map(lambda found: not found, matches(params, no_decay, "optimizer.no_decay"))
+    factors, taken = jax.tree.map(lambda _: 1.0, params), jax.tree.map(lambda _: False, params)
+    for pattern, factor in groups:
+        found = matches(params, pattern, "optimizer.groups", required=True)
+        factors = jax.tree.map(lambda f, m, t, new=factor: float(new) if m and not t else f, factors, found, taken)
+        taken = jax.tree.map(lambda m, t: m or t, found, taken)
+    steps = [
+        optax.scale_by_adam(b1, b2, eps),
+        optax.add_decayed_weights(weight_decay, mask=decay),
+        optax.scale_by_learning_rate(schedule),
+    ]
+    if clip:
+        steps.insert(0, optax.clip_by_global_norm(clip))
+    if groups:
+        steps.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors)))
+    return optax.chain(*steps)
+
+
+def matches(params, pattern: str, option: str, required: bool = False):
+    """A tree of bools: does `pattern` occur in the parameter's path?
+
+    Raises:
+      InputError: naming `option`, for an invalid expression, or one that matches nothing although `required`.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"{option}: {pattern!r} is not a regular expression ({error})") from error
+    found = jax.tree_util.tree_map_with_path(lambda path, _: bool(compiled.search(parameter_path(path))), params)
+    if required and not any(jax.tree.leaves(found)):
+        raise InputError(f"{option}: {pattern!r} matches no parameter")
+    return found
+
+
+def split_frozen(params, frozen: Sequence[str]):
+    """(trainable, rest): each the parameters' tree with None where the other has the leaf. Frozen parameters get neither gradients
+    nor moments nor an EMA.
+
+    Raises:
+      InputError: an expression that matches no parameter, or nothing left to train.
+    """
+    is_frozen = jax.tree.map(lambda _: False, params)
+    for pattern in frozen:
+        found = matches(params, pattern, "optimizer.frozen", required=True)
+        is_frozen = jax.tree.map(lambda a, b: a or b, is_frozen, found)
+    if all(jax.tree.leaves(is_frozen)):
+        raise InputError(f"optimizer.frozen: {', '.join(map(repr, frozen))} leave no parameter to train")
+    trainable = jax.tree.map(lambda p, f: None if f else p, params, is_frozen)
+    return trainable, jax.tree.map(lambda p, f: p if f else None, params, is_frozen)
+
+
+def merge(first, second):
+    """The inverse of `split_frozen`: leaves of `first`, and of `second` where it has None."""
+    return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=lambda x: x is None)

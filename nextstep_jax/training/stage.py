@@ -1,0 +1,57 @@
+"""What the loop needs to know of a stage, whatever its objective."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from nextstep_jax.training.step import Task
+
+
+class Loaded(NamedTuple):
+    """This process's part of a batch: a tree of NumPy arrays, and the names of its samples for error messages."""
+
+    arrays: Any
+    names: tuple[str, ...]
+
+
+class Data(Protocol):
+    """Batches, and a position that can be saved: `set_state(get_state())` makes the very next batch come again."""
+
+    def __iter__(self) -> Iterator[Loaded]: ...
+
+    def __next__(self) -> Loaded: ...
+
+    def get_state(self) -> dict: ...
+
+    def set_state(self, state: dict) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def picture_grid(pictures: Sequence[np.ndarray], columns: int = 8) -> np.ndarray:
+    """Pictures [height, width, 3] uint8 of one size, side by side in rows of `columns`; missing ones are white."""
+    height, width, _ = pictures[0].shape
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    grid = np.full((rows * columns, height, width, 3), 255, np.uint8)
+    grid[: len(pictures)] = np.stack(pictures)
+    return grid.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
+
+
+class Stage(NamedTuple):
+    """A stage of training.
+
+    Attributes:
+      task: parameters and loss.
+      training_data: opens the training batches, at their start.
+      validation_data: opens the validation batches, at their start; None without.
+      draw_samples: parameters -> a picture [height, width, 3] uint8 of what the model makes now.
+      export: the rest of the checkpoint folder: (leaves beside the trained ones, config.json, further files).
+    """
+
+    task: Task
+    training_data: Callable[[], Data]
+    validation_data: Callable[[], Data] | None
+    draw_samples: Callable[[Any], np.ndarray]
+    export: Callable[[], tuple[dict, dict, dict[str, bytes]]]

@@ -1,0 +1,72 @@
+"""Where a run's parameters come from, and where they go: checkpoint folders in canonical form, one leaf per layer."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from nextstep_jax import checkpoints
+from nextstep_jax.errors import InputError
+from nextstep_jax.models.forms import stack_layers, unstack_layers
+from nextstep_jax.sharding.params import path_string, state_shardings
+
+Array = jax.Array
+Params = dict[str, Any]
+
+
+def to_canonical(params: Params) -> Params:
+    """The trained tree as it is stored. Only the transformer is trained in another form."""
+    return params | {"model": unstack_layers(params["model"])} if "model" in params else params
+
+
+def to_training(params: Params) -> Params:
+    """A stored tree as it is trained: per-layer leaves stacked."""
+    return params | {"model": stack_layers(params["model"])} if "model" in params else params
+
+
+def start_params(checkpoint: str, fresh: Sequence[str], init: Callable[[Array], Params], key: Array, mesh: Mesh) -> Params:
+    """The first parameters, float32, in their place on `mesh`.
+
+    Args:
+      checkpoint: a checkpoint folder (a NextStep model, a Qwen2.5 one, an image tokenizer), or "" to draw everything.
+      fresh: regular expressions over canonical parameter paths that are drawn when the checkpoint lacks them.
+      init: key -> all parameters, freshly drawn, in the form they are trained in.
+
+    Raises:
+      InputError: naming the parameter that is missing, superfluous or of another shape.
+      DamagedDataError: the checkpoint is not what was written.
+    """
+    shapes = jax.eval_shape(init, key)
+    placement = state_shardings(shapes, mesh)
+    if not checkpoint:
+        return jax.jit(init, out_shardings=placement)(key)
+    (root,) = shapes
+    stored = {root: checkpoints.abstract_params(checkpoint, root)}
+    wanted = _by_path(jax.eval_shape(to_canonical, shapes))
+    _require_match(checkpoint, wanted, _by_path(stored), fresh)
+    shardings = state_shardings(stored, mesh)[root]
+    loaded = _by_path({root: checkpoints.load_params(checkpoint, subtree=root, dtype="float32", shardings=shardings)})
+
+    def combine(key: Array, loaded: Mapping[str, Array]) -> Params:
+        drawn = to_canonical(init(key))  # what is not used is never computed
+        chosen = jax.tree_util.tree_map_with_path(lambda path, leaf: loaded.get(path_string(path), leaf), drawn)
+        return to_training(chosen)
+
+    return jax.jit(combine, out_shardings=placement, donate_argnums=1)(key, loaded)
+
+
+def _by_path(tree: Params) -> dict[str, Any]:
+    return {path_string(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _require_match(checkpoint: str, wanted: Mapping[str, Any], stored: Mapping[str, Any], fresh: Sequence[str]) -> None:
+    for path, leaf in stored.items():
+        if path not in wanted:
+            raise InputError(f"{checkpoint}: holds {path}, which the configured architecture does not have")
+        if tuple(leaf.shape) != tuple(wanted[path].shape):
+            raise InputError(f"{checkpoint}: {path} has shape {tuple(leaf.shape)}, expected {tuple(wanted[path].shape)}")
+    for path in wanted.keys() - stored.keys():
+        if not any(re.search(pattern, path) for pattern in fresh):
+            raise InputError(f"{checkpoint}: has no {path}; name it in config.start.fresh to draw it")

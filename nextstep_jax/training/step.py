@@ -1,0 +1,143 @@
+"""One training step and one validation step, as pure functions of arrays."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nextstep_jax.training.optimizer import merge, split_frozen
+from nextstep_jax.training.state import TrainState
+
+Array = jax.Array
+
+
+class Mean(NamedTuple):
+    """A weighted mean that can still be added to others: total / weight."""
+
+    total: Array
+    weight: Array
+
+
+class Task(NamedTuple):
+    """What a step needs to know of an objective.
+
+    Attributes:
+      init: key -> freshly drawn parameters.
+      totals: batch -> whatever the loss divides by, of the whole batch.
+      loss: (params, part of the batch, key, totals) -> (loss, {name: Mean}). The losses of a batch's parts add up to the batch's.
+      counts: batch -> {name: count} for throughput; with "tokens", "images", "positions" and "flops".
+      batch_axes: logical axes of the leading dimensions of every array in a batch.
+    """
+
+    init: Callable[[Array], Any]
+    totals: Callable[[Any], Any]
+    loss: Callable[[Any, Any, Array, Any], tuple[Array, dict[str, Mean]]]
+    counts: Callable[[Any], dict[str, Array]]
+    batch_axes: tuple[str, ...]
+
+
+class StepMetrics(NamedTuple):
+    """What a step reports; it stays on the device until somebody reads it."""
+
+    means: dict[str, Mean]
+    counts: dict[str, Array]
+    finite: Array
+
+
+def ema_decay(decay: float, updates: Array) -> Array:
+    """min(decay, (1 + n) / (10 + n)) after n updates, so that a short run's average is not its first values."""
+    return jnp.minimum(decay, (1.0 + updates) / (10.0 + updates))
+
+
+def split_batch(batch, parts: int):
+    """[B, ...] -> [parts, B / parts, ...]; part i has rows i, i + parts, …, so that every device keeps its own rows."""
+    return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def accumulated(value_and_grad: Callable, trainable, batch, key: Array, parts: int):
+    """Value, auxiliary Means and gradients of `parts` parts of a batch, one after another, summed.
+
+    The sums live only inside the step: unlike a multi-step optimizer there is no second copy of the gradients in the state.
+    """
+    if parts == 1:
+        (loss, means), grads = value_and_grad(trainable, batch, key)
+        return loss, means, grads
+
+    def one(sums, part):
+        index, rows = part
+        (loss, means), grads = value_and_grad(trainable, rows, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, sums, (loss, means, grads)), None
+
+    shapes = jax.eval_shape(value_and_grad, trainable, jax.tree.map(lambda x: x[: x.shape[0] // parts], batch), key)
+    (loss, means), grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    sums, _ = jax.lax.scan(one, (loss, means, grads), (jnp.arange(parts), split_batch(batch, parts)))
+    return sums
+
+
+def make_train_step(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    accumulation: int = 1,
+    frozen: Sequence[str] = (),
+    ema: float = 0.0,
+) -> Callable[[TrainState, Any, Array], tuple[TrainState, StepMetrics]]:
+    """The step (state, batch, key) -> (state, metrics), to be jitted once with the state donated.
+
+    The key is the run's; the step's own is `fold_in(key, state.step)`. A step whose loss or gradient is not finite changes nothing but
+    the counters.
+    """
+
+    def train_step(state: TrainState, batch, key: Array) -> tuple[TrainState, StepMetrics]:
+        trainable, rest = split_frozen(state.params, frozen)
+        totals = task.totals(batch)
+
+        def loss_of(trainable, part, key):
+            return task.loss(merge(trainable, rest), part, key, totals)
+
+        value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+        key = jax.random.fold_in(key, state.step)
+        loss, means, grads = accumulated(value_and_grad, trainable, batch, key, accumulation)
+        gradient_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+
+        def keep(new, old):
+            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
+        updated = optax.apply_updates(trainable, updates)
+        average = state.ema
+        if average is not None:
+            decay = ema_decay(ema, state.updates)
+            average = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, updated)
+        new = TrainState(
+            step=state.step + 1,
+            params=merge(keep(updated, trainable), rest),
+            opt_state=keep(opt_state, state.opt_state),
+            ema=keep(average, state.ema),
+            skipped=state.skipped + ~finite,
+            skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        )
+        means = means | {
+            "loss": Mean(loss, 1.0),
+            "gradient_norm": Mean(gradient_norm, 1.0),
+            "update_norm": Mean(optax.global_norm(updates), 1.0),
+            "learning_rate": Mean(schedule(state.updates), 1.0),
+        }
+        means = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), means)
+        return new, StepMetrics(means, task.counts(batch), finite)
+
+    return train_step
+
+
+def make_validation_step(task: Task) -> Callable[[Any, Any, Array], dict[str, Mean]]:
+    """(params, batch, key) -> Means of a batch, without gradients."""
+
+    def validation_step(params, batch, key: Array) -> dict[str, Mean]:
+        loss, means = task.loss(params, batch, key, task.totals(batch))
+        return means | {"loss": Mean(loss, 1.0)}
+
+    return validation_step

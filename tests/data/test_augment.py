@@ -1,0 +1,117 @@
+"""Choices between a stored sample and its sequence: reproducible, at the stated rates, and nothing else."""
+
+import dataclasses
+import json
+
+import pytest
+
+from nextstep_jax.data.augment import AS_STORED, Augmentation, arrange, draws, make_seed
+from nextstep_jax.data.records import ImagePart, Sample, TextPart
+from nextstep_jax.errors import InputError
+from tests.conftest import GOLDENS
+from tests.data.made_up import image
+
+MAKE_SEED = json.loads((GOLDENS / "sequences_feb.json").read_text())["make_seed"]
+DRAWS = 2000
+
+PAIR = Sample((TextPart("a cat"), image(1, 1, 0)), "pair", "pair", variants={"short": "cat", "long": "a cat on a mat"})
+SOURCE, OTHER, TARGET = image(1, 1, 1), image(1, 2, 2), image(2, 1, 3)
+EDIT = Sample((SOURCE, TextPart("make it red"), TARGET), "edit", "edit")
+EDIT_OF_TWO = Sample((SOURCE, OTHER, TextPart("join them"), TARGET), "edit", "edit of two")
+
+
+def shape(parts) -> str:
+    """Texts as "t", images by their number of rows and columns."""
+    return " ".join("t" if isinstance(part, TextPart) else f"{part.height // 16}*{part.width // 16}" for part in parts)
+
+
+def rates(sample, **changes) -> dict[str, float]:
+    """How often each order of parts comes out."""
+    augmentation = dataclasses.replace(AS_STORED, **changes)
+    counts = {}
+    for index in range(DRAWS):
+        order = shape(arrange(sample, augmentation, 7, index))
+        counts[order] = counts.get(order, 0) + 1 / DRAWS
+    return counts
+
+
+@pytest.mark.parametrize("case", MAKE_SEED, ids=lambda case: str(case["args"]))
+def test_make_seed(case):
+    assert make_seed(*case["args"]) == case["seed"]
+    assert draws(*case["args"]).random() == case["first_random"]
+
+
+def test_as_stored_changes_nothing():
+    for sample in (PAIR, EDIT, EDIT_OF_TWO):
+        for index in range(50):
+            parts = arrange(sample, AS_STORED, 0, index)
+            assert shape(parts) == shape(sample.parts)
+            assert [part.text for part in parts if isinstance(part, TextPart)] == [part.text for part in sample.texts]
+
+
+def test_image_first():
+    assert rates(PAIR, image_first=0.3) == pytest.approx({"t 1*1": 0.7, "1*1 t": 0.3}, abs=0.04)
+
+
+def test_drop_text():
+    assert rates(PAIR, drop_text=0.2) == pytest.approx({"t 1*1": 0.8, "1*1": 0.2}, abs=0.04)
+
+
+def test_drop_of_two():
+    expected = {"1*1 t 2*1": 0.8, "t 2*1": 0.1, "1*1 2*1": 0.1}
+    assert rates(EDIT, drop_of_two=0.2) == pytest.approx(expected, abs=0.03)
+    assert rates(EDIT_OF_TWO, drop_of_two=1) == {"1*1 1*2 t 2*1": pytest.approx(1)}
+
+
+def test_drop_of_three():
+    expected = {"1*1 1*2 t 2*1": 0.7, "1*2 t 2*1": 0.09, "1*1 t 2*1": 0.21}
+    assert rates(EDIT_OF_TWO, drop_of_three=0.3) == pytest.approx(expected, abs=0.03)
+    assert rates(EDIT, drop_of_three=1) == {"1*1 t 2*1": pytest.approx(1)}
+
+
+def test_sources_last():
+    assert rates(EDIT_OF_TWO, sources_last=0.1) == pytest.approx({"1*1 1*2 t 2*1": 0.9, "t 1*1 1*2 2*1": 0.1}, abs=0.03)
+
+
+def test_only_the_last_image_of_an_edit_keeps_its_loss():
+    for index in range(50):
+        parts = arrange(EDIT_OF_TWO, Augmentation(), 0, index)
+        *sources, target = [part for part in parts if isinstance(part, ImagePart)]
+        assert target.loss and not any(source.loss for source in sources)
+    silent = dataclasses.replace(EDIT, parts=(*EDIT.parts[:2], dataclasses.replace(TARGET, loss=False)))
+    assert not arrange(silent, AS_STORED, 0, 0)[-1].loss
+
+
+def texts(sample, **changes) -> set[str]:
+    augmentation = dataclasses.replace(AS_STORED, **changes)
+    arranged = [arrange(sample, augmentation, 1, index) for index in range(200)]
+    return {part.text for parts in arranged for part in parts if isinstance(part, TextPart)}
+
+
+def test_wordings():
+    assert texts(PAIR, wordings={"": 1, "short": 1, "long": 0, "absent": 5}) == {"a cat", "cat"}
+    assert texts(PAIR, wordings={"absent": 1}) == {"a cat"}
+    assert texts(PAIR, wordings={"long": 1}) == {"a cat on a mat"}
+
+
+def test_templates_and_capitals():
+    assert texts(PAIR, templates=("{text}", "draw {text}!")) == {"a cat", "draw a cat!"}
+    assert texts(PAIR, capitalise=0.5) == {"a cat", "A cat"}
+    document = Sample((TextPart("as it is"),), "text", "document")
+    assert texts(document, capitalise=1.0, templates=("draw {text}",)) == {"as it is"}
+    braces = Sample((TextPart("{0.__class__}"), image(1, 1, 0)), "pair", "braces")
+    assert texts(braces, templates=("draw {text}",)) == {"draw {0.__class__}"}
+
+
+def test_same_index_same_choice_and_epochs_differ():
+    augmentation = Augmentation()
+    first = [shape(arrange(PAIR, augmentation, 3, index)) for index in range(200)]
+    assert first == [shape(arrange(PAIR, augmentation, 3, index)) for index in range(200)]
+    assert first != [shape(arrange(PAIR, augmentation, 3, 200 + index)) for index in range(200)]
+    assert first != [shape(arrange(PAIR, augmentation, 4, index)) for index in range(200)]
+
+
+@pytest.mark.parametrize("changes", [{"image_first": 1.5}, {"drop_text": -0.1}, {"wordings": {"a": -1}}, {"templates": ("x",)}])
+def test_bad_settings(changes):
+    with pytest.raises(InputError, match=next(iter(changes))[:6]):
+        Augmentation(**changes)

@@ -1,0 +1,74 @@
+"""Cross-entropy by slices of the vocabulary against the plain one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nextstep_jax.objectives.cross_entropy import cross_entropy
+
+
+def _problem(positions=7, width=5, vocab=37, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.normal(size=(positions, width)), dtype)
+    kernel = jnp.asarray(rng.normal(size=(width, vocab)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, vocab, positions))
+    return hidden, kernel, targets, jnp.asarray(rng.random(positions), jnp.float32)
+
+
+def _plain(hidden, kernel, targets):
+    log_probabilities = jax.nn.log_softmax(hidden @ kernel.astype(hidden.dtype))
+    return -jnp.take_along_axis(log_probabilities, targets[:, None], axis=1)[:, 0]
+
+
+@pytest.mark.parametrize("slice_size", [1, 5, 36, 37])
+def test_value_and_gradients_equal_the_plain_ones(slice_size):
+    hidden, kernel, targets, weights = _problem()
+
+    def total(loss):
+        return jax.value_and_grad(lambda h, k: jnp.sum(weights * loss(h, k)), argnums=(0, 1))(hidden, kernel)
+
+    found = total(lambda h, k: cross_entropy(h, k, targets, slice_size))
+    expected = total(lambda h, k: _plain(h, k, targets))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, expected)
+
+
+def test_huge_logits_stay_finite():
+    hidden, kernel, targets, _ = _problem()
+    found = cross_entropy(1e3 * hidden, kernel, targets, 8)
+    np.testing.assert_allclose(found, _plain(1e3 * hidden, kernel, targets), rtol=1e-5)
+
+
+def test_half_precision_keeps_float32_sums_and_the_kernels_dtype():
+    hidden, kernel, targets, weights = _problem(width=64, vocab=200, dtype=jnp.bfloat16)
+
+    def total(loss, h):
+        return jax.value_and_grad(lambda h, k: jnp.sum(weights * loss(h, k)), argnums=(0, 1))(h, kernel)
+
+    value, (to_hidden, to_kernel) = total(lambda h, k: cross_entropy(h, k, targets, 64), hidden)
+    exact, (exact_hidden, exact_kernel) = total(lambda h, k: _plain(h, k, targets), hidden.astype(jnp.float32))
+    assert value.dtype == jnp.float32 and to_hidden.dtype == jnp.bfloat16 and to_kernel.dtype == jnp.float32
+    np.testing.assert_allclose(value, exact, rtol=5e-3)
+    np.testing.assert_allclose(to_hidden.astype(jnp.float32), exact_hidden, atol=0.02 * float(jnp.abs(exact_hidden).max()))
+    np.testing.assert_allclose(to_kernel, exact_kernel, atol=0.02 * float(jnp.abs(exact_kernel).max()))
+
+
+def _sizes(jaxpr):
+    """Numbers of entries of every array made inside, loops and calls included."""
+    for equation in jaxpr.eqns:
+        yield from (v.aval.size for v in equation.outvars)
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if hasattr(inner, "eqns"):
+                    yield from _sizes(inner)
+                elif hasattr(inner, "jaxpr"):
+                    yield from _sizes(inner.jaxpr)
+
+
+def test_logits_of_all_ids_never_exist():
+    """Neither forward nor backward makes an array of P * V entries: the largest is a slice's logits or the kernel."""
+    positions, width, vocab, slice_size = 512, 8, 4096, 256
+    hidden, kernel, targets, _ = _problem(positions, width, vocab)
+    gradient = jax.grad(lambda h, k: cross_entropy(h, k, targets, slice_size).sum(), argnums=(0, 1))
+    sizes = list(_sizes(jax.make_jaxpr(gradient)(hidden, kernel).jaxpr))
+    assert max(sizes) == positions * slice_size  # so the walk does see inside the loops
