@@ -15,7 +15,7 @@ tar or a folder of them, a folder built before, tfds:NAME:SPLIT, or shapes:KIND:
 
 def _source_options(command):
     """Options that say how to read SOURCE."""
-    for option in (
+    options = (
         click.option(
             "--kind",
             type=click.Choice(["pair", "edit", "interleaved"]),
@@ -27,7 +27,8 @@ def _source_options(command):
             "--caption-feature", metavar="NAME", help="TFDS: the feature with the caption or label.  [default: caption]"
         ),
         click.option("--template", metavar="TEXT", help='TFDS: what the caption is put into, e.g. "a photo of a {}".'),
-    ):
+    )
+    for option in reversed(options):
         command = option(command)
     return command
 
@@ -48,7 +49,9 @@ def data():
 @click.argument("source")
 @click.argument("out", type=click.Path(path_type=pathlib.Path))
 @click.option("--name", help="The dataset's name.  [default: the source's]")
-@click.option("--workers", default=lambda: min(os.cpu_count() or 1, 16), show_default="one a core, up to 16", help="Processes.")
+@click.option(
+    "--workers", type=int, default=lambda: min(os.cpu_count() or 1, 16), show_default="one a core, up to 16", help="Processes."
+)
 @click.option("--shard-samples", default=1000, show_default=True, help="Samples a shard.")
 @click.option("--max-skipped", default=0.01, show_default=True, help="Fraction of samples that may be unusable.")
 @click.option("--min-side", default=16, show_default=True, help="Skip images with a shorter side, in pixels.")

@@ -366,7 +366,7 @@ _ONLY = {
 
 def _from_released(values: Mapping[str, Any]) -> NextStepConfig:
     _require_only(values, _ONLY)
-    missing = [names[0] for names in list(_TRANSFORMER_KEYS.values())[1:5] if not any(n in values for n in names)]
+    missing = [names[0] for names in list(_TRANSFORMER_KEYS.values())[1:5] if all(values.get(n) is None for n in names)]
     if missing:
         raise InputError(f"not a NextStep or Qwen2.5 config: it has no {', '.join(missing)}")
     transformer = _take(TransformerConfig, _TRANSFORMER_KEYS, values)

@@ -5,6 +5,23 @@ by `nextstep_jax.checkpoints.training`, which is imported on its own because it 
 """
 
 from nextstep_jax.checkpoints.digests import leaf_digest
-from nextstep_jax.checkpoints.params import abstract_params, iterate_params, load_config, load_file, load_params, save_params
+from nextstep_jax.checkpoints.params import (
+    abstract_params,
+    iterate_params,
+    load_config,
+    load_file,
+    load_params,
+    new_folder,
+    save_params,
+)
 
-__all__ = ["abstract_params", "iterate_params", "leaf_digest", "load_config", "load_file", "load_params", "save_params"]
+__all__ = [
+    "abstract_params",
+    "iterate_params",
+    "leaf_digest",
+    "load_config",
+    "load_file",
+    "load_params",
+    "new_folder",
+    "save_params",
+]

@@ -73,7 +73,12 @@ def export_params(
             if path.split("/")[0] not in parts:
                 yield path, _convert(array, dtype)
 
-    params.save_params(destination, produce(), config, params.load_extra_files(base) if base else None)
+    try:
+        params.save_params(destination, produce(), config, params.load_extra_files(base) if base else None)
+    except DamagedDataError:
+        if directory.exists():
+            raise
+        raise InputError(f"{directory}: the run removed this step while it was exported; export a newer one") from None
     return step
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from nextstep_jax.checkpoints import manifest
 from nextstep_jax.errors import InputError
 
+OWNER_FILE = "run.json"
 _HEARTBEAT = 10.0  # seconds between two touches
 _PATIENCE = 60.0  # seconds
 _TAKEN = (errno.EAGAIN, errno.EACCES)
@@ -37,7 +38,7 @@ class RunLock:
     """
 
     def __init__(self, directory: pathlib.Path):
-        self._directory, self._owner_file = directory.resolve(), directory.resolve() / "run.json"
+        self._directory, self._owner_file = directory.resolve(), directory.resolve() / OWNER_FILE
         if self._directory in _held:
             raise self._refusal()
         try:

@@ -53,7 +53,7 @@ def save_params(
       InputError: the folder is taken or not writable, a path or dtype is unusable or a path is given twice.
     """
     directory = manifest.local_folder(directory)
-    with _new_folder(directory) as partial:
+    with new_folder(directory) as partial:
         (partial / ARRAYS).mkdir()
         writer = arrays.ArrayWriter(partial / ARRAYS)
         entries: dict[str, dict[str, Any]] = {}
@@ -127,7 +127,8 @@ def load_params(
     Args:
       directory: a checkpoint folder.
       subtree: "model" or "image_tokenizer": only that part, without the outer key. To use both, load both at once.
-      dtype: convert floating-point leaves to it; None leaves them as stored.
+      dtype: convert floating-point leaves to it; None leaves them as stored. A dict such as {"model": "bfloat16"} gives the
+        outer keys dtypes of their own.
       shardings: one `jax.sharding.Sharding` for all leaves, or a nested dict of them shaped like the result; each process
         then reads only the slices of its devices, and all processes must call this together. None: the default device.
 
@@ -141,10 +142,10 @@ def load_params(
     by_path = _shardings_by_path(shardings, leaves, prefix)
     _raise_damage(directory, processes.find_damage_together(directory, content["files"]))
     placed = arrays.read_placed(directory / ARRAYS, leaves, by_path)
-    if dtype is not None:
-        for path, array in placed.items():
-            if jnp.issubdtype(array.dtype, jnp.floating):
-                placed[path] = array.astype(dtype)
+    for path, array in placed.items():
+        wanted = dtype.get(path.split("/")[0]) if isinstance(dtype, Mapping) else dtype
+        if wanted is not None and jnp.issubdtype(array.dtype, jnp.floating):
+            placed[path] = array.astype(wanted)
     return arrays.unflatten(placed, prefix)
 
 
@@ -161,7 +162,7 @@ def iterate_params(directory: str | os.PathLike, subtree: str | None = None) -> 
 
 
 @contextlib.contextmanager
-def _new_folder(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+def new_folder(directory: pathlib.Path) -> Iterator[pathlib.Path]:
     """A hidden sibling to fill, renamed to `directory` on success and removed on failure."""
     if directory.is_symlink() or (directory.exists() and not (directory.is_dir() and not any(directory.iterdir()))):
         raise InputError(f"{directory}: already exists; choose another folder or remove it")

@@ -11,6 +11,7 @@ What lies in the run's folder:
 A leaf of the state is named by its key path, e.g. params/model/embedding/embedding.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -21,6 +22,7 @@ import platform
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,10 +32,11 @@ import orbax.checkpoint as ocp
 
 from nextstep_jax.checkpoints import arrays, manifest, processes, steps
 from nextstep_jax.checkpoints.digests import check_dtype, defer_digest
-from nextstep_jax.checkpoints.lock import RunLock
+from nextstep_jax.checkpoints.lock import OWNER_FILE, RunLock
 from nextstep_jax.errors import DamagedDataError, InputError
 
 _PARTIAL, _DELETING = ".partial", ".deleting"
+_VISIBLE = 60.0  # seconds after which a file that another process wrote must be seen
 _LIBRARIES = ("nextstep-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy", "grain")
 
 logger = logging.getLogger(__name__)
@@ -96,8 +99,7 @@ class TrainCheckpointer:
         self._keep_last, self._keep_every, self._timeout = keep_last, keep_every, save_timeout
         self._notes: list[str] = []
         self._lock = self._take_lock()
-        options = ocp.options.AsyncOptions(timeout_secs=save_timeout, create_directories_asynchronously=False)
-        self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False), async_options=options)
+        self._orbax = self._new_orbax()
         self._barrier = ocp.multihost.get_barrier_sync_fn()
         self._saving: threading.Thread | None = None
         self._saves = 0
@@ -145,6 +147,7 @@ class TrainCheckpointer:
             self._orbax.save(self._partial(step) / steps.STATE, args=ocp.args.PyTreeSave(tree, save_args))
         except (OSError, ValueError, RuntimeError) as error:
             self._give_up(step, _reason(error))
+            self._renew_orbax()
             return
         if jax.process_index() == 0:
             shapes = {path: {"shape": list(leaf.shape), "dtype": leaf.dtype.name} for path, leaf in leaves.items()}
@@ -205,14 +208,16 @@ class TrainCheckpointer:
             mine = [name for name in manifest.list_files(partial) if steps.writer_of(name) == process]
             content["files"] = manifest.describe_files(partial, mine)
             manifest.write_durably(partial / steps.process_file(process, count), manifest.seal(content))
-            self._barrier(key=f"nextstep_jax_checkpoint_{self._saves}", timeout_ms=1000 * self._timeout)
+            self._barrier(key=f"checkpoint_{self._saves}_described", timeout_ms=1000 * self._timeout)
             if process == 0:
                 manifest.sync_folders(partial)
                 os.rename(partial, self._directory / str(step))
                 manifest.sync_directory(self._directory)
+            self._barrier(key=f"checkpoint_{self._saves}_complete", timeout_ms=1000 * self._timeout)
             self.last_good = step
         except Exception as error:  # whatever it is, the run must go on
             self._give_up(step, _reason(error))
+            self._renew_orbax()
             return
         if process == 0:
             self._remove_old()
@@ -223,6 +228,16 @@ class TrainCheckpointer:
         logger.warning("checkpoint %d could not be saved (%s); %s", step, reason, kept)
         if jax.process_index() == 0:
             shutil.rmtree(self._partial(step), ignore_errors=True)
+
+    def _new_orbax(self) -> ocp.AsyncCheckpointer:
+        options = ocp.options.AsyncOptions(timeout_secs=self._timeout, create_directories_asynchronously=False)
+        return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False), async_options=options)
+
+    def _renew_orbax(self) -> None:
+        """After a failure: what is left of it inside Orbax would otherwise come up in the next save."""
+        with contextlib.suppress(Exception):
+            self._orbax.close()
+        self._orbax = self._new_orbax()
 
     def _remove_old(self) -> None:
         complete = steps.list_steps(self._directory)
@@ -256,11 +271,26 @@ class TrainCheckpointer:
             except OSError as error:
                 problem = f"{self._directory}: cannot be written ({error.strerror})"
         problem = processes.broadcast(problem)
+        if not problem:
+            blind = [i for i, sees in enumerate(processes.gather(str(self._sees_lock()))) if sees != "True"]
+            if blind:
+                problem = (
+                    f"{self._directory.parent}: processes {blind} do not see it as process 0 does; use a shared file system"
+                )
         if problem:
             if lock is not None:
                 lock.release()
             raise InputError(problem)
         return lock
+
+    def _sees_lock(self) -> bool:
+        """Whether this process sees what process 0 wrote; network file systems may take a moment."""
+        deadline = time.monotonic() + _VISIBLE
+        while not (self._directory.parent / OWNER_FILE).exists():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        return True
 
     # --- restoring ----------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ Whatever does not fit is listed in one error, and nothing is left at the destina
 """
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -73,9 +74,9 @@ def convert(
     if dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}")
     dst = pathlib.Path(dst)
-    if dst.is_symlink() or dst.is_file() or (dst.is_dir() and any(dst.iterdir())):
+    if os.path.lexists(dst) and not (os.path.isdir(dst) and not os.path.islink(dst) and not os.listdir(dst)):
         raise InputError(f"{dst}: already exists; choose another folder or remove it")
-    if hub.is_name(str(src)) and not pathlib.Path(src).exists():
+    if hub.is_name(str(src)) and not os.path.exists(src):
         source = hub.download(str(src), say, with_vae=vae is None)
     else:
         source = hub.Download(_folder(src), pathlib.Path(src).absolute().name)
@@ -114,7 +115,7 @@ def load_released(folder: Place) -> tuple[NextStepConfig | ImageTokenizerConfig,
 
 
 def _folder(place: Place) -> pathlib.Path:
-    if not pathlib.Path(place).is_dir():
+    if not os.path.isdir(place):
         raise InputError(f"{place}: no such folder")
     return pathlib.Path(place)
 

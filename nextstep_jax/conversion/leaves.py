@@ -16,15 +16,15 @@ from nextstep_jax.conversion.torch_files import BFLOAT16, StoredTensor
 from nextstep_jax.errors import InputError
 from nextstep_jax.models.nextstep import gen_pos_embed
 
-# Tells how far it is: (bytes done, bytes in all, the tensor at hand).
-Progress = Callable[[int, int, str], None]
+# Told how far it is: (bytes done, bytes in all).
+Progress = Callable[[int, int], None]
 
 _PIECE = 1 << 22  # elements checked together
 # Largest difference between a stored position table and the formula: rounding of its dtype, entries up to 1.
 _TABLE_TOLERANCE = {"float64": 1e-6, "float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
 
 
-def silent(done: int, total: int, name: str) -> None:
+def silent(done: int, total: int) -> None:
     """The `Progress` of callers who do not watch."""
 
 
@@ -70,14 +70,14 @@ class Leaves:
         done = 0
         for part in self._parts:
             for entry, tensor in part.pairs:
-                self._progress(done, total, tensor.name)
+                self._progress(done, total)
                 yield f"{part.name}/{entry.path}", functools.partial(self._read, part, entry, tensor)
                 done += tensor.nbytes
             for entry in part.fresh:
                 yield f"{part.name}/{entry.path}", functools.partial(self._draw, part, entry)
             for tensor in part.dropped:
                 self._drop(part, tensor)
-        self._progress(total, total, "")
+        self._progress(total, total)
         self._refuse(self._misfits)
 
     def _pairs(self) -> Iterator[tuple[Part, tuple[Entry, StoredTensor]]]:
@@ -106,7 +106,7 @@ class Leaves:
                 array = array.astype(self._dtype, copy=False)
         if not is_finite(array):  # after the cast: a float64 may leave float32's range
             self._misfits.append(_line(part, f"{tensor.name}: has NaN or infinities"))
-        return entry.load(array)
+        return names.contiguous(entry.load(array))
 
     def _draw(self, part: Part, entry: Entry) -> np.ndarray:
         deviation = part.released.get("initializer_range", 0.02)
@@ -119,27 +119,32 @@ class Leaves:
         if name == names.POSITION_TABLE:
             restore = self._check_position_table(part, tensor)
         elif name == names.LANGUAGE_HEAD:
-            embedding = next(stored for entry, stored in part.pairs if entry.source == names.EMBEDDING)
-            restore = np.array_equal(tensor.read(), embedding.read())
-            if not restore:
-                self._misfits.append(f"{tensor.name}: differs from {names.EMBEDDING}, which the config ties it to")
+            restore = self._check_tied_head(part, tensor)
         row = {"name": name, "part": part.name, "dtype": tensor.dtype.name, "shape": list(tensor.shape), "restore": restore}
         self.dropped.append(row)
 
+    def _check_tied_head(self, part: Part, tensor: StoredTensor) -> bool:
+        """Whether a stored head is the embedding bit for bit. It must have the embedding's values, to which it is tied."""
+        embedding = next(stored for entry, stored in part.pairs if entry.source == names.EMBEDDING)
+        head, table = tensor.read(), embedding.read()
+        if not np.array_equal(head, table):
+            self._misfits.append(f"{tensor.name}: differs from {names.EMBEDDING}, which the config ties it to")
+        return _same_bits(head, table)
+
     def _check_position_table(self, part: Part, tensor: StoredTensor) -> bool:
-        """Whether the stored table is the formula's, bit for bit. Where the config uses it, it must be the formula's."""
-        grid = math.isqrt(math.prod(tensor.shape[:-1]))
-        stored, shape = tensor.read(), (1, grid * grid, part.config.transformer.width)
-        used, base = part.config.use_gen_pos_embed, part.config.base_grid
-        if stored.shape != shape or (used and grid != base):
+        """Whether a stored table is the formula's, bit for bit. Where the config uses it, it must be the formula's."""
+        config, tokens = part.config, math.prod(tensor.shape[:-1])
+        used, width = config.use_gen_pos_embed, config.transformer.width
+        grid = config.base_grid if used else math.isqrt(tokens)
+        if tensor.shape != (1, grid * grid, width) or tensor.dtype not in FLOATS or width % 4:
             if used:
-                expected = [1, base * base, part.config.transformer.width]
-                self._misfits.append(f"{tensor.name}: shape {list(stored.shape)}, expected {expected}")
+                expected = f"a float table of shape {[1, grid * grid, width]}"
+                self._misfits.append(f"{tensor.name}: {tensor.dtype} of shape {list(tensor.shape)}, expected {expected}")
             return False
-        formula = gen_pos_embed(grid, shape[-1])[None]
+        stored, formula = tensor.read(), gen_pos_embed(grid, width)[None]
         if used and not np.abs(stored.astype(np.float64) - formula).max() <= _TABLE_TOLERANCE[stored.dtype.name]:
             self._misfits.append(f"{tensor.name}: is not the fixed sine table, which is the only one supported")
-        return formula.astype(stored.dtype).tobytes() == stored.tobytes()
+        return _same_bits(formula.astype(stored.dtype), stored)
 
 
 def draw(entry: Entry, deviation: float, seed: int) -> np.ndarray:
@@ -171,6 +176,13 @@ def is_finite(array: np.ndarray) -> bool:
         elif not np.isfinite(piece).all():
             return False
     return True
+
+
+def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    a, b = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (a, b))
+    return np.array_equal(a, b)
 
 
 def _line(part: Part, problem: str) -> str:

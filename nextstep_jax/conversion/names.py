@@ -21,6 +21,8 @@ from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
 
 TIME_FREQUENCIES = 256  # width of the flow head's sinusoidal time embedding, in every release
 
+_COLUMNS = 16  # 64 bytes of float32: one cache line
+
 # Released layout -> ours, as einops patterns. torch keeps linear kernels [out, in] and convolutions [out, in, y, x].
 VECTOR = "a -> a"
 TABLE = "a b -> a b"
@@ -80,6 +82,16 @@ class Entry:
         for group in re.findall(r"\([^)]*\)|\S+", self.layout.split(" -> ")[side]):
             shape.append(int(np.prod([axes.get(name, 1) for name in group.strip("()").split()], dtype=object)))
         return tuple(shape)
+
+
+def contiguous(view: np.ndarray) -> np.ndarray:
+    """The array laid out row by row; a few columns at a time, which is several times faster for a transposed view."""
+    if view.flags.c_contiguous:
+        return view
+    out = np.empty(view.shape, view.dtype)
+    for start in range(0, view.shape[-1], _COLUMNS):
+        out[..., start : start + _COLUMNS] = view[..., start : start + _COLUMNS]
+    return out
 
 
 def strip_prefix(name: str) -> str:

@@ -1,11 +1,12 @@
 """What a released folder holds, matched against the names table before any tensor is read.
 
-`read_source` finds the model, the image tokenizer and the text tokenizer of a folder and pairs every released tensor with
-the parameter it becomes; whatever does not pair up is collected, so that one error can list it all.
+A `Part` pairs every released tensor with the parameter it becomes; whatever does not pair up is collected, so that one
+error can list it all.
 """
 
 import collections
 import dataclasses
+import os
 import pathlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
@@ -28,6 +29,7 @@ TOKENIZER_FILES = (
     *MODEL_FILES,
 )
 FLOATS = tuple(map(np.dtype, ("float16", "float32", "float64"))) + (BFLOAT16,)
+MAX_FRESH_HEAD = 1 << 20  # layers times width: twenty times the largest head of the paper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,8 @@ def read_model(folder: pathlib.Path, values: Mapping[str, Any], fresh_image_part
     config = NextStepConfig.from_released(values, str(folder / "config.json"))
     tensors, problems = open_weights(folder, MODEL_FILES)
     _check_depth(folder, config.transformer.layers + (0 if fresh_image_parts else config.flow_head.layers), len(tensors))
+    if fresh_image_parts and config.flow_head.layers * config.flow_head.width > MAX_FRESH_HEAD:
+        raise InputError(f"{folder / 'config.json'}: a flow head of this size is not drawn ({config.flow_head})")
     language, image = names.language_entries(config), names.image_entries(config)
     entries, fresh = (language, image) if fresh_image_parts else (language + image, [])
     droppable = {names.LANGUAGE_HEAD} if config.transformer.tie_embeddings else set()
@@ -100,8 +104,8 @@ def find_image_tokenizer(folder: pathlib.Path, values: Mapping[str, Any]) -> pat
     for place in places:
         candidate = folder / place
         inside = not pathlib.PurePath(place).is_absolute() and ".." not in pathlib.PurePath(place).parts
-        if inside and candidate != folder and (candidate / "config.json").is_file() and has_weights(candidate, TOKENIZER_FILES):
-            return candidate
+        if inside and candidate != folder and os.path.isfile(candidate / "config.json"):
+            return candidate if has_weights(candidate, TOKENIZER_FILES) else None
     return None
 
 
@@ -117,7 +121,8 @@ def _match(entries: Iterable[Entry], tensors: Iterable[StoredTensor], droppable:
         pairs += [(entry, tensor) for tensor in candidates[:1]]
     for name, rest in found.items():
         if names.is_computed(name) or name in droppable:
-            dropped += rest
+            problems += _repeated(name, rest)
+            dropped += rest[:1]
         else:
             problems += [f"{tensor.name}: unknown (in {tensor.file.name}, shape {_shape(tensor)})" for tensor in rest]
     return tuple(pairs), tuple(dropped), tuple(problems)
@@ -126,14 +131,18 @@ def _match(entries: Iterable[Entry], tensors: Iterable[StoredTensor], droppable:
 def _unfit(entry: Entry, candidates: list[StoredTensor]) -> Iterator[str]:
     if not candidates:
         yield f"{entry.source}: missing (shape {list(entry.source_shape)})"
-    if len(candidates) > 1:
-        where = ", ".join(f"{tensor.name} in {tensor.file.name}" for tensor in candidates)
-        yield f"{entry.source}: there {len(candidates)} times ({where})"
+    yield from _repeated(entry.source, candidates)
     for tensor in candidates:
         if tensor.shape != entry.source_shape:
             yield f"{tensor.name}: shape {_shape(tensor)}, expected {list(entry.source_shape)}"
         if tensor.dtype not in FLOATS:
             yield f"{tensor.name}: dtype {tensor.dtype}, expected a float type"
+
+
+def _repeated(name: str, candidates: list[StoredTensor]) -> Iterator[str]:
+    if len(candidates) > 1:
+        where = ", ".join(f"{tensor.name} in {tensor.file.name}" for tensor in candidates)
+        yield f"{name}: there {len(candidates)} times ({where})"
 
 
 def _shape(tensor: StoredTensor) -> list[int]:

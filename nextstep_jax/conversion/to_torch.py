@@ -7,7 +7,7 @@
 
 Names, dtypes and bytes are those of the released tensors. A buffer that conversion dropped is written again where its
 bytes can be made again exactly (config.json's "source" says which); others stay out. An image tokenizer alone is written
-without the `vae/`.
+without the `vae/`. (The PyTorch code opens `vae/checkpoint.pt`, which `torch.save` makes of checkpoint.safetensors.)
 """
 
 import dataclasses
@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from nextstep_jax import checkpoints
-from nextstep_jax.checkpoints.params import _new_folder as new_folder
 from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
 from nextstep_jax.conversion import names, text_tokenizer
 from nextstep_jax.conversion.leaves import Progress, silent
@@ -87,7 +86,7 @@ def export(
     parts = _parts(src, config)
     files = [(name, checkpoints.load_file(src, name)) for name in (text_tokenizer.FILE, *text_tokenizer.COMPANIONS)]
     done, total = 0, sum(part.nbytes for part in parts.values())
-    with new_folder(dst) as partial:
+    with checkpoints.new_folder(dst) as partial:
         for name, data in files:
             if data is not None:
                 (partial / name).write_bytes(data)
@@ -95,11 +94,11 @@ def export(
             part.open(partial if len(parts) == 1 or part.subtree == "model" else partial / "vae", shard_bytes)
         for path, leaf in checkpoints.iterate_params(src):
             subtree, path = path.split("/", 1)
-            progress(done, total, path)
+            progress(done, total)
             done += parts[subtree].put(path, leaf)
         for part in parts.values():
             part.close()
-    progress(total, total, "")
+    progress(total, total)
     left_out = tuple(row["name"] for row in _dropped(config) if not row["restore"])
     return Export(dst, sum(len(part.outputs) for part in parts.values()), total, left_out)
 
@@ -133,7 +132,9 @@ class _Part:
         self._entries = {entry.path: entry for entry in entries}
         dtypes = _check_leaves(src, subtree, self._entries)
         self.outputs = [_Output(entry.source, entry.source_shape, dtypes[entry.path]) for entry in entries]
-        self.outputs += [_Output(row["name"], tuple(row["shape"]), np.dtype(row["dtype"])) for row in restored]
+        for row in restored:  # a tied head has the dtype its embedding has now, a table the one it was stored in
+            dtype = dtypes["embedding/embedding"] if row["name"] == names.LANGUAGE_HEAD else np.dtype(row["dtype"])
+            self.outputs.append(_Output(row["name"], tuple(row["shape"]), dtype))
         self._folder = pathlib.Path()
         self._places: dict[str, tuple[pathlib.Path, int]] = {}
 
@@ -178,7 +179,7 @@ class _Part:
         file, start = self._places[name]
         with open(file, "r+b") as stream:
             stream.seek(start)
-            np.ascontiguousarray(array).reshape(-1).view(np.uint8).tofile(stream)
+            names.contiguous(array).reshape(-1).view(np.uint8).tofile(stream)
 
 
 def _check_leaves(src: pathlib.Path, subtree: str, entries: Mapping[str, Entry]) -> dict[str, np.dtype]:

@@ -188,6 +188,8 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
         if font.getlength(longer) <= _CELL - 4:
             lines[-1] = longer
         elif len(lines) == _LINES:
+            while font.getlength(lines[-1] + " ...") > _CELL - 4:
+                lines[-1] = lines[-1].rpartition(" ")[0]
             lines[-1] += " ..."
             break
         else:

@@ -102,7 +102,7 @@ def _read_word(layers: _Layers) -> tuple[Word | None, _Layers]:
     for colour in _present(layers):
         coverage = np.pad(layers.of_colour(colour), _MARGIN)
         for words, templates in _word_templates():
-            scores = _correlate(coverage, templates)
+            scores = templates.scores(coverage)
             i, row, column = np.unravel_index(scores.argmax(), scores.shape)
             if scores[i, row, column] > best_score:
                 best_score, best = scores[i, row, column], (words[i], colour, row, column, coverage)
@@ -134,50 +134,51 @@ def _present(layers: _Layers) -> np.ndarray:
     return np.flatnonzero(np.bincount(layers.label[solid], minlength=len(_NAMES)) >= 60)
 
 
-@functools.cache
-def _word_templates() -> tuple[tuple[tuple[str, ...], np.ndarray], ...]:
-    """For each length the words and their templates [words, height, width]."""
-    lengths = sorted({len(word) for word in WORDS})
-    groups = [tuple(word for word in WORDS if len(word) == length) for length in lengths]
-    return tuple((words, np.stack([_template(word_mask(word)) for word in words])) for words in groups)
+@dataclasses.dataclass(frozen=True)
+class _Templates:
+    """Templates of one size [h, w], ready to be correlated with coverages of one shape: their spectra there."""
+
+    size: tuple[int, int]
+    spectra: np.ndarray
+
+    @classmethod
+    def of(cls, masks: list[np.ndarray], shape: tuple[int, int]) -> "_Templates":
+        """Softened a little (crisp strokes would punish every soft edge twice), with mean 0 and norm 1."""
+        soft = np.pad(np.stack(masks), ((0, 0), (1, 1), (1, 1)))
+        for axis in (1, 2):
+            soft = 0.5 * soft + 0.25 * (np.roll(soft, 1, axis) + np.roll(soft, -1, axis))
+        soft = soft[:, 1:-1, 1:-1] - soft[:, 1:-1, 1:-1].mean((1, 2), keepdims=True)
+        soft /= np.linalg.norm(soft, axis=(1, 2), keepdims=True)
+        return cls(soft.shape[1:], np.conj(np.fft.rfft2(soft, shape)).astype(np.complex64))
+
+    def scores(self, coverage: np.ndarray) -> np.ndarray:
+        """Normalized correlation of each template with each window of a coverage: [n, rows, columns]."""
+        (h, w), (height, width) = self.size, coverage.shape
+        products = np.fft.irfft2(np.fft.rfft2(coverage)[None] * self.spectra, coverage.shape)
+        total = np.zeros((2, height + 1, width + 1))
+        total[:, 1:, 1:] = np.stack([coverage, coverage * coverage]).cumsum(1, dtype=np.float64).cumsum(2)
+        sums, squares = total[:, h:, w:] - total[:, :-h, w:] - total[:, h:, :-w] + total[:, :-h, :-w]
+        # An almost empty window holds no word; the floor keeps its noise from being blown up.
+        return products[:, : height - h + 1, : width - w + 1] / np.sqrt(np.maximum(squares - sums * sums / (h * w), 4.0))
 
 
 @functools.cache
-def _letter_templates() -> np.ndarray:
-    """[glyphs, 16, 16]"""
-    return np.stack([_template(word_mask(letter)[1:-1, 1:-1]) for letter in GLYPHS])
+def _word_templates() -> tuple[tuple[tuple[str, ...], _Templates], ...]:
+    """For each length the words and their templates."""
+    groups = [tuple(word for word in WORDS if len(word) == length) for length in sorted({len(word) for word in WORDS})]
+    shape = (CANVAS + 2 * _MARGIN, CANVAS + 2 * _MARGIN)
+    return tuple((words, _Templates.of([word_mask(word) for word in words], shape)) for words in groups)
+
+
+@functools.cache
+def _letter_templates() -> _Templates:
+    return _Templates.of([word_mask(letter)[1:-1, 1:-1] for letter in GLYPHS], (LETTER_PITCH + 2, LETTER_PITCH + 2))
 
 
 def _is_letter(cell: np.ndarray, letter: str) -> bool:
     """Whether no other glyph fits the cell [18, 18] clearly better, each where it fits best."""
-    scores = _correlate(cell, _letter_templates()).max((1, 2))
+    scores = _letter_templates().scores(cell).max((1, 2))
     return scores[list(GLYPHS).index(letter)] > scores.max() - 0.03
-
-
-def _template(mask: np.ndarray) -> np.ndarray:
-    """A mask softened a little (crisp strokes would punish every soft edge twice), with mean 0 and norm 1."""
-    padded = np.pad(mask, 1)
-    soft = 0.5 * padded + 0.25 * (np.roll(padded, 1, 0) + np.roll(padded, -1, 0))
-    soft = (0.5 * soft + 0.25 * (np.roll(soft, 1, 1) + np.roll(soft, -1, 1)))[1:-1, 1:-1]
-    return (soft - soft.mean()) / np.linalg.norm(soft - soft.mean())
-
-
-def _correlate(coverage: np.ndarray, templates: np.ndarray) -> np.ndarray:
-    """Normalized correlation of each template [n, h, w] with each window of the coverage: [n, rows, columns]."""
-    windows = np.lib.stride_tricks.sliding_window_view(coverage, templates.shape[1:])
-    size = templates[0].size
-    spectra = np.fft.rfft2(coverage)[None] * np.conj(np.fft.rfft2(templates, coverage.shape))
-    products = np.fft.irfft2(spectra, coverage.shape)[:, : windows.shape[0], : windows.shape[1]]
-    variance = _window_sums(coverage * coverage, windows) - _window_sums(coverage, windows) ** 2 / size
-    # An almost empty window holds no word; the floor keeps its noise from being blown up.
-    return products / np.sqrt(np.maximum(variance, 4.0))
-
-
-def _window_sums(values: np.ndarray, windows: np.ndarray) -> np.ndarray:
-    """The sum over each window [rows, columns], from cumulated sums."""
-    h, w = windows.shape[2:]
-    total = np.pad(values.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    return total[h:, w:] - total[:-h, w:] - total[h:, :-w] + total[:-h, :-w]
 
 
 # --- objects ----------------------------------------------------------------------------------------------------------
@@ -237,7 +238,7 @@ def _read_object(region: tuple[int, np.ndarray], layers: _Layers, image: np.ndar
     measured = np.median(image[_inside(mask) if _inside(mask).any() else mask], 0)
     name = _NAMES[colour] if np.linalg.norm(measured - _PALETTE[colour]) < MAX_COLOUR_ERROR else UNKNOWN
     # Edges count by their coverage, made steeper to undo blur.
-    near = np.where(_dilate(_dilate(mask)), layers.of_colour(colour), 0)
+    near = np.where(mask, layers.coverage[..., colour], np.where(_dilate(_dilate(mask)), layers.of_colour(colour), 0))
     soft = np.clip(2 * near - 0.5, 0, 1)
     steps = np.arange(CANVAS) + 0.5
     area = soft.sum()

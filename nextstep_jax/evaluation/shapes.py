@@ -24,7 +24,7 @@ from nextstep_jax.evaluation.reading import read_scene
 
 PER_CATEGORY = 40
 PLACE_SLACK = 5.0  # pixels, how far what was to stay in place may have moved
-MAX_PROMPTS = 100_000
+MAX_FILE = 4 << 20  # bytes of a file of prompts
 
 
 def default_prompts(per_category: int = PER_CATEGORY, *, seed: int = 0) -> list[shapes.Prompt]:
@@ -41,12 +41,14 @@ def read_prompts(path: str | pathlib.Path) -> list[shapes.Prompt]:
       InputError: names the file, the line and the word at which a line leaves the language.
     """
     try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+        with pathlib.Path(path).open("rb") as file:
+            content = file.read(MAX_FILE + 1)
+        lines = content.decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({error})") from error
     numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    if not 0 < len(numbered) <= MAX_PROMPTS:
-        raise InputError(f"{path}: expected 1 to {MAX_PROMPTS} prompts, one a line, found {len(numbered)}")
+    if not numbered or len(content) > MAX_FILE:
+        raise InputError(f"{path}: expected one prompt a line, up to {MAX_FILE} bytes in all, found {len(numbered)} lines")
     prompts = []
     for number, line in numbered:
         try:

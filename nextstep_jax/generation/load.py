@@ -4,7 +4,6 @@ import os
 import pathlib
 
 import jax
-import jax.numpy as jnp
 
 from nextstep_jax import checkpoints
 from nextstep_jax.config import DTYPES, ImageTokenizerConfig, NextStepConfig
@@ -50,10 +49,9 @@ def load_model(checkpoint: str | os.PathLike | None = None, dtype: str | None = 
     if tokenizer_config.latent_channels != config.latent_channels:
         found = f"{tokenizer_config.latent_channels} and {config.latent_channels}"
         raise InputError(f"{checkpoint}: image tokenizer and model differ in latent channels, found {found}")
-    params = checkpoints.load_params(checkpoint, subtree="model", dtype=dtype)
-    stored = dtype or str(params["decoder"]["layers_0"]["attention"]["q"]["kernel"].dtype)
+    params = checkpoints.load_params(checkpoint, dtype={"model": dtype})
+    stored = str(params["model"]["decoder"]["layers_0"]["attention"]["q"]["kernel"].dtype)
     config = config.with_transformer(dtype=stored, fused_projections=True, scan_layers=False, remat="none")
-    tokenizer_params = checkpoints.load_params(checkpoint, subtree="image_tokenizer")
     tokenizer_json = checkpoints.load_file(checkpoint, "tokenizer.json")
     vocabulary = None
     if tokenizer_json is not None:
@@ -61,9 +59,9 @@ def load_model(checkpoint: str | os.PathLike | None = None, dtype: str | None = 
         vocabulary.require_match(config)
     return dict(
         config=config,
-        params=fuse_projections(jax.tree.map(jnp.asarray, params)),
+        params=fuse_projections(params["model"]),
         tokenizer_config=tokenizer_config,
-        tokenizer_params=jax.tree.map(jnp.asarray, tokenizer_params),
+        tokenizer_params=params["image_tokenizer"],
         special=vocabulary.special if vocabulary else SpecialIds.from_config(config),
         vocabulary=vocabulary,
         overrides=values.get("generation") or {},

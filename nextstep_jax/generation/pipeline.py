@@ -165,7 +165,8 @@ class Pipeline:
         """Edits of one or several input images.
 
         Input images are resized to the nearest aspect-ratio bucket; the result has the first one's size unless another is
-        given. "<image>" or "<image_2>" in the instruction says where an input image belongs; without them all come first.
+        given. "<image>" or, counted from 0, "<image_1>" in the instruction says where an input image belongs; without them all
+        come first.
         """
         settings = settings or self.settings(edit=True)
         _require_prompt(instruction)
@@ -175,9 +176,10 @@ class Pipeline:
         h, w = self.grid(settings, height, width, aspect)
         encoded = self.encode(sources, seed)
         parts = _place_images(instruction, encoded)
+        placed = [part for part in parts if isinstance(part, EncodedImage)]
         if settings.positive:
             parts.append(" " + settings.positive)
-        branches = [[parts, [*encoded, settings.negative], [settings.negative]]]
+        branches = [[parts, [*placed, settings.negative], [settings.negative]]]
         return self._images(branches, [_describe(instruction)], h, w, n, seed, settings, True, on_chunk)
 
     def load_images(self, images: ImageSource | Sequence[ImageSource], settings: Settings) -> list[Pixels]:
@@ -437,9 +439,9 @@ def _place_images(instruction: str | Sequence[int], images: Sequence[EncodedImag
     parts, used = [], []
     for piece in re.split(r"(<image(?:_\d+)?>)", instruction):
         if match := re.fullmatch(r"<image(?:_(\d+))?>", piece):
-            used.append(int(match[1]) - 1 if match[1] else len(used))
+            used.append(int(match[1]) if match[1] else len(used))
             if not 0 <= used[-1] < len(images):
-                raise InputError(f"{piece} in the instruction asks for image {used[-1] + 1}, found {len(images)} input images")
+                raise InputError(f"{piece} in the instruction asks for an image that is not there, found {len(images)} input images")
             parts.append(images[used[-1]])
         elif piece:
             parts.append(piece)

@@ -139,20 +139,25 @@ def upsample(x: Array) -> Array:
     return jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, c)).reshape(batch, 2 * height, 2 * width, c)
 
 
-def group_statistics(x: Array, groups: int) -> tuple[Array, Array]:
-    """Mean and biased variance of each image's channel groups, [B, groups] float32, in two passes."""
-    batch, height, width, c = x.shape
-    x = x.reshape(batch, height * width, groups, c // groups).astype(jnp.float32)
-    mean = x.mean((1, 3))
-    return mean, jnp.square(x - mean[:, None, :, None]).mean((1, 3))
+def pool_statistics(mean: Array, variance: Array, axis: int) -> tuple[Array, Array]:
+    """Mean and variance of a whole, from those of its equally large parts along `axis`."""
+    whole = mean.mean(axis, keepdims=True)
+    return whole.squeeze(axis), (variance + jnp.square(mean - whole)).mean(axis)
 
 
-def group_normalize(x: Array, statistics: tuple[Array, Array], scale: Array, bias: Array) -> Array:
-    """(x - mean) / sqrt(variance + eps) * scale + bias in float32, for x [B, H, W, C] and statistics [B, groups]."""
-    mean, variance = statistics
-    repeats = x.shape[-1] // mean.shape[-1]
-    gain = jnp.repeat(jax.lax.rsqrt(variance + NORM_EPS), repeats, -1) * scale
-    offset = bias - jnp.repeat(mean, repeats, -1) * gain
+def channel_statistics(x: Array) -> tuple[Array, Array]:
+    """Mean and biased variance of each channel of each image, [B, C] float32, for x [B, H, W, C]; in two passes."""
+    x = x.astype(jnp.float32)
+    mean = x.mean((1, 2))
+    return mean, jnp.square(x - mean[:, None, None]).mean((1, 2))
+
+
+def group_normalize(x: Array, statistics: tuple[Array, Array], groups: int, scale: Array, bias: Array) -> Array:
+    """GroupNorm of x [B, H, W, C] in float32, with the channel statistics [B, C] of the whole image."""
+    batch, *_, c = x.shape
+    mean, variance = pool_statistics(*(s.reshape(batch, groups, c // groups) for s in statistics), axis=2)
+    gain = jnp.repeat(jax.lax.rsqrt(variance + NORM_EPS), c // groups, axis=1) * scale
+    offset = bias - jnp.repeat(mean, c // groups, axis=1) * gain
     return x.astype(jnp.float32) * gain[:, None, None] + offset[:, None, None]
 
 
@@ -186,16 +191,16 @@ class Conv(nn.Module):
 
 
 class NormSwish(nn.Module):
-    """GroupNorm, then swish unless `swish` is off."""
+    """GroupNorm, then swish unless it is off. A part of an image comes with the whole image's channel statistics."""
 
     config: ImageTokenizerConfig
     swish: bool = True
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, statistics: tuple[Array, Array] | None = None) -> Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        y = group_normalize(x, group_statistics(x, self.config.norm_groups), scale, bias)
+        y = group_normalize(x, statistics or channel_statistics(x), self.config.norm_groups, scale, bias)
         return (nn.swish(y) if self.swish else y).astype(self.config.dtype)
 
 
@@ -267,8 +272,8 @@ class Encoder(nn.Module):
     def __call__(self, pixels: Array) -> Array:
         config, multipliers = self.config, self.config.channel_multipliers
         x = Conv(config, config.channels, name="conv_in")(space_to_depth(pixels, config.stem_patch))
-        for l, multiplier in enumerate(multipliers):
-            x = DownLevel(config, config.channels * multiplier, last=l == len(multipliers) - 1, name=f"down_{l}")(x)
+        for level, multiplier in enumerate(multipliers):
+            x = DownLevel(config, config.channels * multiplier, last=level == len(multipliers) - 1, name=f"down_{level}")(x)
         x = Middle(config, name="mid")(x)
         return Conv(config, 2 * config.latent_channels, name="conv_out")(NormSwish(config, name="norm_out")(x))
 
@@ -278,15 +283,23 @@ class Decoder(nn.Module):
 
     config: ImageTokenizerConfig
 
-    @nn.compact
-    def __call__(self, latents: Array) -> Array:
+    def setup(self):
         config, multipliers = self.config, self.config.channel_multipliers
-        x = Conv(config, config.channels * multipliers[-1], name="conv_in")(latents)
-        x = Middle(config, name="mid")(x)
-        for l in reversed(range(len(multipliers))):
-            x = UpLevel(config, config.channels * multipliers[l], last=l == 0, name=f"up_{l}")(x)
-        x = Conv(config, config.in_channels * config.stem_patch**2, name="conv_out")(NormSwish(config, name="norm_out")(x))
-        return depth_to_space(x, config.stem_patch)
+        self.conv_in = Conv(config, config.channels * multipliers[-1])
+        self.mid = Middle(config)
+        self.up = [UpLevel(config, config.channels * m, last=level == 0) for level, m in enumerate(multipliers)]
+        self.norm_out = NormSwish(config)
+        self.conv_out = Conv(config, config.in_channels * config.stem_patch**2)
+
+    def middle(self, latents: Array) -> Array:
+        """The part at the latents' resolution: [B, h, w, c] -> [B, h, w, C]."""
+        return self.mid(self.conv_in(latents))
+
+    def __call__(self, latents: Array) -> Array:
+        x = self.middle(latents)
+        for level in reversed(self.up):
+            x = level(x)
+        return depth_to_space(self.conv_out(self.norm_out(x)), self.config.stem_patch)
 
 
 class ImageTokenizer(nn.Module):
@@ -321,6 +334,10 @@ class ImageTokenizer(nn.Module):
         if latents.shape[-1] != self.config.latent_channels:
             raise InputError(f"latents must have {self.config.latent_channels} channels, found shape {latents.shape}")
         return self.decoder(latents).astype(jnp.float32)
+
+    def decode_middle(self, latents: Array) -> Array:
+        """The decoder's part at the latents' resolution, [B, h, w, C]; tiled decoding goes on from here."""
+        return self.decoder.middle(latents)
 
     def __call__(self, pixels: Array) -> Array:
         return self.decode(self.encode(pixels).mean)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 
@@ -32,9 +33,10 @@ def layer_norm(x: Array, eps: float, scale: Array | None = None, bias: Array | N
 def rope_table(positions: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
     """Cosines and sines [..., H / 2] of rotary angles at any positions.
 
-    Frequencies never leave float32: rounded to bfloat16 they are 0.12 rad off at position 1000.
+    Frequencies never leave float32: rounded to bfloat16 they are 0.12 rad off at position 1000. They are computed on the host,
+    the power and its inverse each rounded to float32 as in the releases: one bit more or less is 1e-4 rad at position 30,000.
     """
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    frequencies = np.float32(1) / np.float32(float(theta) ** (np.arange(0, head_dim, 2) / head_dim))
     angles = positions.astype(jnp.float32)[..., None] * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 

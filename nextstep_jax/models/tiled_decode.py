@@ -1,12 +1,15 @@
-"""Decoding images too large for the accelerator's memory, strip by strip, without seams.
+"""Decoding images that are too large for the accelerator's memory: strip by strip, without seams.
 
-Tiles decoded on their own would show: every GroupNorm takes its statistics over the whole image. So here the decoder runs layer
-by layer. Between two convolutions the activation of the whole image lies in host memory; the accelerator holds one strip
-of rows and its two neighbouring rows at a time, normalizes it with the whole image's statistics and convolves it. The
-result is `decode`'s up to rounding. Only the layers before the first level run at once (the latent's resolution).
+Tiles decoded on their own would show, since every GroupNorm takes its statistics over the whole image. So the decoder runs
+layer by layer here. Between two layers the activation of the whole image lies in host memory; the accelerator holds one
+strip of rows and the rows next to it, normalizes it with the whole image's statistics and convolves it. The result is that
+of `ImageTokenizer.decode` up to rounding. Only the part at the latents' own resolution runs in one piece.
+
+Letters: B images, h x w latent grid, c latent channels; H x W x C an activation.
 """
 
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,9 +17,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from nextstep_jax.config import ImageTokenizerConfig
-from nextstep_jax.models.image_tokenizer import Conv, ImageTokenizer, NormSwish, depth_to_space, group_statistics, upsample
+from nextstep_jax.models.image_tokenizer import (
+    Conv,
+    ImageTokenizer,
+    NormSwish,
+    channel_statistics,
+    depth_to_space,
+    pool_statistics,
+    upsample,
+)
 
 Array = jax.Array
+
+
+class Activation(NamedTuple):
+    """[B, H, W, C] values in host memory, and their `channel_statistics`."""
+
+    values: np.ndarray
+    statistics: tuple[Array, Array]
 
 
 def decode_tiled(config: ImageTokenizerConfig, params: dict, latents: Array, rows: int = 8) -> np.ndarray:
@@ -24,25 +42,66 @@ def decode_tiled(config: ImageTokenizerConfig, params: dict, latents: Array, row
 
     Args:
       params: of the image tokenizer.
-      rows: a strip is at most this many rows of latents, and the same share of larger activations.
+      rows: a strip is at most so many rows of the latent grid (times 2 for each level's doubling).
     """
-    decoder = params["decoder"]
-    h = latents.shape[1]
+    decoder, h = params["decoder"], latents.shape[1]
     strips = h // max(n for n in range(1, min(rows, h) + 1) if h % n == 0)
-    x = np.asarray(_middle(config, params, latents))
     sweep = functools.partial(_sweep, config, strips)
+
+    middle = jax.jit(lambda p, z: ImageTokenizer(config).apply({"params": p}, z, method="decode_middle"))(params, latents)
+    x = Activation(np.asarray(middle), channel_statistics(middle))
     for level in reversed(range(len(config.channel_multipliers))):
         layers = decoder[f"up_{level}"]
         for b in range(config.blocks_per_level + 1):
             block = layers[f"block_{b}"]
-            y = sweep(x, {"norm": block["norm1"], "conv": block["conv1"]})
-            x = sweep(y, {"norm": block["norm2"], "conv": block["conv2"], "shortcut": block.get("shortcut", {})}, x)
+            y = sweep({"norm": block["norm1"], "conv": block["conv1"]}, x)
+            shortcut = {"shortcut": block["shortcut"]} if "shortcut" in block else {}
+            x = sweep({"norm": block["norm2"], "conv": block["conv2"], **shortcut}, y, skip=x)
         if level:
-            x = sweep(x, {"conv": layers["upsample"]})
-    x = sweep(x, {"norm": decoder["norm_out"], "conv": decoder["conv_out"]})
-    return np.asarray(depth_to_space(x, config.stem_patch)).astype(np.float32)
+            x = sweep({"upsample": layers["upsample"]}, x)
+    x = sweep({"norm": decoder["norm_out"], "conv": decoder["conv_out"]}, x)
+    return np.asarray(depth_to_space(x.values, config.stem_patch)).astype(np.float32)
+
+
+def _sweep(config: ImageTokenizerConfig, strips: int, layer: dict, x: Activation, skip: Activation | None = None) -> Activation:
+    """One layer over the whole activation: norm and convolution of x, plus (a projection of) `skip`."""
+    batch, height, width, _ = x.values.shape
+    rows, scale = height // strips, 2 if "upsample" in layer else 1
+    made, statistics = None, []
+    for strip in range(strips):
+        start, stop = strip * rows, (strip + 1) * rows
+        seen = np.arange(start - 1, stop + 1)
+        inside = (seen >= 0) & (seen < height)
+        skipped = None if skip is None else skip.values[:, start:stop]
+        seen_values = x.values[:, np.clip(seen, 0, height - 1)]
+        values, part = _strip(config, layer, seen_values, x.statistics, inside, skipped)
+        if made is None:
+            made = np.empty((batch, scale * height, scale * width, values.shape[-1]), values.dtype)
+        made[:, scale * start : scale * stop] = values
+        statistics.append(part)
+    return Activation(made, pool_statistics(*(jnp.stack(s) for s in zip(*statistics, strict=True)), axis=0))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _middle(config: ImageTokenizerConfig, params: dict, latents: Array) -> Array:
-    return ImageTokenizer(config).apply({"params": params}, latents, method="decode_middle")
+def _strip(
+    config: ImageTokenizerConfig,
+    layer: dict,
+    x: Array,
+    statistics: tuple[Array, Array],
+    inside: Array,
+    skip: Array | None,
+) -> tuple[Array, tuple[Array, Array]]:
+    """A layer on one strip: x [B, rows + 2, W, C] with a row more on each side, `inside` [rows + 2] whether the image has it."""
+    margin = 1
+    if "norm" in layer:
+        x = NormSwish(config).apply({"params": layer["norm"]}, x, statistics)
+    x = jnp.where(inside[:, None, None], x, 0)  # the image's edge is padded with zeros, after the norm
+    if "upsample" in layer:
+        x, margin = upsample(x), 2
+    kernel = layer.get("upsample") or layer["conv"]
+    y = Conv(config, kernel["bias"].shape[0]).apply({"params": kernel}, x)[:, margin:-margin]
+    if skip is not None:
+        if "shortcut" in layer:
+            skip = nn.Dense(y.shape[-1], dtype=config.dtype).apply({"params": layer["shortcut"]}, skip)
+        y = skip + y
+    return y, channel_statistics(y)

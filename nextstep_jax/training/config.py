@@ -68,6 +68,10 @@ def base_config(objective: str) -> ConfigDict:
         config.samples.generation = ConfigDict()  # fields of generation.settings.Settings; exported with the checkpoint
     elif objective == "reconstruction":
         config.image_tokenizer = model_fields(ImageTokenizerConfig())
+        # Weights of the terms of objectives/reconstruction.py. The networks behind the last two are named "package.module:function":
+        # the function returns (images, reconstructions) -> [B] distances, or a Linen module images -> logits.
+        terms = {"l1": 1.0, "l2": 1.0, "kl": 0.0, "perceptual": 0.0, "adversarial": 0.0}
+        config.loss = ConfigDict(terms | {"perceptual_network": "", "discriminator": ""})
     else:
         raise InputError(f"objective must be one of {', '.join(OBJECTIVES)}, found {objective!r}")
     return config

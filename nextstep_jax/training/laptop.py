@@ -31,8 +31,9 @@ def shrink(config: ConfigDict) -> ConfigDict:
           nextstep-jax data encode shapes-data/pixels/$kind shapes-data/$kind --checkpoint TOKENIZER --area 64
         done
     """
-    config.steps = 20
+    config.steps = 30
     config.optimizer.warmup = min(config.optimizer.warmup, 2)
+    config.optimizer.learning_rate = 5e-3  # small models and short runs take large steps
     config.log_every, config.checkpoint.every, config.validation.every, config.samples.every = 5, 10, 0, 0
     config.mesh.update({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
     config.start.checkpoint = ""

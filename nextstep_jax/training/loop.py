@@ -177,7 +177,8 @@ def export(stage: Stage, state: TrainState, directory: pathlib.Path, dtype: str)
         whole = leaf if leaf.is_fully_addressable else multihost_utils.process_allgather(leaf, tiled=True)
         return np.asarray(whole).astype(jnp.dtype(dtype))
 
-    params = to_canonical(jax.tree.map(gather, state.averaged_params))
+    trained = {root: tree for root, tree in state.averaged_params.items() if root != "discriminator"}
+    params = to_canonical(jax.tree.map(gather, trained))
     if jax.process_index() == 0:
         beside, config, files = stage.export()
         fresh = directory.with_name(f".{directory.name}.new")

@@ -3,8 +3,12 @@
 Letters: B pictures.
 """
 
+import dataclasses
 import functools
+import importlib
+from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +19,8 @@ from nextstep_jax.data.images import to_uint8
 from nextstep_jax.data.pixels import PixelBatches
 from nextstep_jax.data.sources import open_source
 from nextstep_jax.errors import InputError
-from nextstep_jax.models.image_tokenizer import ImageTokenizer, perturb, sample_posterior
+from nextstep_jax.models.image_tokenizer import ImageTokenizer
+from nextstep_jax.objectives.reconstruction import Weights, discriminator_loss, draw_noise, reconstruction_loss
 from nextstep_jax.training.config import image_tokenizer_config
 from nextstep_jax.training.flops import reconstruction_flops
 from nextstep_jax.training.stage import Loaded, Stage, picture_grid
@@ -27,12 +32,15 @@ SAMPLES = 8  # pictures in a grid of originals above reconstructions
 
 
 def make_stage(config: ConfigDict) -> Stage:
-    """The stage a config describes. InputError names an option whose model or data does not fit."""
+    """The stage a config describes. InputError names an option whose model, networks or data do not fit."""
     tokenizer = image_tokenizer_config(config.image_tokenizer)
     if not config.data.sources:
         raise InputError("config.data.sources: name at least one source of pictures")
+    weights = Weights(**{field.name: config.loss[field.name] for field in dataclasses.fields(Weights)})
+    perceptual = import_factory(config.loss.perceptual_network, "config.loss.perceptual_network")
+    discriminator = import_factory(config.loss.discriminator, "config.loss.discriminator")
     return Stage(
-        task=make_task(tokenizer, config.data.height, config.data.width),
+        task=make_task(tokenizer, config.data.height, config.data.width, weights, perceptual, discriminator),
         training_data=functools.partial(open_data, config, config.data.sources),
         validation_data=functools.partial(open_data, config, config.data.validation) if config.data.validation else None,
         draw_samples=functools.partial(draw_samples, config, tokenizer),
@@ -40,33 +48,72 @@ def make_stage(config: ConfigDict) -> Stage:
     )
 
 
+def import_factory(name: str, option: str):
+    """What the function "package.module:function" returns; None for "".
+
+    Raises:
+      InputError: naming `option`, when there is no such function.
+    """
+    if not name:
+        return None
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"{option}: {name!r} is not package.module:function ({error})") from error
+
+
 # --- loss -------------------------------------------------------------------------------------------------------------
 
 
-def make_task(tokenizer: ImageTokenizerConfig, height: int, width: int) -> Task:
-    """Parameters and loss. Batches are pixels [B, height, width, 3] uint8."""
+def make_task(
+    tokenizer: ImageTokenizerConfig,
+    height: int,
+    width: int,
+    weights: Weights = Weights(),
+    perceptual: Callable[[Array, Array], Array] | None = None,
+    discriminator: nn.Module | None = None,
+) -> Task:
+    """Parameters and loss. Batches are pixels [B, height, width, 3] uint8.
+
+    Args:
+      perceptual: (images, reconstructions) -> [B] distances.
+      discriminator: images -> logits; its parameters are trained beside the tokenizer's, on its own loss: neither network's
+        gradient reaches the other's parameters.
+    """
     model = ImageTokenizer(tokenizer)
+    adversarial = discriminator is not None and weights.adversarial > 0
 
     def init(key: Array) -> dict:
         pixels = jnp.zeros((1, height, width, tokenizer.in_channels))
-        return {"image_tokenizer": model.init(key, pixels)["params"]}
+        params = {"image_tokenizer": model.init(key, pixels)["params"]}
+        if adversarial:
+            params["discriminator"] = discriminator.init(jax.random.fold_in(key, 1), pixels)["params"]
+        return params
 
     def totals(pixels: Array) -> int:
         return pixels.shape[0]
 
-    def loss(params, pixels: Array, key: Array, pictures: int):
-        x = to_float(pixels)
-        keys = jax.random.split(key, 3)
-        p = {"params": params["image_tokenizer"]}
-        posterior = model.apply(p, x, method="encode")
-        z = sample_posterior(posterior, jax.random.normal(keys[0], posterior.mean.shape), tokenizer)
-        alpha = tokenizer.perturbation * jax.random.uniform(keys[1], (len(x),))
-        y = model.apply(p, perturb(z, alpha, jax.random.normal(keys[2], z.shape)), method="decode")
-        l1 = jnp.abs(x - y).mean((1, 2, 3)).sum() / pictures
-        l2 = jnp.square(x - y).mean((1, 2, 3)).sum() / pictures
-        return l1 + l2, {"l1": Mean(l1, 1.0), "l2": Mean(l2, 1.0)}
+    def loss(params, pixels: Array, key: Array, total: int):
+        images = to_float(pixels)
+        draws = draw_noise(key, tokenizer, *pixels.shape[:3])
+        networks = {"perceptual": perceptual}
+        if adversarial:
+            judged = {"params": jax.lax.stop_gradient(params["discriminator"])}
+            networks["discriminator"] = lambda images: discriminator.apply(judged, images)
+        value, parts = reconstruction_loss(
+            model, params["image_tokenizer"], images, *draws, weights=weights, total=total, **networks
+        )
+        means = {name: Mean(term, 1.0) for name, term in (parts.terms | {"psnr": parts.psnr}).items()}
+        if adversarial:
+            judging = {"params": params["discriminator"]}
+            share = pixels.shape[0] / total
+            judge = discriminator_loss(lambda images: discriminator.apply(judging, images), images, parts.images) * share
+            means["discriminator"] = Mean(judge, 1.0)
+            value = value + judge
+        return value, {name: Mean(mean.total, pixels.shape[0] / total) for name, mean in means.items()}
 
-    def counts(pixels: Array):
+    def counts(pixels: Array) -> dict[str, Array]:
         images = jnp.float32(pixels.shape[0])
         return {"images": images, "flops": images * reconstruction_flops(tokenizer, *pixels.shape[1:3])}
 

@@ -42,19 +42,20 @@ def start_params(checkpoint: str, fresh: Sequence[str], init: Callable[[Array], 
     placement = state_shardings(shapes, mesh)
     if not checkpoint:
         return jax.jit(init, out_shardings=placement)(key)
-    (root,) = shapes
-    stored = {root: checkpoints.abstract_params(checkpoint, root)}
+    stored = {root: tree for root, tree in checkpoints.abstract_params(checkpoint).items() if root in shapes}
     wanted = _by_path(jax.eval_shape(to_canonical, shapes))
     _require_match(checkpoint, wanted, _by_path(stored), fresh)
-    shardings = state_shardings(stored, mesh)[root]
-    loaded = _by_path({root: checkpoints.load_params(checkpoint, subtree=root, dtype="float32", shardings=shardings)})
+    shardings = state_shardings(stored, mesh)
+    loaded = {
+        root: checkpoints.load_params(checkpoint, subtree=root, dtype="float32", shardings=shardings[root]) for root in stored
+    }
 
     def combine(key: Array, loaded: Mapping[str, Array]) -> Params:
         drawn = to_canonical(init(key))  # what is not used is never computed
         chosen = jax.tree_util.tree_map_with_path(lambda path, leaf: loaded.get(path_string(path), leaf), drawn)
         return to_training(chosen)
 
-    return jax.jit(combine, out_shardings=placement, donate_argnums=1)(key, loaded)
+    return jax.jit(combine, out_shardings=placement)(key, _by_path(loaded))
 
 
 def _by_path(tree: Params) -> dict[str, Any]:

@@ -47,6 +47,6 @@ class TrainState:
 def create_state(params, optimizer: optax.GradientTransformation, frozen=(), ema: bool = False) -> TrainState:
     """The state at step 0. Traceable, so that it can be made in its place on a mesh."""
     trainable, _ = split_frozen(params, frozen)
-    zero = jnp.zeros((), jnp.int32)
+    step, skipped, in_a_row = jnp.zeros((3,), jnp.int32)
     average = jax.tree.map(jnp.copy, trainable) if ema else None
-    return TrainState(zero, params, optimizer.init(trainable), average, zero, zero)
+    return TrainState(step, params, optimizer.init(trainable), average, skipped, in_a_row)

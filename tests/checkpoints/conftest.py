@@ -46,7 +46,7 @@ def start_program():
         }
         command = [sys.executable, str(PROGRAMS / name), *map(str, arguments)]
         pipe = subprocess.PIPE
-        started.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment))
+        started.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment))
         return started[-1]
 
     yield start
@@ -90,9 +90,14 @@ class Moments(typing.NamedTuple):
     second: typing.Any
 
 
-def assert_same(expected, found):
-    """Same structure, dtypes, shapes and bits."""
-    assert jax.tree.structure(expected) == jax.tree.structure(found)
-    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
-        a = np.asarray(a, jax.dtypes.canonicalize_dtype(type(a))) if isinstance(a, int) else np.asarray(a)
-        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, np.asarray(b).tobytes())
+@pytest.fixture(scope="session")
+def assert_same():
+    """Check that two trees have the same structure, dtypes, shapes and bits."""
+
+    def check(expected, found):
+        assert jax.tree.structure(expected) == jax.tree.structure(found)
+        for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+            a = np.asarray(a, jax.dtypes.canonicalize_dtype(type(a))) if isinstance(a, int) else np.asarray(a)
+            assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, np.asarray(b).tobytes())
+
+    return check

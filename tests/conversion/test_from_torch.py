@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from nextstep_jax import checkpoints
 from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
-from nextstep_jax.conversion import convert, leaves, load_released, names
+from nextstep_jax.conversion import convert, export, leaves, load_released, names
 from nextstep_jax.conversion import released as released_files
 from nextstep_jax.errors import InputError
 from nextstep_jax.models.forms import stack_layers, unstack_layers
@@ -219,8 +221,9 @@ def test_position_tables(released, edit, edit_config, tmp_path):
     edit(lambda tensors: tensors.update(gen_pos_embed=gen_pos_embed(8, 64)[None]))
     convert(released, tmp_path / "small")
     edit_config(use_gen_pos_embed=False)
-    edit(lambda tensors: tensors.update(gen_pos_embed=np.ones((1, 3, 64), np.float32)))
-    assert convert(released, tmp_path / "unused").dropped == ("gen_pos_embed",)
+    for number, shape in enumerate([(1, 3, 64), (0, 0), (1, 4, 63), ()]):
+        edit(lambda tensors, shape=shape: tensors.update(gen_pos_embed=np.ones(shape, np.float32)))
+        assert convert(released, tmp_path / f"unused_{number}").dropped == ("gen_pos_embed",)
 
 
 # --- a language model as the start of training ------------------------------------------------------------------------
@@ -266,6 +269,16 @@ def test_a_language_model_gets_fresh_image_parts(language_model, tmp_path, monke
     assert not np.asarray(head["final"]["output"]["kernel"]).any()
     assert not np.asarray(head["blocks_3"]["modulation"]["kernel"]).any()
     assert (np.asarray(head["blocks_0"]["norm"]["scale"]) == 1).all()
+
+
+def test_a_language_model_exports_as_a_released_model(language_model, tmp_path):
+    """With the image tokenizer it is to be trained with; what is exported converts to the same checkpoint."""
+    write_qwen2_tokenizer(language_model, eos_id=299)
+    convert(language_model, tmp_path / "out", vae=GOLDENS / "tiny_vae")
+    export(tmp_path / "out", tmp_path / "exported")
+    convert(tmp_path / "exported", tmp_path / "again")
+    assert_same_trees(*(checkpoints.load_params(tmp_path / name) for name in ("out", "again")))
+    assert checkpoints.load_config(tmp_path / "again")["model"] == checkpoints.load_config(tmp_path / "out")["model"]
 
 
 def test_fresh_parameters_follow_the_releases():
@@ -383,12 +396,22 @@ MISFITS = {
     "a position table of another grid": (
         lambda t: None,
         {"use_gen_pos_embed": True, "base_image_grid_size": 64},
-        r"gen_pos_embed: shape \[1, 1024, 64\], expected \[1, 4096, 64\]",
+        r"gen_pos_embed: float32 of shape \[1, 1024, 64\], expected a float table of shape \[1, 4096, 64\]",
     ),
     "a position table of no grid": (
         lambda t: t.update(gen_pos_embed=np.ones((1, 1000, 64), np.float32)),
         {"use_gen_pos_embed": True},
-        r"gen_pos_embed: shape \[1, 1000, 64\]",
+        r"gen_pos_embed: float32 of shape \[1, 1000, 64\]",
+    ),
+    "a position table of whole numbers": (
+        lambda t: t.update(gen_pos_embed=np.ones((1, 1024, 64), np.int8)),
+        {"use_gen_pos_embed": True},
+        "gen_pos_embed: int8 of shape",
+    ),
+    "two position tables": (
+        lambda t: t.update({"model.gen_pos_embed": t["gen_pos_embed"]}),
+        {},
+        r"gen_pos_embed: there 2 times \(gen_pos_embed in model.safetensors, model.gen_pos_embed",
     ),
     "a layer before the head": (lambda t: None, {"use_mlp_before_lm_head": True}, "use_mlp_before_lm_head"),
     "another activation": (lambda t: None, {"hidden_act": "gelu"}, "hidden_act"),
@@ -401,13 +424,44 @@ MISFITS = {
 
 @pytest.mark.parametrize("case", MISFITS)
 def test_misfits(released, edit, edit_config, tmp_path, case):
-    change, settings, message = MISFITS[case]
+    change, values, message = MISFITS[case]
     edit(change)
-    edit_config(**settings)
+    edit_config(**values)
     with pytest.raises(InputError, match=message) as caught:
         convert(released, tmp_path / "out")
     assert str(released) in str(caught.value)
     assert left_behind(tmp_path) == []
+
+
+def test_a_head_too_large_to_draw(language_model, edit_config, tmp_path):
+    write_qwen2_tokenizer(language_model, eos_id=299)
+    edit_config(fm_head_dim=10**7)
+    with pytest.raises(InputError, match="a flow head of this size"):
+        convert(language_model, tmp_path / "out")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+BOTH_CONFIGS = [
+    (NextStepConfig, json.loads((GOLDENS / "tiny_model/config.json").read_text())),
+    (ImageTokenizerConfig, json.loads((GOLDENS / "tiny_vae/config.json").read_text()) | {"stem_patch": 1, "norm_groups": 32}),
+    (ImageTokenizerConfig, {"block_out_channels": [32, 64], "layers_per_block": 2, "norm_num_groups": 32}),
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(BOTH_CONFIGS), st.data())
+def test_random_config_values(config, data):
+    """Any JSON value for any key is understood or refused in one line."""
+    kind, values = config
+    key = data.draw(st.sampled_from(sorted(values)))
+    try:
+        kind.from_released(values | {key: data.draw(JSON)}, "here/config.json")
+    except InputError as error:
+        assert str(error).startswith("here/config.json: ") and "\n" not in str(error)
 
 
 def test_values_that_leave_the_wanted_dtype(released, edit, tmp_path):
@@ -431,6 +485,12 @@ SOURCES = {
     "half a config": (write("config.json", b'{"hidden_size": 64,'), r"config\.json: not a JSON object"),
     "a list as config": (write("config.json", b"[1]"), r"config\.json: not a JSON object"),
     "a config of something else": (write("config.json", b'{"a": 1}'), r"config\.json: not a NextStep or Qwen2\.5 config"),
+    "a config with a hole": (
+        write(
+            "config.json", b'{"hidden_size": null, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}'
+        ),
+        r"config\.json: not a NextStep or Qwen2\.5 config: it has no hidden_size",
+    ),
     "no weights": (remove("model.safetensors"), "no weights found"),
     "empty weights": (write("model.safetensors", b""), "truncated"),
     "weights that are a page": (write("model.safetensors", b"<!DOCTYPE html>" * 10), "not a safetensors file"),
@@ -456,7 +516,7 @@ def test_wrong_arguments(released, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/file").write_text("mine")
     (tmp_path / "file").write_text("mine")
-    for arguments, settings, message in (
+    for arguments, options, message in (
         ((tmp_path / "nowhere", tmp_path / "out"), {}, "nowhere: no such folder"),
         ((released / "config.json", tmp_path / "out"), {}, "no such folder"),
         ((released, tmp_path / "taken"), {}, "already exists"),
@@ -469,7 +529,7 @@ def test_wrong_arguments(released, tmp_path):
         ((released / "vae", tmp_path / "out"), {"vae": released / "vae"}, "takes no other"),
     ):
         with pytest.raises(InputError, match=message):
-            convert(*arguments, **settings)
+            convert(*arguments, **options)
     assert left_behind(tmp_path) == ["file", "taken"]
 
 

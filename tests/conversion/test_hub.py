@@ -27,6 +27,7 @@ class Hub(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repositories: dict[str, pathlib.Path] = {}
+        self.commit = COMMIT
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, range
         self.cut_after: dict[str, int] = {}  # file -> bytes of its content after which the connection breaks
 
@@ -64,7 +65,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.send(404, {"X-Error-Code": code}, b"{}")
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         siblings = [{"rfilename": str(path.relative_to(folder)), "size": path.stat().st_size, "blobId": "0"} for path in files]
-        body = json.dumps({"id": repository, "sha": COMMIT, "siblings": siblings}).encode()
+        body = json.dumps({"id": repository, "sha": self.server.commit, "siblings": siblings}).encode()
         self.send(200, {"Content-Type": "application/json"}, body if with_body else b"")
 
     def file(self, repository: str, name: str, with_body: bool) -> None:
@@ -74,6 +75,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         data = path.read_bytes()
         headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
+        if start >= len(data):
+            return self.send(416, {}, b"")
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         self.send(206 if start else 200, headers, data[start:] if with_body else b"", len(data) - start)
@@ -117,7 +120,7 @@ def standin(server, request) -> Hub:
     server.repositories.clear()
     server.requests.clear()
     server.cut_after.clear()
-    server.org = re.sub("[^a-z]", "-", request.node.name.lower())[:40].strip("-")
+    server.org = "org-" + hashlib.sha256(request.node.name.encode()).hexdigest()[:8]
     return server
 
 
@@ -138,8 +141,8 @@ def test_a_repository_converts_like_its_folder(standin, repository, tmp_path):
     result = convert(f"{standin.org}/NextStep-1.1", tmp_path / "out", say=said.append)
     assert result.warnings == ()
     convert(repository, tmp_path / "local")
-    for path in sorted((tmp_path / "local/params").rglob("*")):
-        assert path.is_dir() or (tmp_path / "out/params" / path.relative_to(tmp_path / "local/params")).exists()
+    digests = [json.loads((tmp_path / name / "manifest.json").read_text())["leaves"] for name in ("out", "local")]
+    assert digests[0] == digests[1]
     found, expected = (checkpoints.load_config(tmp_path / name) for name in ("out", "local"))
     assert found["source"].pop("from") == f"{standin.org}/NextStep-1.1@{COMMIT}" != expected["source"].pop("from")
     assert found == expected
@@ -158,18 +161,66 @@ def test_a_second_conversion_downloads_nothing(standin, repository, tmp_path):
     assert standin.fetched() == set() and len(said) == 1
 
 
-def test_an_interrupted_download_goes_on(standin, repository, tmp_path):
-    """The connection breaks every time, then works: the second attempt asks for the rest only."""
+def content_requests(standin) -> list[int]:
+    """From which byte each request for the model's weights started."""
+    found = [where for method, path, where in standin.requests if method == "GET" and path.endswith("/model.safetensors")]
+    return [int(where.removeprefix("bytes=").removesuffix("-")) for where in found]
+
+
+def test_a_broken_connection_is_resumed(standin, repository):
+    """Every answer breaks off after 300,000 bytes; each next request asks for what is missing."""
     standin.cut_after["model.safetensors"] = 300_000
-    name = f"{standin.org}/NextStep-1.1"
-    with pytest.raises(InputError, match=standin.org):
-        convert(name, tmp_path / "out", say=lambda line: None)
+    folder = hub.download(f"{standin.org}/NextStep-1.1", lambda line: None).folder
+    assert content_requests(standin) == list(range(0, (folder / "model.safetensors").stat().st_size, 300_000))
+    assert (folder / "model.safetensors").read_bytes() == (repository / "model.safetensors").read_bytes()
+
+
+def test_an_interrupted_process_is_resumed(standin, repository, tmp_path, monkeypatch):
+    """The first process ends in the middle of a file; the second one continues it and refetches nothing."""
+    monkeypatch.setattr(hub, "ATTEMPTS", 1)
+    monkeypatch.setattr(hub.time, "sleep", lambda seconds: (_ for _ in ()).throw(KeyboardInterrupt))
+    standin.cut_after["model.safetensors"] = 300_000
+    name, said = f"{standin.org}/NextStep-1.1", []
+    with pytest.raises(KeyboardInterrupt):
+        convert(name, tmp_path / "out", say=said.append)
     assert not (tmp_path / "out").exists()
     standin.cut_after.clear()
     standin.requests.clear()
+    folder = hub.download(name, said.append).folder
+    assert content_requests(standin) == [300_000]
+    assert "config.json" not in standin.fetched()
+    assert "already here" in said[1] and "already here" not in said[0]
+    assert (folder / "model.safetensors").read_bytes() == (repository / "model.safetensors").read_bytes()
+    assert not list(folder.rglob("*.part"))
+
+
+def test_a_server_that_never_answers_whole(standin, repository, monkeypatch):
+    monkeypatch.setattr(hub.time, "sleep", lambda seconds: None)
+    standin.cut_after["model.safetensors"] = 0
+    with pytest.raises(InputError, match=standin.org):
+        hub.download(f"{standin.org}/NextStep-1.1", lambda line: None)
+    assert content_requests(standin) == [0] * hub.ATTEMPTS
+
+
+def test_a_damaged_part_is_found_and_thrown_away(standin, repository, monkeypatch):
+    name = f"{standin.org}/NextStep-1.1"
     folder = hub.download(name, lambda line: None).folder
-    ranges = [where for method, path, where in standin.requests if method == "GET" and path.endswith("/model.safetensors")]
-    assert len(ranges) == 1 and int(ranges[0].removeprefix("bytes=").split("-")[0]) >= 300_000
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.part").write_bytes(b"x" * 1000)
+    with pytest.raises(InputError, match=r"model\.safetensors arrived damaged"):
+        hub.download(name, lambda line: None)
+    hub.download(name, lambda line: None)
+    assert (folder / "model.safetensors").read_bytes() == (repository / "model.safetensors").read_bytes()
+
+
+def test_what_the_library_has_cached_is_not_fetched_again(standin, repository):
+    import huggingface_hub
+
+    name = f"{standin.org}/NextStep-1.1"
+    huggingface_hub.hf_hub_download(name, "model.safetensors", revision=COMMIT)
+    standin.requests.clear()
+    folder = hub.download(name, lambda line: None).folder
+    assert "model.safetensors" not in standin.fetched()
     assert (folder / "model.safetensors").read_bytes() == (repository / "model.safetensors").read_bytes()
 
 
@@ -223,6 +274,12 @@ def test_shards_named_by_the_index(standin, repository):
 def test_a_hostile_index(standin, repository, shard, message):
     (repository / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
     with pytest.raises(InputError, match=message):
+        hub.download(f"{standin.org}/NextStep-1.1", lambda line: None)
+
+
+def test_a_revision_that_is_a_path(standin, repository, monkeypatch):
+    monkeypatch.setattr(standin, "commit", "../../../escape")
+    with pytest.raises(InputError, match="no commit"):
         hub.download(f"{standin.org}/NextStep-1.1", lambda line: None)
 
 

@@ -87,6 +87,16 @@ def test_a_tied_head_that_was_stored_is_stored_again(released, tmp_path, edit, e
     assert_same_bytes(load(tmp_path / "exported/model.safetensors"), load(released / "model.safetensors"))
 
 
+def test_a_tied_head_follows_its_embedding_to_another_dtype(released, tmp_path, edit, edit_config):
+    edit_config(tie_word_embeddings=True)
+    edit(lambda tensors: tensors.update({"lm_head.weight": tensors["embed_tokens.weight"]}))
+    convert(released, tmp_path / "checkpoint", dtype="bfloat16")
+    export(tmp_path / "checkpoint", tmp_path / "exported")
+    found = load(tmp_path / "exported/model.safetensors")
+    assert found["lm_head.weight"].dtype == BFLOAT16 and found["gen_pos_embed"].dtype == np.float32
+    assert found["lm_head.weight"].tobytes() == found["embed_tokens.weight"].tobytes()
+
+
 def test_buffers_that_cannot_be_made_again_are_named(released, tmp_path, edit, model_tensors):
     def change(tensors):
         tensors["gen_pos_embed"] = tensors["gen_pos_embed"] + 1

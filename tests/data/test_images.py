@@ -87,6 +87,20 @@ def test_a_decompression_bomb_is_refused_by_its_header_and_without_a_warning(wid
                 read(png_claiming(width, height), "bomb")
 
 
+def test_a_bomb_in_any_other_format_is_refused():
+    """Their headers claim sizes their files cannot back; in a GIF the frame may claim more than the canvas."""
+    bombs = {kind: bytearray(data) for kind, data in FILES.items() if kind != "PNG"}
+    bombs["JPEG"][(i := bombs["JPEG"].index(b"\xff\xc0") + 5) : i + 4] = struct.pack(">HH", 65500, 65500)
+    bombs["BMP"][18:26] = struct.pack("<ii", 65535, 65535)
+    bombs["GIF"][(i := bombs["GIF"].index(b",", 13 + 768) + 5) : i + 4] = struct.pack("<HH", 65535, 65535)
+    frames = [Image.new("RGBA", (8, 8), colour) for colour in ("red", "blue")]
+    bombs["WEBP"] = bytearray(encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:]))
+    bombs["WEBP"][(i := bombs["WEBP"].index(b"VP8X") + 12) : i + 6] = 2 * (16382).to_bytes(3, "little")
+    for kind, data in bombs.items():
+        with pytest.raises(images.ImageError, match=f"^{kind}: .*pixels"):
+            images.load(bytes(data), kind)
+
+
 def test_a_bomb_of_text_is_refused():
     text = b"k\0\0" + zlib.compress(bytes(64 << 20))
     chunk = struct.pack(">I", len(text)) + b"zTXt" + text + struct.pack(">I", zlib.crc32(b"zTXt" + text))

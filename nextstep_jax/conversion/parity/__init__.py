@@ -10,8 +10,9 @@ from collections.abc import Callable
 import jax
 
 from nextstep_jax.conversion.parity import generation, networks, samplers, sequences, training
+from nextstep_jax.conversion.parity.goldens import Goldens
 from nextstep_jax.conversion.parity.reference import Reference
-from nextstep_jax.conversion.parity.report import Goldens, Report
+from nextstep_jax.conversion.parity.report import Report
 from nextstep_jax.errors import InputError
 
 PARTS = {"networks": networks, "samplers": samplers, "generation": generation, "training": training, "sequences": sequences}

@@ -1,6 +1,6 @@
 """Parity of whole generations: prompts, guidance, tokens end to end and teacher-forced, latents, images.
 
-Letters: R rows (guidance branches side by side), B images, n tokens, C channels of a token.
+Letters: R rows (guidance branches side by side), M branches, B images, P prompt length, n tokens, C channels of a token.
 """
 
 import dataclasses
@@ -8,35 +8,32 @@ import functools
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from nextstep_jax.batch import Batch
+from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
+from nextstep_jax.conversion.parity.goldens import GoldenFile, Goldens
 from nextstep_jax.conversion.parity.reference import (
     Reference,
-    image_tokenizer,
+    Tokenizer,
+    decode,
+    encode,
+    padded,
     run,
     to_nchw,
     to_nhwc,
+    transformer_pass,
 )
-from nextstep_jax.conversion.parity.report import (
-    END_TO_END,
-    EXACT,
-    LATENTS,
-    LEVELS,
-    SINGLE_PASS,
-    GoldenFile,
-    Goldens,
-    Report,
-)
+from nextstep_jax.conversion.parity.report import END_TO_END, EXACT, LATENTS, LEVELS, ROUNDING, SINGLE_PASS, Report
+from nextstep_jax.conversion.parity.walks import make_walks, plan, walk_all
 from nextstep_jax.data.images import to_float, to_uint8
 from nextstep_jax.data.vocabulary import SpecialIds
 from nextstep_jax.errors import InputError
-from nextstep_jax.generation import decode
-from nextstep_jax.generation.prompts import EncodedImage, Part, Row, area_prefix, make_row
+from nextstep_jax.generation.decode import TOKEN_NORM_EPS, advance, start
+from nextstep_jax.generation.prompts import EncodedImage, Part, Prompt, Row, align_rows, area_prefix, make_row
 from nextstep_jax.generation.settings import Settings
 from nextstep_jax.models.forms import fuse_projections
 from nextstep_jax.models.image_tokenizer import (
-    ImageTokenizer,
     Posterior,
     patchify,
     sample_posterior,
@@ -47,103 +44,125 @@ from nextstep_jax.models.image_tokenizer import (
 from nextstep_jax.models.layers import layer_norm
 from nextstep_jax.models.nextstep import NextStep, gen_pos_embed
 
+# Images are generated, and vectors passed, in multiples of these: fewer shapes to compile.
+_IMAGES, _VECTORS = 4, 128
+
+
+@dataclasses.dataclass(frozen=True)
+class _Case:
+    """A stored generation.
+
+    Attributes:
+      values: how it was made, from cases.json.
+      settings: the same as this library spells it.
+      branches: M.
+      images, count: B and n.
+    """
+
+    golden: GoldenFile
+    values: dict
+    settings: Settings
+    config: NextStepConfig
+    special: SpecialIds
+    tokenizer: Tokenizer
+    branches: int
+    images: int
+    count: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """h and w of an image, in tokens."""
+        h, w = (side // self.config.patch for side in self.golden["final_latents"].shape[2:])
+        return h, w
+
+    def row(self, array: str) -> str:
+        """What the report calls an array."""
+        return f"{self.golden.name}.{array}"
+
 
 def compare(goldens: Goldens, reference: Reference, report: Report) -> None:
     """Every case of cases.json -> e2e."""
-    fused = fuse_projections(reference.params)
-    for case, values in reference.cases["e2e"].items():
-        _case(goldens, goldens.arrays(case), values, reference, fused, report)
+    fused = jax.jit(fuse_projections)(reference.params)
+    for name, values in reference.cases["e2e"].items():
+        case = _read(goldens.arrays(name), values, reference)
+        golden, guidance = case.golden, case.settings.guidance(case.count)
+        if "cfg_per_token" in golden:
+            report.compare(case.row("cfg_per_token"), guidance, golden["cfg_per_token"], ROUNDING, relative=True)
+        rows = _rows(case, _encode_sources(case, report) if "source_uint8" in golden else [])
+        _teacher_forced(case, rows, reference.params, report)
+        _from_stored_conditions(case, guidance, reference.params, report)
+        _end_to_end(case, rows, guidance, fused, report)
+
+
+def _read(golden: GoldenFile, values: dict, reference: Reference) -> _Case:
+    config = dataclasses.replace(reference.config, use_gen_pos_embed=values["use_gen_pos_embed"])
+    sets, settings = reference.cases["sets"], _settings(values)
+    special = SpecialIds.from_config(config, range(sets["digit0"], sets["digit0"] + 10), sets["star"])
+    special = dataclasses.replace(special, image_area=sets["area"])
+    if values["vae"] not in reference.tokenizers:
+        raise InputError(f"cases.json: {golden.name} was made with {values['vae']!r}, which is not one of the image tokenizers")
+    branches = settings.token_settings("source_uint8" in golden).branches
+    images, count = golden["tokens"].shape[:2]
+    return _Case(golden, values, settings, config, special, reference.tokenizers[values["vae"]], branches, images, count)
 
 
 def _settings(values: dict) -> Settings:
     names = {
+        "cfg": "cfg",
+        "cfg_img": "image_cfg",
         "cfg_schedule": "schedule",
         "timesteps_shift": "shift",
         "num_sampling_steps": "steps",
         "use_norm": "normalize_tokens",
     }
-    names |= {"cfg_img": "image_cfg", "cfg": "cfg"}
     known = {ours: values[theirs] for theirs, ours in names.items() if theirs in values}
     return Settings(sampler="august2025", negative=values["negative_prompt"] or "", **known)
 
 
-def _case(goldens: Goldens, golden: GoldenFile, values: dict, reference: Reference, params: dict, report: Report) -> None:
-    name, settings = golden.name, _settings(values)
-    config = dataclasses.replace(
-        reference.config.with_transformer(fused_projections=True), use_gen_pos_embed=values["use_gen_pos_embed"]
-    )
-    tokenizer_config, tokenizer_params = image_tokenizer(goldens, values["vae"])
-    tokens = golden["tokens"]
-    images, count = tokens.shape[:2]
-    h, w = (side // config.patch for side in golden["final_latents"].shape[2:])
-
-    sources: list[EncodedImage] = []
-    if "source_uint8" in golden:
-        sources = _encode_sources(golden, tokenizer_config, tokenizer_params, config.patch, report)
-    how = settings.token_settings(bool(sources))
-    rows = _rows(values, settings, how.branches, sources, reference, h, w)
-    prompt = _align(rows, golden["input_ids"].shape[1], config.pad_id)
-    mask = np.arange(prompt.text_ids.shape[1]) >= prompt.text_ids.shape[1] - prompt.lengths[:, None]
-    report.compare(f"{name}.input_ids", prompt.text_ids, golden["input_ids"], EXACT)
-    report.compare(f"{name}.attention_mask", mask, golden["attention_mask"], EXACT)
-    if "inputs_embeds" in golden:
-        embeddings = run(NextStep(config), params, *prompt[:3], method="embed")
-        report.compare(f"{name}.inputs_embeds", embeddings, golden["inputs_embeds"], SINGLE_PASS, where=mask)
-    guidance = settings.guidance(count)
-    report.compare(f"{name}.cfg_per_token", guidance, golden["cfg_per_token"], 1e-6, relative=True)
-
-    noise = golden["noise"]
-    noise = noise[:, :, np.arange(images) % noise.shape[2]]  # the releases tile noise over the batch
-    state = decode.start(config, params, prompt, how.branches, count)
-    conditions = _teacher_forced(config, params, how.branches, state, tokens)
-    report.compare(f"{name}.c", conditions, golden["c"], SINGLE_PASS)
-    projected = run(NextStep(config), params, golden["c"], method="project_out")
-    if "c_proj" in golden:
-        report.compare(f"{name}.c_proj", projected, golden["c_proj"], SINGLE_PASS)
-    _flow_from_stored(config, params, how, projected, noise, guidance, golden, report)
-
-    state = decode.advance(config, how, params, state, noise, guidance, count)
-    report.compare(f"{name}.tokens", state.tokens, tokens, END_TO_END)
-    latents = unscale_latents(unpatchify(state.tokens, h, w, config.patch), tokenizer_config)
-    report.compare(f"{name}.final_latents", to_nchw(latents), golden["final_latents"], LATENTS)
-    if "image" in golden:
-        model = ImageTokenizer(tokenizer_config)
-        stored = run(model, tokenizer_params, to_nhwc(golden["final_latents"]), method="decode")
-        report.compare(f"{name}.image", to_nchw(stored), golden["image"], SINGLE_PASS)
-        ours = run(model, tokenizer_params, latents, method="decode")
-        report.compare(f"{name}.image_uint8", to_uint8(np.asarray(ours)), golden["image_uint8"], LEVELS)
+# --- prompts ----------------------------------------------------------------------------------------------------------
 
 
-def _encode_sources(golden: GoldenFile, config, params: dict, patch: int, report: Report) -> list[EncodedImage]:
+def _encode_sources(case: _Case, report: Report) -> list[EncodedImage]:
     """The sources once per copy: for the conditional rows, then for the image-only rows."""
-    name, pixels = golden.name, to_float(golden["source_uint8"])
+    golden, tokenizer, patch = case.golden, case.tokenizer, case.config.patch
+    pixels = to_float(golden["source_uint8"])
     if "pixel_values" in golden:
-        report.compare(f"{name}.pixel_values", to_nchw(pixels), golden["pixel_values"], 1e-6)
+        report.compare(case.row("pixel_values"), to_nchw(pixels), golden["pixel_values"], ROUNDING)
     copies = golden["latents_in"].shape[0] // pixels.shape[0]
-    posterior = run(ImageTokenizer(config), params, np.tile(pixels, (copies, 1, 1, 1)), method="encode")
-    report.compare(f"{name}.posterior_mean", to_nchw(posterior.mean), golden["posterior_mean"], SINGLE_PASS)
-    report.compare(f"{name}.posterior_logvar", to_nchw(posterior.logvar), golden["posterior_logvar"], SINGLE_PASS)
-    stored = Posterior(*(jnp.asarray(to_nhwc(golden[f"posterior_{part}"])) for part in ("mean", "logvar")))
-    latents = scale_latents(sample_posterior(stored, to_nhwc(golden["posterior_noise"]), config), config)
-    report.compare(f"{name}.latents_in", to_nchw(latents), golden["latents_in"], SINGLE_PASS)
-    h, w = latents.shape[1] // patch, latents.shape[2] // patch
-    return [EncodedImage(np.asarray(tokens), h, w) for tokens in patchify(latents, patch)]
+    posterior = encode(tokenizer, pixels).posterior
+    for part in ("mean", "logvar"):
+        ours = to_nchw(np.tile(getattr(posterior, part), (copies, 1, 1, 1)))
+        report.compare(case.row(f"posterior_{part}"), ours, golden[f"posterior_{part}"], SINGLE_PASS)
+    stored = (to_nhwc(golden[f"posterior_{name}"]) for name in ("mean", "logvar", "noise"))
+    latents, tokens = _sample_latents(tokenizer.config, patch, *stored)
+    report.compare(case.row("latents_in"), to_nchw(latents), golden["latents_in"], SINGLE_PASS)
+    h, w = (side // patch for side in latents.shape[1:3])
+    return [EncodedImage(one, h, w) for one in np.asarray(tokens)]
 
 
-def _rows(values, settings: Settings, branches: int, sources, reference: Reference, h: int, w: int) -> list[Row]:
-    sets, config = reference.cases["sets"], reference.config
-    special = SpecialIds.from_config(config, range(sets["digit0"], sets["digit0"] + 10), sets["star"])
-    captions = [values["captions"]] if isinstance(values["captions"], str) else values["captions"]
-    negative = _words(settings.negative)
-    conditional, image_only = [], []
-    for i, caption in enumerate(captions):
-        if sources:
-            image_only.append([sources[len(captions) + i], negative])
-        conditional.append([sources[i], _words(caption.removeprefix("<image>"))] if sources else [_words(caption)])
+@functools.partial(jax.jit, static_argnames=("config", "patch"))
+def _sample_latents(config: ImageTokenizerConfig, patch: int, mean, logvar, noise) -> tuple[jax.Array, jax.Array]:
+    """Latents [B, h, w, c] that the transformer sees, and the tokens [B, n, C] they make."""
+    latents = scale_latents(sample_posterior(Posterior(mean, logvar), noise, config), config)
+    return latents, patchify(latents, patch)
+
+
+def _rows(case: _Case, sources: list[EncodedImage]) -> list[Row]:
+    """The rows as fed to the prefill, branch after branch."""
+    captions, negative = case.values["captions"], _words(case.settings.negative)
+    captions = [captions] if isinstance(captions, str) else captions
+    conditional, image_only = [[_words(caption.removeprefix("<image>"))] for caption in captions], []
+    if sources:
+        conditional = [[source, *parts] for source, parts in zip(sources, conditional, strict=False)]
+        image_only = [[source, negative] for source in sources[len(captions) :]]
     groups: list[list[list[Part]]] = [conditional, image_only, [[negative]] * len(captions)]
-    used = {1: (0,), 2: (0, 2), 3: (0, 1, 2)}[branches]
-    prefix, copies = area_prefix(special, h, w), values["num_images_per_caption"]
-    return [make_row([*row, prefix], special, config.token_channels) for b in used for row in groups[b] for _ in range(copies)]
+    used = {1: (0,), 2: (0, 2), 3: (0, 1, 2)}[case.branches]
+    prefix, copies = area_prefix(case.special, *case.grid), case.values["num_images_per_caption"]
+    written = [make_row([*parts, prefix], case.special, case.config.token_channels) for b in used for parts in groups[b]]
+    rows = [row for row in written for _ in range(copies)]
+    if len(rows) != case.branches * case.images:
+        raise InputError(f"{case.row('tokens')}: {case.images} images, but cases.json describes {len(rows) // case.branches}")
+    return rows
 
 
 def _words(text: str) -> list[int]:
@@ -154,54 +173,93 @@ def _words(text: str) -> list[int]:
     return [int(word[1:]) for word in words]
 
 
-def _align(rows: list[Row], length: int, pad: int) -> decode.Prompt:
-    """Rows right-aligned to the length of the reference, pads spelled as there."""
-    ids = np.full((len(rows), length), pad, np.int32)
-    tokens = np.zeros((len(rows), length, rows[0].tokens.shape[1]), np.float32)
-    is_image = np.zeros((len(rows), length), bool)
-    for r, row in enumerate(rows):
-        first = length - len(row.ids)
-        if first < 0:
-            raise InputError(f"a prompt row has {len(row.ids)} ids, the reference's {length}")
-        ids[r, first:], is_image[r, first:] = row.ids, row.is_image
-        tokens[r, first + np.flatnonzero(row.is_image)] = row.tokens
-    return decode.Prompt(ids, tokens, is_image, np.asarray([len(row.ids) for row in rows], np.int32))
+# --- tokens -----------------------------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnames=("config", "branches"))
-def _teacher_forced(config, params: dict, branches: int, state: decode.DecodeState, tokens) -> jax.Array:
-    """Hidden states [R, n, D] that the flow head is asked from, with the stored tokens as the past."""
-
-    def step(carry, inputs):
-        embedding, positions, cache = carry
-        token, extra = inputs
-        hidden, cache = decode.transformer_step(config, params, embedding, positions, cache, state.valid)
-        following = NextStep(config).apply({"params": params}, token, method="embed_image")
-        return (jnp.tile(following, (branches, 1)), positions + 1, cache), hidden + extra
-
-    count = tokens.shape[1]
-    table = gen_pos_embed(config.base_grid, config.transformer.width)[:count] * config.use_gen_pos_embed
-    start = (state.embedding, state.positions, state.cache)
-    _, hidden = jax.lax.scan(step, start, (jnp.moveaxis(tokens, 1, 0), jnp.asarray(table)))
-    return jnp.moveaxis(hidden, 0, 1)
-
-
-@functools.partial(jax.jit, static_argnames=("config", "how"))
-def _flow_from(config, how: decode.TokenSettings, params: dict, projected, noise, guidance) -> jax.Array:
-    """Tokens [B, n, C], each from the condition [R, n, D] alone, so that one token's rounding does not reach the next."""
-    times = decode.embed_times(config, how, params)
-
-    def one(inputs):
-        condition, draws, strengths = inputs
-        return decode.flow_step(config, how, params, condition, times, draws, strengths[0], strengths[1])
-
-    return jnp.moveaxis(jax.lax.map(one, (jnp.moveaxis(projected, 1, 0), noise, guidance)), 0, 1)
+def _teacher_forced(case: _Case, rows: list[Row], params: dict, report: Report) -> None:
+    """Prompts as fed to the prefill, and the condition of every token with the stored tokens before it as the past."""
+    golden, config = case.golden, case.config
+    prompt = align_rows(rows, bucket=1)
+    length = prompt.text_ids.shape[1]
+    past = np.asarray(golden["tokens"])[:, : case.count - 1]
+    placeholders = np.full(case.count - 1, case.special.image_placeholder)
+    longer = [
+        Row(
+            np.concatenate([row.ids, placeholders]),
+            np.concatenate([row.tokens, past[r % case.images]]),
+            np.concatenate([row.is_image, np.ones(case.count - 1, bool)]),
+        )
+        for r, row in enumerate(rows)
+    ]
+    batch = _batch(align_rows(longer, bucket=1), config.pad_id)
+    report.compare(case.row("input_ids"), batch.text_ids[:, :length], golden["input_ids"], EXACT)
+    report.compare(case.row("attention_mask"), batch.segment_ids[:, :length], golden["attention_mask"], EXACT)
+    ours = transformer_pass(config, params, batch)
+    if "inputs_embeds" in golden:
+        report.compare(case.row("inputs_embeds"), ours.embeddings[:, :length], golden["inputs_embeds"], SINGLE_PASS)
+    conditions = ours.hidden[:, length - 1 :]
+    if config.use_gen_pos_embed:
+        conditions = conditions + gen_pos_embed(config.base_grid, config.transformer.width)[: case.count]
+    report.compare(case.row("c"), conditions, golden["c"], SINGLE_PASS)
 
 
-def _flow_from_stored(config, params, how, projected, noise, guidance, golden: GoldenFile, report: Report) -> None:
-    sampled = _flow_from(config, dataclasses.replace(how, normalize_tokens=False), params, projected, noise, guidance)
+def _batch(prompt: Prompt, pad: int) -> Batch:
+    """Right-aligned rows as one segment each."""
+    padding = prompt.text_ids.shape[1] - prompt.lengths[:, None]
+    places = np.arange(prompt.text_ids.shape[1], dtype=np.int32)
+    real = places >= padding
+    zeros = np.zeros(real.shape, np.float32)
+    ids, positions = np.where(real, prompt.text_ids, np.int32(pad)), np.maximum(places - padding, 0)
+    return Batch(ids, prompt.image_tokens, prompt.is_image, positions, real.astype(np.int32), zeros, zeros)
+
+
+def _from_stored_conditions(case: _Case, guidance: np.ndarray, params: dict, report: Report) -> None:
+    """Each token from its stored condition alone, so that one token's rounding does not reach the next."""
+    golden, settings = case.golden, case.settings
+    conditions = golden["c"].reshape(-1, golden["c"].shape[-1])
+    projected = run(NextStep(case.config), params, padded(conditions, _VECTORS), method="project_out")
+    projected = np.asarray(projected)[: len(conditions)].reshape(golden["c"].shape)
+    if "c_proj" in golden:
+        report.compare(case.row("c_proj"), projected, golden["c_proj"], SINGLE_PASS)
+    planned, noise = plan(settings.sampler, settings.steps, settings.shift), golden["noise"]
+    walks = [
+        walk
+        for k in range(case.count)
+        for walk in make_walks(planned, noise[k], projected[:, k], case.branches, guidance[k], case.row("noise"))
+    ]
+    tokens = walk_all(case.config, params, case.branches, settings.rescale, walks)
     if "tokens_before_norm" in golden:
-        report.compare(f"{golden.name}.tokens_before_norm", sampled, golden["tokens_before_norm"], END_TO_END)
-    if how.normalize_tokens:
-        sampled = layer_norm(sampled, decode.TOKEN_NORM_EPS)
-    report.compare(f"{golden.name}.tokens (from stored c)", sampled, golden["tokens"], END_TO_END)
+        before = tokens.reshape(case.count, case.images, -1).swapaxes(0, 1)
+        report.compare(case.row("tokens_before_norm"), before, golden["tokens_before_norm"], END_TO_END)
+    if settings.normalize_tokens:
+        tokens = np.asarray(_normalize(padded(tokens, _VECTORS), TOKEN_NORM_EPS))[: len(tokens)]
+    tokens = tokens.reshape(case.count, case.images, -1).swapaxes(0, 1)
+    report.compare(case.row("tokens (from stored c)"), tokens, golden["tokens"], END_TO_END)
+
+
+_normalize = functools.partial(jax.jit, static_argnums=1)(layer_norm)
+
+
+def _end_to_end(case: _Case, rows: list[Row], guidance: np.ndarray, params: dict, report: Report) -> None:
+    """The loop as users run it, from prompt to pixels."""
+    golden, tokenizer = case.golden, case.tokenizer
+    config = case.config.with_transformer(fused_projections=True)
+    images = np.arange(case.images + -case.images % _IMAGES) % case.images
+    prompt = align_rows([rows[branch * case.images + image] for branch in range(case.branches) for image in images])
+    noise = golden["noise"][:, :, images % golden["noise"].shape[2]]  # the releases tile noise over the batch
+    how = case.settings.token_settings("source_uint8" in golden)
+    state = start(dataclasses.replace(config, use_gen_pos_embed=False), params, prompt, case.branches, case.count)
+    tokens = advance(config, how, params, state, noise, guidance, case.count).tokens
+    report.compare(case.row("tokens"), tokens[: case.images], golden["tokens"], END_TO_END)
+    latents = np.asarray(_latents(tokenizer.config, tokens, *case.grid, config.patch))[: case.images]
+    report.compare(case.row("final_latents"), to_nchw(latents), golden["final_latents"], LATENTS)
+    if "image" in golden:
+        pixels = decode(tokenizer, to_nhwc(golden["final_latents"]))
+        report.compare(case.row("image"), to_nchw(pixels), golden["image"], SINGLE_PASS)
+    if "image_uint8" in golden:
+        report.compare(case.row("image_uint8"), to_uint8(decode(tokenizer, latents)), golden["image_uint8"], LEVELS)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "h", "w", "patch"))
+def _latents(config: ImageTokenizerConfig, tokens, h: int, w: int, patch: int) -> jax.Array:
+    return unscale_latents(unpatchify(tokens, h, w, patch), config)

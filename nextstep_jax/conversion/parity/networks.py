@@ -1,130 +1,144 @@
-"""Parity of single passes: backbone, flow head, patchify, position table, image tokenizer."""
+"""Parity of single passes: backbone, flow head, patchify, position table, image tokenizer; and of checkpoint formats."""
 
-import dataclasses
+import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nextstep_jax.config import ImageTokenizerConfig
-from nextstep_jax.conversion.names import image_tokenizer_entries
+from nextstep_jax.conversion.names import POSITION_TABLE, image_tokenizer_entries
+from nextstep_jax.conversion.parity.goldens import GoldenFile, Goldens
 from nextstep_jax.conversion.parity.reference import (
+    NORMALIZED,
+    PLAIN,
     Reference,
-    image_tokenizer,
+    Tokenizer,
+    decode,
+    encode,
     released_batch,
-    run,
     to_nchw,
     to_nhwc,
+    transformer_pass,
 )
-from nextstep_jax.conversion.parity.report import EXACT, SINGLE_PASS, GoldenFile, Goldens, Report
+from nextstep_jax.conversion.parity.report import EXACT, SINGLE_PASS, Report
+from nextstep_jax.conversion.torch_files import open_file
+from nextstep_jax.errors import InputError
 from nextstep_jax.models.flow_head import TimeEmbedding, time_features
-from nextstep_jax.models.image_tokenizer import ImageTokenizer, patchify, unpatchify
+from nextstep_jax.models.image_tokenizer import patchify, unpatchify
 from nextstep_jax.models.layers import rope_table
 from nextstep_jax.models.nextstep import NextStep, gen_pos_embed
 
 
 def compare(goldens: Goldens, reference: Reference, report: Report) -> None:
-    """All single-pass files."""
+    """All single-pass files, and what the checkpoints hold beside parameters."""
     for name in ("backbone", "backbone_list"):
         _backbone(goldens.arrays(name), reference, report)
     _head(goldens.arrays("head"), reference, report)
     _patchify(goldens.arrays("patchify"), reference, report)
-    _tokenizers(goldens, report)
+    _position_table(goldens, reference, report)
+    _tokenizers(goldens.arrays("vae"), reference, report)
     _full_plan_tokenizer(goldens, report)
+    for name in (PLAIN, NORMALIZED):
+        _formats(goldens, name, report)
 
 
 def _backbone(golden: GoldenFile, reference: Reference, report: Report) -> None:
-    config, params = reference.config, reference.params
-    model, t = NextStep(config), config.transformer
+    name, t = golden.name, reference.config.transformer
     mask = golden["attention_mask"]
-    batch = released_batch(config, golden["input_ids"], golden.take("latents"), mask)
     real = mask == 1
-    hidden = run(model, params, batch)
-    logits = run(model, params, hidden, method="logits")
-    embeddings = run(model, params, batch.text_ids, batch.image_tokens, batch.is_image, method="embed")
-    report.compare(f"{golden.name}.inputs_embeds", embeddings, golden["inputs_embeds"], SINGLE_PASS, where=real)
-    for i, output in enumerate(run(model, params, batch, method="layer_outputs")):
-        report.compare(f"{golden.name}.layer_out.{i}", output, golden[f"layer_out.{i}"], SINGLE_PASS, where=real)
-    report.compare(f"{golden.name}.final_hidden", hidden, golden["final_hidden"], SINGLE_PASS, where=real)
+    batch = released_batch(reference.config, golden["input_ids"], golden.take("latents"), mask)
+    ours = transformer_pass(reference.config, reference.params, batch)
+    report.compare(f"{name}.inputs_embeds", ours.embeddings, golden["inputs_embeds"], SINGLE_PASS)
+    for i, output in enumerate(ours.layers):
+        report.compare(f"{name}.layer_out.{i}", output, golden[f"layer_out.{i}"], SINGLE_PASS, where=real)
+    report.compare(f"{name}.final_hidden", ours.hidden, golden["final_hidden"], SINGLE_PASS, where=real)
     if "logits" in golden:
-        report.compare(f"{golden.name}.logits", logits, golden["logits"], SINGLE_PASS, where=real)
+        report.compare(f"{name}.logits", ours.logits, golden["logits"], SINGLE_PASS, where=real)
     if "eval_forward_logits" in golden:
-        last = real[:, -1:]
-        report.compare(
-            f"{golden.name}.eval_forward_logits", logits[:, -1:], golden["eval_forward_logits"], SINGLE_PASS, where=last
-        )
+        last = ours.logits[:, -1:]
+        report.compare(f"{name}.eval_forward_logits", last, golden["eval_forward_logits"], SINGLE_PASS, where=real[:, -1:])
     tables = {"rope": np.arange(mask.shape[1])}
     if "rope_far_positions" in golden:
         tables["rope_far"] = golden["rope_far_positions"]
-    for name, positions in tables.items():
-        for part, ours in zip(("cos", "sin"), rope_table(jnp.asarray(positions), t.head_dim, t.rope_theta), strict=True):
-            if f"{name}_{part}" in golden:
-                twice = np.concatenate([ours, ours], axis=-1)  # the releases store both halves
-                report.compare(f"{golden.name}.{name}_{part}", twice, golden[f"{name}_{part}"], SINGLE_PASS)
+    for table, positions in tables.items():
+        for part, half in zip(("cos", "sin"), _rope(positions, t.head_dim, t.rope_theta), strict=True):
+            if f"{table}_{part}" in golden:
+                both = np.concatenate([half, half], axis=-1)  # as the releases store it
+                report.compare(f"{name}.{table}_{part}", both, golden[f"{table}_{part}"], SINGLE_PASS)
+
+
+_rope = functools.partial(jax.jit, static_argnums=(1, 2))(rope_table)
 
 
 def _head(golden: GoldenFile, reference: Reference, report: Report) -> None:
-    config, params = reference.config, reference.params
-    x, t, c = golden["x"], golden["t"], golden["c"]
-    velocity = np.asarray(run(NextStep(config), params, x, t, c, method="velocity"))
+    x, t = golden["x"], golden["t"]
+    velocity, features, embedded = _ask_head(NextStep(reference.config), reference.params, x, t, golden["c"])
     report.compare("head.velocity", velocity, golden["velocity"], SINGLE_PASS)
-    report.compare("head.time_sinusoid", time_features(jnp.asarray(t)), golden["time_sinusoid"], SINGLE_PASS)
-    embedding = TimeEmbedding(config.flow_head.width, config.transformer.dtype)
-    time_mlp = run(embedding, params["flow_head"]["time_embed"], t)
-    report.compare("head.time_mlp", time_mlp, golden["time_mlp"], SINGLE_PASS)
+    report.compare("head.time_sinusoid", features, golden["time_sinusoid"], SINGLE_PASS)
+    report.compare("head.time_mlp", embedded, golden["time_mlp"], SINGLE_PASS)
     below = t < 1
     s = t[below, None]
-    score = (s * velocity[below] - x[below]) / ((1 - s) ** 2 + s * (1 - s))
+    score = (s * np.asarray(velocity)[below] - x[below]) / ((1 - s) ** 2 + s * (1 - s))
     report.compare("head.score_t_below_1", score, golden["score_t_below_1"], SINGLE_PASS, relative=True)
 
 
+@functools.partial(jax.jit, static_argnames="model")
+def _ask_head(model: NextStep, params: dict, x, t, condition):
+    """(velocity, features of the times, embedded times)."""
+    velocity = model.apply({"params": params}, x, t, condition, method="velocity")
+    embedding = TimeEmbedding(model.config.flow_head.width, model.config.transformer.dtype)
+    return velocity, time_features(t), embedding.apply({"params": params["flow_head"]["time_embed"]}, t)
+
+
 def _patchify(golden: GoldenFile, reference: Reference, report: Report) -> None:
-    config = reference.config
+    patch = reference.config.patch
     for name in ("", "square_"):
         latents, tokens = golden[f"{name}latents"], golden[f"{name}tokens"]
-        h, w = (side // config.patch for side in latents.shape[2:])
-        report.compare(f"patchify.{name}tokens", patchify(jnp.asarray(to_nhwc(latents)), config.patch), tokens, EXACT)
-        back = unpatchify(jnp.asarray(tokens), h, w, config.patch)
-        report.compare(f"patchify.{name}latents", to_nchw(back), latents, EXACT)
-    table = gen_pos_embed(config.base_grid, config.transformer.width)
-    for name in [name for name in golden if name.startswith("gen_pos_embed.row")]:
-        first, _, last = name.removeprefix("gen_pos_embed.row").removeprefix("s").partition("_")
+        h, w = (side // patch for side in latents.shape[2:])
+        cut = jax.jit(patchify, static_argnums=1)(to_nhwc(latents), patch)
+        joined = jax.jit(unpatchify, static_argnums=(1, 2, 3))(tokens, h, w, patch)
+        report.compare(f"patchify.{name}tokens", cut, tokens, EXACT)
+        report.compare(f"patchify.{name}latents", to_nchw(joined), latents, EXACT)
+    table = gen_pos_embed(reference.config.base_grid, reference.config.transformer.width)
+    prefix = f"{POSITION_TABLE}.row"
+    for name in [name for name in golden if name.startswith(prefix)]:
+        first, _, last = name.removeprefix(prefix).removeprefix("s").partition("_")
         rows = table[int(first) : int(last) + 1] if last else table[int(first)]
         report.compare(f"patchify.{name}", rows, golden[name], SINGLE_PASS)
 
 
-def _raw(module: ImageTokenizer, pixels):
-    return module.encoder(pixels)
+def _position_table(goldens: Goldens, reference: Reference, report: Report) -> None:
+    """The buffer that a checkpoint may carry, and that is computed instead."""
+    stored = [tensor for tensor in open_file(goldens.path("tiny_model/model.safetensors")) if tensor.name == POSITION_TABLE]
+    for tensor in stored:
+        ours = gen_pos_embed(reference.config.base_grid, reference.config.transformer.width)
+        report.compare(f"tiny_model.{POSITION_TABLE}", ours[None], tensor.read(), SINGLE_PASS)
 
 
-def _encode(config: ImageTokenizerConfig, params: dict, pixels: np.ndarray):
-    """(raw encoder output, mean, logvar) in the releases' layout."""
-    model, pixels = ImageTokenizer(config), to_nhwc(pixels)
-    raw, posterior = run(model, params, pixels, method=_raw), run(model, params, pixels, method="encode")
-    return to_nchw(raw), to_nchw(posterior.mean), to_nchw(posterior.logvar)
+# --- image tokenizers -------------------------------------------------------------------------------------------------
 
 
-def _tokenizers(goldens: Goldens, report: Report) -> None:
-    golden = goldens.arrays("vae")
-    plain, params = image_tokenizer(goldens, "tiny_vae")
-    normalized, normalized_params = image_tokenizer(goldens, "tiny_vae_norm")
-    per_pixel = dataclasses.replace(normalized, normalize_patch=None)
+def _tokenizers(golden: GoldenFile, reference: Reference, report: Report) -> None:
+    plain, normalized = reference.tokenizers[PLAIN], reference.tokenizers[NORMALIZED]
     for size in sorted({name.split(".")[0] for name in golden}):
-        pixels = golden[f"{size}.x"]
-        raw, mean, logvar = _encode(plain, params, pixels)
-        report.compare(f"vae.{size}.encoder_raw", raw, golden[f"{size}.encoder_raw"], SINGLE_PASS)
-        report.compare(f"vae.{size}.mean", mean, golden[f"{size}.mean"], SINGLE_PASS)
-        report.compare(f"vae.{size}.logvar", logvar, golden[f"{size}.logvar"], SINGLE_PASS)
-        _, mean, logvar = _encode(normalized, normalized_params, pixels)
-        report.compare(f"vae.{size}.norm.mean", mean, golden[f"{size}.norm.mean"], SINGLE_PASS)
-        report.compare(f"vae.{size}.norm.logvar", logvar, golden[f"{size}.norm.logvar"], SINGLE_PASS)
+        pixels = to_nhwc(golden[f"{size}.x"])
+        for tokenizer, prefix in ((plain, size), (normalized, f"{size}.norm")):
+            ours = encode(tokenizer, pixels)
+            if f"{prefix}.encoder_raw" in golden:
+                report.compare(f"vae.{prefix}.encoder_raw", to_nchw(ours.raw), golden[f"{prefix}.encoder_raw"], SINGLE_PASS)
+            _posterior(golden, prefix, ours.posterior, report)
         if f"{size}.norm_nopsz.mean" in golden:
-            _, mean, _ = _encode(per_pixel, normalized_params, pixels)
-            report.compare(f"vae.{size}.norm_nopsz.mean", mean, golden[f"{size}.norm_nopsz.mean"], SINGLE_PASS)
-        decoded = run(ImageTokenizer(plain), params, to_nhwc(golden[f"{size}.z"]), method="decode")
-        report.compare(f"vae.{size}.decode", to_nchw(decoded), golden[f"{size}.decode"], SINGLE_PASS)
+            stored = golden[f"{size}.norm_nopsz.mean"]
+            report.compare(f"vae.{size}.norm_nopsz.mean", to_nchw(ours.pixelwise_mean), stored, SINGLE_PASS)
+        decoded = to_nchw(decode(plain, to_nhwc(golden[f"{size}.z"])))
+        report.compare(f"vae.{size}.decode", decoded, golden[f"{size}.decode"], SINGLE_PASS)
 
 
-# --- the tokenizer whose weights are a formula ------------------------------------------------------------------------
+def _posterior(golden: GoldenFile, prefix: str, posterior, report: Report) -> None:
+    for part in ("mean", "logvar"):
+        name, ours = ".".join(filter(None, (prefix, part))), to_nchw(getattr(posterior, part))
+        report.compare(f"{golden.name}.{name}", ours, golden[name], SINGLE_PASS)
 
 
 def recipe_tensor(seed: int, k: int, shape: list[int], base: float, scale: float) -> np.ndarray:
@@ -142,6 +156,7 @@ def recipe_tensor(seed: int, k: int, shape: list[int], base: float, scale: float
 
 
 def _full_plan_tokenizer(goldens: Goldens, report: Report) -> None:
+    """The tokenizer whose weights are a formula."""
     golden, recipe = goldens.arrays("vae_1244"), goldens.json("vae_1244_recipe.json")
     config = ImageTokenizerConfig.from_released(recipe["config"], "vae_1244_recipe.json")
     tensors = {
@@ -151,15 +166,26 @@ def _full_plan_tokenizer(goldens: Goldens, report: Report) -> None:
     for name in [name for name in golden if name.startswith("weight_head.")]:
         ours = tensors[name.removeprefix("weight_head.")].ravel()[: golden[name].size]
         report.compare(f"vae_1244.{name}", ours, golden[name], EXACT)
-    leaves = {entry.path: jnp.asarray(entry.load(tensors[entry.source])) for entry in image_tokenizer_entries(config)}
     params: dict = {}
-    for path, leaf in leaves.items():
-        *parents, last = path.split("/")
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    for name, ours in zip(("encoder_raw", "mean", "logvar"), _encode(config, params, golden["x"]), strict=True):
-        report.compare(f"vae_1244.{name}", ours, golden[name], SINGLE_PASS)
-    decoded = run(ImageTokenizer(config), params, to_nhwc(golden["z"]), method="decode")
-    report.compare("vae_1244.decode", to_nchw(decoded), golden["decode"], SINGLE_PASS)
+    for entry in image_tokenizer_entries(config):
+        *parents, last = entry.path.split("/")
+        node = functools.reduce(lambda node, name: node.setdefault(name, {}), parents, params)
+        node[last] = jnp.asarray(entry.load(tensors[entry.source]))
+    tokenizer = Tokenizer(config, params)
+    ours = encode(tokenizer, to_nhwc(golden["x"]))
+    report.compare("vae_1244.encoder_raw", to_nchw(ours.raw), golden["encoder_raw"], SINGLE_PASS)
+    _posterior(golden, "", ours.posterior, report)
+    decoded = to_nchw(decode(tokenizer, to_nhwc(golden["z"])))
+    report.compare("vae_1244.decode", decoded, golden["decode"], SINGLE_PASS)
+
+
+def _formats(goldens: Goldens, name: str, report: Report) -> None:
+    """The torch checkpoint and the safetensors file of an image tokenizer, which hold the same tensors."""
+    ours, stored = (
+        {tensor.name: tensor for tensor in open_file(goldens.path(f"{name}/checkpoint.{ending}"))}
+        for ending in ("pt", "safetensors")
+    )
+    if set(ours) != set(stored):
+        raise InputError(f"{goldens.folder / name}: its checkpoints differ in {', '.join(sorted(set(ours) ^ set(stored)))}")
+    for tensor in sorted(ours):
+        report.compare(f"{name}.checkpoint.pt.{tensor}", ours[tensor].read(), stored[tensor].read(), EXACT)

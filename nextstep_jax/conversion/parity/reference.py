@@ -1,11 +1,15 @@
-"""What the comparisons share: the golden checkpoint in our form, and batches laid out as the releases lay them out.
+"""What the comparisons share: the golden checkpoints in our form, batches laid out as the releases lay them out, and passes.
 
-Letters: B rows, S positions, C channels of an image token; released latents are [1, channels, height, width].
+Compiling takes most of the time here. Shapes are therefore padded to few different ones, and images go through their
+tokenizer one by one.
+
+Letters: B rows, S positions, D model width, C channels of an image token, V vocabulary, L layers; released latents are
+[1, channels, height, width].
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,34 +19,52 @@ import numpy as np
 from nextstep_jax.batch import Batch
 from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
 from nextstep_jax.conversion.from_torch import load_released
-from nextstep_jax.conversion.parity.report import Goldens
-from nextstep_jax.models.image_tokenizer import patchify
+from nextstep_jax.conversion.parity.goldens import Goldens
+from nextstep_jax.data.sequence import patchify
+from nextstep_jax.models.image_tokenizer import ImageTokenizer, Posterior
+from nextstep_jax.models.nextstep import NextStep
+
+PLAIN, NORMALIZED = "tiny_vae", "tiny_vae_norm"
+_ROWS, _LENGTH = 8, 64  # batches are padded to multiples of these
+
+
+class Tokenizer(NamedTuple):
+    """A golden image tokenizer."""
+
+    config: ImageTokenizerConfig
+    params: dict
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """The golden model: its config and parameters (canonical form), and the settings it was made with."""
+    """The golden model: its config and parameters (canonical form), its image tokenizers, and how the goldens were made."""
 
     config: NextStepConfig
     params: dict
+    tokenizers: dict[str, Tokenizer]
     cases: dict
 
     @classmethod
     def load(cls, goldens: Goldens) -> "Reference":
-        folder = goldens.path("tiny_model")
-        config, params = load_released(folder)
-        return cls(config, jax.tree.map(jnp.asarray, params["model"]), goldens.json("cases.json"))
+        cases = goldens.json("cases.json")
+        config, params = load_released(_folder(goldens, "tiny_model", "model.safetensors"))
+        tokenizers = {}
+        for name in (PLAIN, NORMALIZED):
+            tokenizer_config, tree = load_released(_folder(goldens, name, "checkpoint.safetensors", "checkpoint.pt"))
+            tokenizers[name] = Tokenizer(tokenizer_config, jax.tree.map(jnp.asarray, tree["image_tokenizer"]))
+        return cls(config, jax.tree.map(jnp.asarray, params["model"]), tokenizers, cases)
 
 
-def image_tokenizer(goldens: Goldens, name: str) -> tuple[ImageTokenizerConfig, dict]:
-    """A golden image tokenizer's config and parameters."""
-    config, params = load_released(goldens.path(name))
-    return config, jax.tree.map(jnp.asarray, params["image_tokenizer"])
+def _folder(goldens: Goldens, name: str, *files: str):
+    """A released folder, whose files have to be there."""
+    for file in ("config.json", *files):
+        goldens.path(f"{name}/{file}")
+    return goldens.folder / name
 
 
 @functools.partial(jax.jit, static_argnames=("model", "method"))
-def run(model: nn.Module, params: dict, *inputs, method: str | Callable | None = None):
-    """A compiled pass of `model`: `method` by name, or a function of the module and the inputs."""
+def run(model: nn.Module, params: dict, *inputs, method: str):
+    """A compiled pass of `model`."""
     return model.apply({"params": params}, *inputs, method=method)
 
 
@@ -54,23 +76,94 @@ def to_nchw(array) -> np.ndarray:
     return np.moveaxis(np.asarray(array), -1, 1)
 
 
-def tokens_of(latents: list[np.ndarray], patch: int) -> np.ndarray:
-    """Image tokens [n, C] of released latents, image after image."""
-    each = [np.asarray(patchify(jnp.asarray(to_nhwc(one)), patch))[0] for one in latents]
-    return np.concatenate(each) if each else np.zeros((0, 0), np.float32)
+def tokens_of(latents: list[np.ndarray], patch: int) -> list[np.ndarray]:
+    """Image tokens [n, C] of each of the released latents [1, channels, height, width]."""
+    return [patchify(to_nhwc(one)[0], patch) for one in latents]
+
+
+def place(is_image: np.ndarray, values: list[np.ndarray], *shape: int) -> np.ndarray:
+    """[B, S, *shape] float32 with the values of all images, in reading order, at the image positions."""
+    placed = np.zeros((*is_image.shape, *shape), np.float32)
+    if is_image.any():
+        placed[is_image] = np.concatenate(values)
+    return placed
+
+
+def padded(array: np.ndarray, *multiples: int) -> np.ndarray:
+    """The array with zeros up to multiples of these along its first axes."""
+    missing = [-size % multiple for size, multiple in zip(array.shape, multiples, strict=False)]
+    return np.pad(array, [(0, count) for count in missing] + [(0, 0)] * (array.ndim - len(missing)))
+
+
+def padded_batch(batch: Batch) -> Batch:
+    """The batch with rows and positions of padding, which nothing sees."""
+    return jax.tree.map(lambda array: padded(array, _ROWS, _LENGTH), batch)
 
 
 def released_batch(config: NextStepConfig, ids: np.ndarray, latents: list[np.ndarray], mask: np.ndarray | None = None) -> Batch:
     """Rows as the releases run them: positions count pads, and one segment per row where the mask is 1.
 
-    Image positions take the tokens of `latents` in reading order over the flattened batch.
+    Image positions take the tokens of `latents` in reading order over the flattened batch. All weights are 0.
     """
     is_image = ids == config.image_placeholder_id
-    image_tokens = np.zeros((*ids.shape, config.token_channels), np.float32)
-    if latents:
-        image_tokens[is_image] = tokens_of(latents, config.patch)
-    positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-    segments = np.ones_like(ids) if mask is None else mask
+    image_tokens = place(is_image, tokens_of(latents, config.patch), config.token_channels)
+    positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
+    segments = np.ones(ids.shape) if mask is None else mask
     zeros = np.zeros(ids.shape, np.float32)
-    arrays = (ids.astype(np.int32), image_tokens, is_image, positions.astype(np.int32), segments.astype(np.int32), zeros, zeros)
-    return Batch(*map(jnp.asarray, arrays))
+    return Batch(ids.astype(np.int32), image_tokens, is_image, positions, segments.astype(np.int32), zeros, zeros)
+
+
+# --- passes -----------------------------------------------------------------------------------------------------------
+
+
+class Pass(NamedTuple):
+    """One pass through the transformer: [B, S, D] embeddings, L layers' outputs and hidden states; [B, S, V] logits."""
+
+    embeddings: jax.Array
+    layers: list[jax.Array]
+    hidden: jax.Array
+    logits: jax.Array
+
+
+def transformer_pass(config: NextStepConfig, params: dict, batch: Batch) -> Pass:
+    """The pass of a batch as `released_batch` makes it."""
+    rows, length = batch.shape
+    return jax.tree.map(lambda array: array[:rows, :length], _pass(NextStep(config), params, padded_batch(batch)))
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _pass(model: NextStep, params: dict, batch: Batch) -> Pass:
+    call = functools.partial(model.apply, {"params": params})
+    hidden = call(batch)
+    embeddings = call(batch.text_ids, batch.image_tokens, batch.is_image, method="embed")
+    return Pass(embeddings, call(batch, method="layer_outputs"), hidden, call(hidden, method="logits"))
+
+
+class Encoded(NamedTuple):
+    """What an image tokenizer's encoder gives, [B, h, w, ...]: its raw output, the posterior, and, if it normalizes, the mean as
+    normalized pixel by pixel instead of patch by patch."""
+
+    raw: np.ndarray
+    posterior: Posterior
+    pixelwise_mean: np.ndarray | None
+
+
+def encode(tokenizer: Tokenizer, pixels: np.ndarray) -> Encoded:
+    """Encode [B, height, width, 3]."""
+    each = [_encode(tokenizer.config, tokenizer.params, image[None]) for image in pixels]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *each)
+
+
+def decode(tokenizer: Tokenizer, latents: np.ndarray) -> np.ndarray:
+    """Pixels [B, height, width, 3] of unscaled latents [B, h, w, c]."""
+    model = ImageTokenizer(tokenizer.config)
+    return np.concatenate([run(model, tokenizer.params, image[None], method="decode") for image in latents])
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _encode(config: ImageTokenizerConfig, params: dict, pixels) -> Encoded:
+    def call(config, method):
+        return ImageTokenizer(config).apply({"params": params}, pixels, method=method)
+
+    pixelwise = call(dataclasses.replace(config, normalize_patch=None), "encode").mean if config.normalize else None
+    return Encoded(call(config, lambda module, x: module.encoder(x)), call(config, "encode"), pixelwise)

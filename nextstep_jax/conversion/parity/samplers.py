@@ -1,27 +1,31 @@
 """Parity of the samplers of all releases, and of guidance."""
 
 import functools
+import re
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from nextstep_jax.conversion.parity.reference import Reference, run
-from nextstep_jax.conversion.parity.report import SINGLE_PASS, GoldenFile, Goldens, Report
-from nextstep_jax.flow.guidance import guide
-from nextstep_jax.flow.samplers import LAST_STEP, evaluation_times, sample
+from nextstep_jax.conversion.parity.goldens import GoldenFile, Goldens
+from nextstep_jax.conversion.parity.reference import Reference
+from nextstep_jax.conversion.parity.report import ROUNDING, SINGLE_PASS, Report
+from nextstep_jax.conversion.parity.walks import Walk, make_walks, plan, walk_all
+from nextstep_jax.errors import InputError
+from nextstep_jax.flow.guidance import guide, schedule
+from nextstep_jax.flow.samplers import LAST_STEP
 from nextstep_jax.models.nextstep import NextStep
 
 _LATER = "cases_later.json"
 
 
 def compare(goldens: Goldens, reference: Reference, report: Report) -> None:
-    """sampler, sampler_hf11 and sampler_feb."""
+    """sampler, sampler_hf11 and sampler_feb, and February's schedule of guidance."""
     later = goldens.json(_LATER)
-    for case, settings in reference.cases["sampler"].items():
-        _run(goldens.arrays("sampler"), case, "august2025", settings, settings["cfg2"], reference, report)
-    for case, settings in later["sampler_hf11"].items():
-        _run(goldens.arrays("sampler_hf11"), case, "1.1", settings, settings["cfg_img"], reference, report)
+    golden = goldens.arrays("sampler")
+    runs = [_run(golden, case, "august2025", s, s["cfg2"]) for case, s in reference.cases["sampler"].items()]
+    golden = goldens.arrays("sampler_hf11")
+    runs += [_run(golden, case, "1.1", s, s["cfg_img"]) for case, s in later["sampler_hf11"].items()]
     golden = goldens.arrays("sampler_feb")
     for case, settings in later["sampler_feb"].items():
         if case.startswith("rescale."):
@@ -29,57 +33,79 @@ def compare(goldens: Goldens, reference: Reference, report: Report) -> None:
         elif case.startswith("forward_head."):
             _forward_head(golden, case, settings, reference, report)
         else:
-            _run(golden, case, settings["sde_type"], settings, settings["cfg_img"], reference, report)
+            kind = settings["sde_type"] if settings["sde_type"] in ("sde", "cps") else "ode"  # as released
+            runs.append(_run(golden, case, kind, settings, settings["cfg_img"]))
+    _compare_runs(runs, reference, report)
+    for case, stored in later["cfg_per_token_feb_linear"].items():
+        match = re.fullmatch(r"cfg([\d.]+)_n(\d+)", case)
+        if not match:
+            raise InputError(f"{_LATER}: cfg_per_token_feb_linear has {case!r}, expected a name such as cfg3.0_n16")
+        cfg, count = float(match[1]), int(match[2])
+        ours = schedule("rising", cfg, np.arange(count), count)
+        report.compare(f"cases_later.cfg_per_token_feb_linear.{case}", ours, stored, ROUNDING, relative=True)
 
 
-def _run(golden: GoldenFile, case: str, sampler: str, settings: dict, image_cfg: float, reference: Reference, report: Report):
+class _Run(NamedTuple):
+    """A stored run of a sampler: one walk for each row of a guidance branch."""
+
+    golden: GoldenFile
+    case: str
+    branches: int
+    rescale: bool
+    walks: list[Walk]
+
+
+def _run(golden: GoldenFile, case: str, sampler: str, settings: dict, image_cfg: float) -> _Run:
     steps, shift, branches = settings["num_sampling_steps"], settings["timesteps_shift"], settings["cfg_mult"]
-    last_step = settings.get("last_step_size", LAST_STEP)
-    if f"{case}.t" in golden:
-        times = evaluation_times(sampler, steps, shift, last_step)
-        report.compare(f"{golden.name}.{case}.t", times, golden[f"{case}.t"], SINGLE_PASS)
-    condition, noise = golden[settings["c"]], golden[f"{case}.noise"]
-    repeats = np.arange(condition.shape[0] // branches) % noise.shape[1]  # the releases tile noise over the batch
-    strengths = (settings["cfg"], image_cfg)
-    how = (sampler, steps, shift, last_step, settings.get("noise_level", 0.8), branches, settings.get("rescale", False))
-    out = _sample(reference.config, how, reference.params, condition, noise[:, repeats], strengths)
-    report.compare(f"{golden.name}.{case}.out", out, golden[f"{case}.out"], SINGLE_PASS)
+    planned = plan(sampler, steps, shift, settings.get("noise_level", 0.8), settings.get("last_step_size", LAST_STEP))
+    noise, condition, strengths = golden[f"{case}.noise"], golden[settings["c"]], (settings["cfg"], image_cfg)
+    walks = make_walks(planned, noise, condition, branches, strengths, f"{golden.name}.{case}")
+    return _Run(golden, case, branches, settings.get("rescale", False), walks)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "how"))
-def _sample(config, how: tuple, params: dict, condition, noise, strengths):
-    sampler, steps, shift, last_step, noise_level, branches, rescale = how
-    model, variables = NextStep(config), {"params": params}
-    embedded = model.apply(variables, evaluation_times(sampler, steps, shift, last_step), method="embed_times")
-    modulations = model.apply(variables, embedded, condition, method="modulations")
+def _compare_runs(runs: list[_Run], reference: Reference, report: Report) -> None:
+    for branches, rescale in sorted({(run.branches, run.rescale) for run in runs}):
+        of_kind = [run for run in runs if (run.branches, run.rescale) == (branches, rescale)]
+        walks = [walk for run in of_kind for walk in run.walks]
+        ends = walk_all(reference.config, reference.params, branches, rescale, walks)
+        stops = np.cumsum([len(run.walks) for run in of_kind])
+        for run, out in zip(of_kind, np.split(ends, stops[:-1]), strict=True):
+            name, golden = f"{run.golden.name}.{run.case}", run.golden
+            if f"{run.case}.t" in golden:
+                report.compare(f"{name}.t", run.walks[0].times, golden[f"{run.case}.t"], ROUNDING)
+            report.compare(f"{name}.out", out, golden[f"{run.case}.out"], SINGLE_PASS)
 
-    def velocity(x, i):
-        now = jax.tree.map(lambda table: table[i], modulations)
-        v = model.apply(variables, jnp.tile(x, (branches, 1)), now, method="velocity_at")
-        return guide(v, *strengths, branches, rescale)
 
-    options = dict(steps=steps, shift=shift, noise_level=noise_level, last_step=last_step)
-    return sample(velocity, noise, sampler=sampler, **options)
+# --- guidance alone ---------------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames="branches")
+def _guided(v, cfg, image_cfg, branches: int) -> tuple[jax.Array, jax.Array]:
+    """Guided velocities [R, C], as they are and rescaled."""
+    return guide(v, cfg, image_cfg, branches), guide(v, cfg, image_cfg, branches, rescale=True)
 
 
 def _rescale(golden: GoldenFile, case: str, settings: dict, report: Report) -> None:
     v, branches = golden[f"{case}.v"], settings["cfg_mult"]
-    plain = guide(v, settings["cfg"], settings["cfg_img"], branches)
-    rescaled = guide(v, settings["cfg"], settings["cfg_img"], branches, rescale=True)
+    plain, rescaled = _guided(v, settings["cfg"], settings["cfg_img"], branches)
     report.compare(f"{golden.name}.{case}.plain", plain, golden[f"{case}.plain"], SINGLE_PASS)
     report.compare(f"{golden.name}.{case}.rescaled", rescaled, golden[f"{case}.rescaled"], SINGLE_PASS)
     factor = np.linalg.norm(rescaled, axis=-1) / np.linalg.norm(plain, axis=-1)
-    report.compare(f"{golden.name}.{case}.factor", factor, np.asarray(settings["factor"]), SINGLE_PASS)
+    report.compare(f"{golden.name}.{case}.factor", factor, settings["factor"], SINGLE_PASS)
     if f"{case}.img1" in golden:
-        unchanged = guide(v, settings["cfg"], 1.0, branches, rescale=True)
+        _, unchanged = _guided(v, settings["cfg"], 1.0, branches)
         report.compare(f"{golden.name}.{case}.img1", unchanged, golden[f"{case}.img1"], SINGLE_PASS)
 
 
 def _forward_head(golden: GoldenFile, case: str, settings: dict, reference: Reference, report: Report) -> None:
-    model, params = NextStep(reference.config), reference.params
     x, t, hidden = (golden[f"{case}.{name}"] for name in ("x", "t", "c"))
-    condition = run(model, params, hidden[:, 0], method="project_out")
-    v = run(model, params, x, t, condition, method="velocity")
-    for name, rescale in (("velocity", False), ("velocity_rescaled", True)):
-        guided = guide(v, settings["cfg"], settings["cfg_img"], settings["cfg_mult"], rescale)
-        report.compare(f"{golden.name}.{case}.{name}", guided, golden[f"{case}.{name}"], SINGLE_PASS)
+    v = _project_and_ask(NextStep(reference.config), reference.params, x, t, hidden[:, 0])
+    guided = _guided(v, settings["cfg"], settings["cfg_img"], settings["cfg_mult"])
+    for name, ours in zip(("velocity", "velocity_rescaled"), guided, strict=True):
+        report.compare(f"{golden.name}.{case}.{name}", ours, golden[f"{case}.{name}"], SINGLE_PASS)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _project_and_ask(model: NextStep, params: dict, x, t, hidden) -> jax.Array:
+    condition = model.apply({"params": params}, hidden, method="project_out")
+    return model.apply({"params": params}, x, t, condition, method="velocity")

@@ -82,13 +82,13 @@ def apply_edit(edit: Edit, scene: Scene, rng: random.Random) -> Scene | None:
     if edit.operation == "background":
         return dataclasses.replace(scene, background=edit.value)
     if edit.operation == "add":
-        size = edit.target.size or rng.choice(SIZES)
-        free = free_centres(size, scene.items)
-        free = [c for c in free if edit.value is None or in_region(c, edit.value)]
-        if not free:
-            return None
-        added = Object(edit.target.shape, edit.target.colour, size, rng.choice(free))
-        return dataclasses.replace(scene, objects=(*scene.objects, added))
+        for size in (edit.target.size,) if edit.target.size else rng.sample(SIZES, 2):
+            free = free_centres(size, scene.items)
+            free = [c for c in free if edit.value is None or in_region(c, edit.value)]
+            if free:
+                added = Object(edit.target.shape, edit.target.colour, size, rng.choice(free))
+                return dataclasses.replace(scene, objects=(*scene.objects, added))
+        return None
     index = find(scene, edit.target)
     thing = scene.objects[index]
     others = scene.objects[:index] + scene.objects[index + 1 :]

@@ -11,9 +11,9 @@ Every category has its kind of combination, written as a tuple of positions in t
     words              word, colour
     edits              operation, and the shape and colour of the object as it comes out (for "background": old, new)
 
-About one combination in eleven of each is held out, evenly: with all members but one fixed, at most one value of this one is
-(two of the 16 words). A scene is held out if it holds any such combination, mentioned or not: where (circle, red, right of) is held out,
-no training image has a red circle right of something else, whatever its caption says.
+About one combination in eleven of each is held out, evenly: with all members but one fixed, at most one value of that one
+is (two of the 16 words). A scene is held out if it holds any such combination, mentioned or not: as (circle, red, below) is
+held out, no training image has a red circle below something else, whatever its caption says.
 """
 
 import itertools

@@ -13,7 +13,6 @@ No global random state: every draw comes from a generator seeded with the digest
 
 import dataclasses
 import hashlib
-import itertools
 import random
 
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
@@ -66,7 +65,7 @@ _SAID = {
 # What a prompt must say besides, for its held-out combination to be asked for.
 _ASKED = {
     "single object": {"sizes": 1, "background": 1},
-    "two objects": {"background": 1},
+    "two objects": {"background": 1, "relations": 0},
     "counting": {"colours": 1},
     "colours": {"background": 1},
     "words": {"colours": 1},
@@ -126,11 +125,10 @@ def prompts(split: str, category: str, n: int, *, seed: int = 0) -> list[Prompt]
     if category not in PROMPT_CATEGORIES:
         raise InputError(f"no such category: {category!r}; there are {', '.join(PROMPT_CATEGORIES)}")
     found: dict[tuple, Prompt] = {}
-    for index in itertools.count():
-        if len(found) >= n:
-            break
-        if index > 1000 + 100 * n:
-            raise InputError(f"there are not {n} different prompts of the category {category!r}")
+    index = misses = 0
+    while len(found) < n:
+        if misses > 1000:
+            raise InputError(f"expected {n} different prompts of the category {category!r}, found only {len(found)}")
         rng = _generator(f"prompt/{category}/{index}", split, seed)
         if category == "edits":
             before, edit, _ = _random_change(OPERATIONS[len(found) % len(OPERATIONS)], rng, split)
@@ -141,7 +139,9 @@ def prompts(split: str, category: str, n: int, *, seed: int = 0) -> list[Prompt]
             scene = random_scene(category, rng, split)
             truth = describe(scene, rng, **(_SAID[category] | _ASKED.get(category, {})))
             prompt = Prompt(realize(truth, rng), category, truth)
+        misses = misses + 1 if (prompt.text, prompt.scene) in found else 0
         found.setdefault((prompt.text, prompt.scene), prompt)
+        index += 1
     return list(found.values())
 
 
@@ -163,12 +163,9 @@ def understand(text: str, seed: int = 0) -> Prompt:
     elif any(mention.count > 1 for mention in mentions):
         category = "counting"
     else:
-        names = (
-            ("colours", "attribute binding")
-            if any(mention.colour for mention in mentions)
-            else ("single object", "two objects")
-        )
-        category = names[len(mentions) > 1]
+        coloured = any(mention.colour for mention in mentions)
+        one, several = ("colours", "attribute binding") if coloured else ("single object", "two objects")
+        category = several if len(mentions) > 1 else one
     return Prompt(text, category, truth)
 
 

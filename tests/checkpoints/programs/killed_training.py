@@ -21,8 +21,6 @@ with training.TrainCheckpointer(workdir, config={}) as checkpointer:
             checkpointer.wait()
             if moment == "orbax":
                 training.ocp.args.PyTreeSave = die
-            elif moment == "describing":
-                manifest.describe_files = die
             elif moment == "renaming":
                 manifest.sync_folders = die
         checkpointer.save(step, {"step": jnp.int32(step), "w": jnp.full((400, 300), step, jnp.float32)})

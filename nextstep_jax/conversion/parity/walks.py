@@ -1,0 +1,95 @@
+"""Walks of the flow head from noise to image tokens, many at a time.
+
+A sampler is its table of coefficients, so walks of different samplers, times and lengths share one compiled program: they
+are padded with steps that change nothing, and walked side by side.
+
+Letters: E evaluations, M guidance branches, C channels of an image token, D model width.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nextstep_jax.config import NextStepConfig
+from nextstep_jax.conversion.parity.reference import padded
+from nextstep_jax.errors import InputError
+from nextstep_jax.flow.guidance import guide
+from nextstep_jax.flow.samplers import LAST_STEP, evaluation_times, noise_shape, step_table, walk
+from nextstep_jax.models.nextstep import NextStep
+
+_AT_ONCE, _EVALUATIONS = 128, 32  # walks and evaluations are padded to multiples of these
+_REST = np.float32([1, 0, 0, 0])  # a row of a step table that leaves the state as it is
+
+
+class Walk(NamedTuple):
+    """One token's walk: times [E], step table [E, 4], noise [E + 1, C], condition [M, D], and cfg and image_cfg [2]."""
+
+    times: np.ndarray
+    table: np.ndarray
+    noise: np.ndarray
+    condition: np.ndarray
+    strengths: np.ndarray
+
+
+def plan(sampler: str, steps: int, shift: float, noise_level: float = 0.8, last_step: float = LAST_STEP):
+    """(times, step table, how many noise arrays) of a sampler; see `flow.samplers`."""
+    times, table = evaluation_times(sampler, steps, shift, last_step), step_table(sampler, steps, shift, noise_level, last_step)
+    return times, table, noise_shape(sampler, steps)
+
+
+def make_walks(planned: tuple, noise: np.ndarray, condition: np.ndarray, branches: int, strengths, where: str) -> list[Walk]:
+    """The walks of R tokens from noise [n, E', C] that they share in turn and conditions [M * R, D], branch after branch.
+
+    Raises:
+      InputError: naming `where`, if these do not fit together.
+    """
+    times, table, arrays = planned
+    if len(noise) != arrays or len(condition) % branches:
+        raise InputError(f"{where}: {list(noise.shape)} noise and {list(condition.shape)} conditions do not fit its settings")
+    each = condition.reshape(branches, -1, condition.shape[-1])
+    noise = np.pad(noise, ((0, len(times) + 1 - arrays), (0, 0), (0, 0)))
+    strengths = np.asarray(strengths, np.float32)
+    # The releases tile noise over the rows.
+    return [Walk(times, table, noise[:, r % noise.shape[1]], each[:, r], strengths) for r in range(each.shape[1])]
+
+
+def walk_all(config: NextStepConfig, params: dict, branches: int, rescale: bool, walks: list[Walk]) -> np.ndarray:
+    """Where the walks end, [walks, C]."""
+    longest = max(len(one.times) for one in walks)
+    length = longest + -longest % _EVALUATIONS
+    stacked = Walk(*map(np.stack, zip(*(_lengthened(one, length) for one in walks), strict=True)))
+    stacked = Walk(*(padded(array, _AT_ONCE) for array in stacked))
+    ends = []
+    for start in range(0, len(stacked.times), _AT_ONCE):
+        some = Walk(*(array[start : start + _AT_ONCE] for array in stacked))
+        ends.append(_walk(NextStep(config), branches, rescale, params, some))
+    return np.concatenate(ends)[: len(walks)]
+
+
+def _lengthened(one: Walk, length: int) -> Walk:
+    missing = length - len(one.times)
+    return one._replace(
+        times=np.pad(one.times, (0, missing)),
+        table=np.concatenate([one.table, np.tile(_REST, (missing, 1))]),
+        noise=np.pad(one.noise, ((0, missing), (0, 0))),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "branches", "rescale"))
+def _walk(model: NextStep, branches: int, rescale: bool, params: dict, walks: Walk) -> jax.Array:
+    def one(walk_of_one: Walk) -> jax.Array:
+        times, table, noise, condition, strengths = walk_of_one
+        call = functools.partial(model.apply, {"params": params})
+        modulations = call(call(times, method="embed_times"), condition, method="modulations")
+
+        def velocity(x, i):
+            now = jax.tree.map(lambda of_times: of_times[i], modulations)
+            v = call(jnp.tile(x, (branches, 1)), now, method="velocity_at")
+            return guide(v, *strengths, branches, rescale)
+
+        return walk(velocity, noise[:, None], table)[0]
+
+    return jax.vmap(one)(walks)

@@ -1,0 +1,355 @@
+"""ShapeEval against pictures whose content is known: right ones pass, wrong ones fail, clean or as a tokenizer leaves them."""
+
+import dataclasses
+import io
+import json
+import random
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from nextstep_jax.data import shapes
+from nextstep_jax.data.shapes import edits, language, layout, meaning, samples
+from nextstep_jax.errors import InputError
+from nextstep_jax.evaluation import shapes as shape_eval
+from nextstep_jax.evaluation.reading import UNKNOWN, read_scene
+
+COUNT = 24
+
+
+def clean(image, seed):
+    return image
+
+
+def like_a_tokenizer(image, seed):
+    """Blur of one pixel and noise of 8 levels."""
+    soft = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(1.0)), np.float64)
+    noisy = soft + np.random.default_rng(seed).normal(0, 8, soft.shape)
+    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+
+
+def jpeg(image, seed):
+    data = io.BytesIO()
+    Image.fromarray(image).save(data, "JPEG", quality=75, subsampling=0)
+    return np.asarray(Image.open(data))
+
+
+DEGRADE = {function.__name__: function for function in (clean, like_a_tokenizer, jpeg)}
+
+
+def described_scenes(category, count):
+    """(scene, prompt with everything said) of a category."""
+    rng = random.Random(f"evaluation {category}")
+    for index in range(count):
+        scene = layout.random_scene(category, rng, shapes.SPLITS[index % 2])
+        truth = meaning.describe(scene, rng, colours=1, sizes=0.5, background=0.5, relations=category in ("position", "words"))
+        yield scene, shapes.Prompt(language.realize(truth, rng), category, truth)
+
+
+# --- corruptions: each makes a scene wrong in one way, or returns None where it cannot ----------------------------------
+
+
+def _other(names, current, rng):
+    return rng.choice([name for name in names if name != current])
+
+
+def _change(scene, rng, **how):
+    """One object with an attribute changed to another value."""
+    if not scene.objects:
+        return None
+    index = rng.randrange(len(scene.objects))
+    thing = scene.objects[index]
+    changes = {name: _other(values, getattr(thing, name), rng) for name, values in how.items()}
+    return dataclasses.replace(
+        scene, objects=scene.objects[:index] + (dataclasses.replace(thing, **changes),) + scene.objects[index + 1 :]
+    )
+
+
+def wrong_colour(scene, rng):
+    if not scene.objects:
+        return dataclasses.replace(
+            scene, word=dataclasses.replace(scene.word, colour=_other(shapes.COLOURS, scene.word.colour, rng))
+        )
+    return _change(scene, rng, colour=shapes.COLOURS)
+
+
+def wrong_shape(scene, rng):
+    return _change(scene, rng, shape=shapes.SHAPES)
+
+
+def missing_object(scene, rng):
+    return dataclasses.replace(scene, objects=scene.objects[1:]) if scene.objects else dataclasses.replace(scene, word=None)
+
+
+def extra_object(scene, rng):
+    free = layout.free_centres("small", scene.items)
+    kind = layout.random_kind(rng, "small")
+    return dataclasses.replace(scene, objects=(*scene.objects, shapes.Object(*kind, rng.choice(free)))) if free else None
+
+
+def swapped_places(scene, rng):
+    if len(scene.objects) != 2:
+        return None
+    a, b = scene.objects
+    return dataclasses.replace(
+        scene, objects=(dataclasses.replace(a, centre=b.centre), dataclasses.replace(b, centre=a.centre))
+    )
+
+
+def swapped_colours(scene, rng):
+    if len(scene.objects) != 2:
+        return None
+    a, b = scene.objects
+    return dataclasses.replace(
+        scene, objects=(dataclasses.replace(a, colour=b.colour), dataclasses.replace(b, colour=a.colour))
+    )
+
+
+def wrong_background(scene, rng):
+    return dataclasses.replace(scene, background=_other(shapes.BACKGROUNDS, scene.background, rng))
+
+
+def wrong_word(scene, rng):
+    if scene.word is None:
+        return None
+    near = [word for word in shapes.WORDS if len(word) == len(scene.word.text)]
+    return dataclasses.replace(scene, word=dataclasses.replace(scene.word, text=_other(near, scene.word.text, rng)))
+
+
+def misspelt_word(scene, rng):
+    """One letter replaced, the result no word of the list."""
+    if scene.word is None:
+        return None
+    text = scene.word.text
+    at = rng.randrange(len(text))
+    text = text[:at] + _other("abcdefghijlnoprstuvy", text[at], rng) + text[at + 1 :]
+    return None if text in shapes.WORDS else dataclasses.replace(scene, word=dataclasses.replace(scene.word, text=text))
+
+
+def moved(scene, rng):
+    """The first object put at least two lattice steps away."""
+    first, *others = scene.objects
+    (x, y), free = first.centre, layout.free_centres(first.size, others)
+    far = [centre for centre in free if max(abs(centre[0] - x), abs(centre[1] - y)) >= 8]
+    return dataclasses.replace(scene, objects=(dataclasses.replace(first, centre=rng.choice(far)), *others)) if far else None
+
+
+CORRUPTIONS = (
+    wrong_colour,
+    wrong_shape,
+    missing_object,
+    extra_object,
+    swapped_places,
+    swapped_colours,
+    wrong_background,
+    wrong_word,
+    misspelt_word,
+)
+
+
+# --- pictures from prompts --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("degrade", DEGRADE)
+@pytest.mark.parametrize("category", shapes.CATEGORIES)
+def test_right_pictures_pass(category, degrade):
+    for seed, (scene, prompt) in enumerate(described_scenes(category, COUNT)):
+        assert shape_eval.failure(prompt, DEGRADE[degrade](shapes.render(scene), seed)) is None, (prompt.text, scene)
+
+
+@pytest.mark.parametrize("degrade", ["clean", "like_a_tokenizer"])
+@pytest.mark.parametrize("corrupt", CORRUPTIONS)
+def test_wrong_pictures_fail(corrupt, degrade):
+    rng, made = random.Random(0), 0
+    for category in shapes.CATEGORIES:
+        for seed, (scene, prompt) in enumerate(described_scenes(category, COUNT // 2)):
+            wrong = corrupt(scene, rng)
+            # Some changes leave the prompt true: a colour swap within a pair of one colour, a background nobody named.
+            if wrong is None or (corrupt is not misspelt_word and shapes.contradiction(prompt.truth, wrong) is None):
+                continue
+            made += 1
+            assert shape_eval.failure(prompt, DEGRADE[degrade](shapes.render(wrong), seed)), (prompt.text, wrong)
+    assert made >= 8
+
+
+@pytest.mark.parametrize("category", shapes.CATEGORIES)
+def test_no_picture_passes_for_another_prompt_or_for_nothing(category):
+    found = list(described_scenes(category, COUNT))
+    blank = np.full((64, 64, 3), 248, np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    for (scene, _), (_, prompt) in zip(found, found[1:], strict=False):
+        assert shape_eval.failure(prompt, blank) and shape_eval.failure(prompt, noise)
+        if shapes.contradiction(prompt.truth, scene):
+            assert shape_eval.failure(prompt, shapes.render(scene))
+
+
+def test_read_scene_measures_places_and_sizes():
+    things = (shapes.Object("star", "pink", "large", (17.5, 20.25)), shapes.Object("triangle", "cyan", "small", (47.0, 44.75)))
+    scene = shapes.Scene(things, "navy")
+    for seed, degrade in enumerate(DEGRADE.values()):
+        read = read_scene(degrade(shapes.render(scene), seed))
+        assert read.background == "navy" and read.word is None and len(read.objects) == 2
+        for thing, found in zip(things, read.objects, strict=True):
+            assert (found.shape, found.colour, found.size) == (thing.shape, thing.colour, thing.size)
+            assert found.centre == pytest.approx(thing.centre, abs=0.6)
+    word = shapes.Scene((), "gray", shapes.Word("love", "purple", (32, 24)))
+    assert read_scene(shapes.render(word)) == dataclasses.replace(
+        word, word=dataclasses.replace(word.word, centre=(32.0, 24.0))
+    )
+
+
+def test_what_is_none_of_the_shapes_is_read_as_unknown():
+    image = np.full((64, 64, 3), 248, np.uint8)
+    image[20:24, 8:56] = shapes.COLOURS["red"]
+    assert [thing.shape for thing in read_scene(image).objects] == [UNKNOWN]
+    image = np.full((64, 64, 3), 248, np.uint8)
+    image[20:40, 20:40] = (120, 80, 40)
+    assert [(thing.shape, thing.colour) for thing in read_scene(image).objects] == [("square", UNKNOWN)]
+    assert read_scene(np.full((64, 64, 3), (255, 0, 255), np.uint8)).background == UNKNOWN
+    half = shapes.render(shapes.Scene((shapes.Object("circle", "red", "large", (32, 32)),)))
+    half[:, 33:] = 248
+    assert read_scene(half).objects[0].shape == UNKNOWN
+
+
+def test_touching_things_of_two_colours_are_two_things():
+    pair = (shapes.Object("square", "red", "small", (20, 32)), shapes.Object("circle", "blue", "large", (42, 32)))
+    read = read_scene(shapes.render(shapes.Scene(pair, "cream")))
+    assert {(thing.shape, thing.colour) for thing in read.objects} == {("square", "red"), ("circle", "blue")}
+
+
+@pytest.mark.parametrize(
+    "bad", [np.zeros((32, 64, 3), np.uint8), np.zeros((64, 64, 3), np.float32), np.zeros((64, 64), np.uint8)]
+)
+def test_only_pictures_of_the_right_kind_are_read(bad):
+    with pytest.raises(InputError, match="uint8"):
+        read_scene(bad)
+
+
+# --- edits ------------------------------------------------------------------------------------------------------------
+
+
+def edit_prompts(operation, count):
+    """(prompt, the scene afterwards)"""
+    rng = random.Random(f"edit {operation}")
+    for index in range(count):
+        before, edit, after = samples._random_change(operation, rng, shapes.SPLITS[index % 2])
+        yield shapes.Prompt(edits.instruct(edit, rng), "edits", edit, before), after
+
+
+@pytest.mark.parametrize("degrade", DEGRADE)
+@pytest.mark.parametrize("operation", edits.OPERATIONS)
+def test_right_edits_pass(operation, degrade):
+    for seed, (prompt, after) in enumerate(edit_prompts(operation, COUNT // 2)):
+        assert shape_eval.failure(prompt, DEGRADE[degrade](shapes.render(after), seed)) is None, (prompt, after)
+
+
+@pytest.mark.parametrize("operation", edits.OPERATIONS)
+def test_undone_edits_fail(operation):
+    for prompt, _ in edit_prompts(operation, COUNT // 2):
+        assert shape_eval.failure(prompt, shapes.render(prompt.scene)), prompt
+
+
+@pytest.mark.parametrize("operation", edits.OPERATIONS)
+@pytest.mark.parametrize("corrupt", [wrong_colour, wrong_shape, extra_object, wrong_background, moved])
+def test_edits_that_touch_the_rest_fail(operation, corrupt):
+    rng, made = random.Random(1), 0
+    for prompt, after in edit_prompts(operation, COUNT // 2):
+        rest = [thing for thing in after.objects if thing in prompt.scene.objects]
+        if corrupt in (wrong_colour, wrong_shape, moved) and not rest:
+            continue
+        others = tuple(thing for thing in after.objects if thing not in rest[:1])
+        if corrupt is moved:
+            wrong = moved(shapes.Scene((*rest[:1], *others), after.background), rng)
+        elif corrupt in (wrong_colour, wrong_shape):
+            changed = corrupt(shapes.Scene((rest[0],)), rng).objects
+            wrong = dataclasses.replace(after, objects=(*others, *changed))
+        else:
+            wrong = corrupt(after, rng)
+        if wrong is not None:
+            made += 1
+            assert shape_eval.failure(prompt, shapes.render(wrong)), (prompt, wrong)
+    assert made >= 3
+
+
+# --- captions ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("category", shapes.CATEGORIES)
+def test_captions_are_checked_for_truth(category):
+    rng = random.Random(category)
+    for scene, _ in described_scenes(category, COUNT):
+        text = shapes.caption(scene, rng)
+        prompt = shapes.Prompt("", "captions", None, scene)
+        assert shape_eval.failure(prompt, text) is None
+        assert shape_eval.failure(prompt, text.upper() + " .") is None
+        for corrupt in (wrong_colour, wrong_shape, missing_object, extra_object):
+            wrong = corrupt(scene, rng)
+            if wrong is not None and wrong.items:
+                assert shape_eval.failure(prompt, shapes.caption(wrong, rng)), (text, wrong)
+
+
+def test_captions_need_the_language_and_colours():
+    scene = shapes.Scene((shapes.Object("circle", "red", "small", (20, 20)),))
+    assert shape_eval.caption_failure(scene, "a circle") == "no colour is named for the circle"
+    assert "found 'blob'" in shape_eval.caption_failure(scene, "a red blob")
+    assert "found the end" in shape_eval.caption_failure(scene, "")
+    assert shape_eval.caption_failure(scene, "a small red circle on a white background") is None
+
+
+# --- prompts and report -----------------------------------------------------------------------------------------------
+
+
+def test_default_prompts_are_held_out_and_of_every_category():
+    prompts = shape_eval.default_prompts(6)
+    assert [prompt.category for prompt in prompts] == [name for name in shapes.PROMPT_CATEGORIES for _ in range(6)]
+    trained = {part.text for index in range(500) for part in shapes.sample("pair", index).texts}
+    assert not trained & {prompt.text for prompt in prompts}
+
+
+def test_report_counts_and_names_what_failed():
+    asked = [pair for category in shapes.CATEGORIES for pair in described_scenes(category, 4)]
+    prompts, answers = [prompt for _, prompt in asked], [shapes.render(scene) for scene, _ in asked]
+    for prompt in (*shapes.prompts("heldout", "edits", 4), *shapes.prompts("heldout", "captions", 4)):
+        prompts.append(prompt)
+        rng = random.Random(0)
+        done = prompt.category == "edits" and shapes.apply_edit(prompt.truth, prompt.scene, rng)
+        answers.append(shapes.render(done) if done else shapes.caption(prompt.scene, rng))
+    report = shape_eval.evaluate(prompts, answers)
+    assert report["overall"] == 1 and report["n"] == report["correct"] == 36 and report["failures"] == []
+
+    answers[0] = answers[31] = np.zeros((64, 64, 3), np.uint8)
+    answers[35] = "nonsense"
+    report = json.loads(json.dumps(shape_eval.evaluate(prompts, answers)))
+    assert report["overall"] == pytest.approx(1 - 0.25 / 7) and report["correct"] == 33
+    assert report["categories"]["single object"] == {"n": 4, "correct": 3, "score": 0.75}
+    assert report["categories"]["edits"]["correct"] == report["categories"]["captions"]["correct"] == 3
+    assert sum(entry["n"] for entry in report["edits"].values()) == 4
+    assert [entry["index"] for entry in report["failures"]] == [0, 31, 35]
+    assert report["failures"][0]["prompt"] == prompts[0].text and "nonsense" in report["failures"][2]["reason"]
+    table = shape_eval.format_report(report)
+    assert len(table.splitlines()) == 10 and "0.964" in table
+    with pytest.raises(InputError, match="one answer per prompt"):
+        shape_eval.evaluate(prompts, answers[1:])
+
+
+def test_prompt_files_are_read_line_by_line(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text('a red circle left of a blue square\n\nthree stars\nmake the circle blue\nthe word "cat" in red\na cross\n')
+    prompts = shape_eval.read_prompts(path)
+    assert [prompt.category for prompt in prompts] == ["position", "counting", "edits", "words", "single object"]
+    assert prompts[2].scene is not None and shape_eval.read_prompts(path) == prompts
+    path.write_text("a red circle\na red dog\n")
+    with pytest.raises(InputError, match=r"prompts.txt, line 2: .*found 'dog'"):
+        shape_eval.read_prompts(path)
+    path.write_text("\n")
+    with pytest.raises(InputError, match="found 0 lines"):
+        shape_eval.read_prompts(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="cannot be read"):
+        shape_eval.read_prompts(path)
+    path.write_text("a red circle\n" * 400_000)
+    with pytest.raises(InputError, match="one prompt a line"):
+        shape_eval.read_prompts(path)
+    with pytest.raises(InputError, match="missing.txt"):
+        shape_eval.read_prompts(tmp_path / "missing.txt")

@@ -1,0 +1,159 @@
+"""What a user calls, on a tiny random model."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nextstep_jax.errors import InputError
+from nextstep_jax.generation.pipeline import Pipeline
+from nextstep_jax.generation.settings import RECOMMENDED, Settings, recommended
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+def test_same_seed_same_image_whatever_the_batch(tiny_pipeline):
+    alone = tiny_pipeline.generate("a red circle", seed=3)
+    both = tiny_pipeline.generate(["a red circle", "blue square"], seed=3)
+    np.testing.assert_allclose(alone[0].tokens, both[0].tokens, atol=1e-4)
+    assert np.abs(alone[0].tokens - tiny_pipeline.generate("a red circle", seed=4)[0].tokens).max() > 0.1
+
+
+def test_several_images_of_a_prompt_differ_and_keep_their_index(tiny_pipeline):
+    three = tiny_pipeline.generate("a red circle", n=3, seed=3)
+    assert [image.record["index"] for image in three] == [0, 1, 2]
+    one = tiny_pipeline.generate("a red circle", n=1, seed=3)
+    np.testing.assert_allclose(one[0].tokens, three[0].tokens, atol=1e-4)
+    assert np.abs(three[0].tokens - three[1].tokens).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [(dict(height=32, width=96), (32, 96)), (dict(aspect="4:1"), (32, 128)), (dict(aspect="1:1"), (64, 64)), ({}, (64, 64))],
+)
+def test_any_grid(tiny_pipeline, size, expected):
+    (image,) = tiny_pipeline.generate("a red circle", **size)
+    assert image.pixels.shape == (*expected, 3) and image.pixels.dtype == np.uint8
+
+
+def test_png_carries_its_record(tiny_pipeline, tmp_path):
+    (image,) = tiny_pipeline.generate("a red circle", seed=5)
+    image.save(tmp_path / "out.png")
+    with Image.open(tmp_path / "out.png") as file:
+        assert file.text["prompt"] == "a red circle" and file.text["seed"] == "5" and '"sampler": "ode"' in file.text["settings"]
+        np.testing.assert_array_equal(np.asarray(file), image.pixels)
+
+
+def test_previews_come_in_order_and_end_with_the_image(tiny_pipeline):
+    seen = []
+    images = tiny_pipeline.generate("a red circle", on_chunk=lambda done, total, partial: seen.append((done, total, partial())))
+    assert [done for done, *_ in seen] == sorted({done for done, *_ in seen}) and seen[-1][0] == seen[-1][1] == 16
+    np.testing.assert_array_equal(seen[-1][2][0], images[0].pixels)
+
+
+def test_edit_takes_the_size_of_its_source(tiny_pipeline, picture):
+    wide = np.concatenate([picture, picture], axis=1)
+    (image,) = tiny_pipeline.edit(wide, "red square")
+    assert image.pixels.shape[1] > image.pixels.shape[0]
+    assert image.record["settings"]["image_cfg"] == 1.5
+
+
+def test_edit_reads_its_sources(tiny_pipeline, picture):
+    a, b = (tiny_pipeline.edit(p, "a red square", seed=1)[0].tokens for p in (picture, 255 - picture))
+    assert np.abs(a - b).max() > 1e-3
+
+
+def test_edit_places_images_where_the_instruction_says(tiny_pipeline, picture):
+    images = [picture, 255 - picture]
+    first = tiny_pipeline.edit(images, "<image_1>a red square<image_0>", seed=1)[0].tokens
+    swapped = tiny_pipeline.edit(images[::-1], "<image>a red square<image>", seed=1)[0].tokens
+    np.testing.assert_allclose(first, swapped, atol=1e-4)
+    with pytest.raises(InputError, match="<image_2> in the instruction"):
+        tiny_pipeline.edit(images, "<image_2>a red square")
+    with pytest.raises(InputError, match="places 1 of 2"):
+        tiny_pipeline.edit(images, "<image_1>a red square")
+
+
+def test_negative_prompt_and_guidance_have_an_effect(tiny_pipeline):
+    plain = tiny_pipeline.generate("a red circle")[0].tokens
+    for changes in ({"negative": "blue square"}, {"cfg": 4.0}, {"schedule": "linear"}, {"cfg": 1.0}, {"normalize_tokens": True}):
+        other = tiny_pipeline.generate("a red circle", settings=tiny_pipeline.settings(**changes))[0].tokens
+        assert np.abs(plain - other).max() > 1e-3, changes
+
+
+def test_ids_serve_callers_without_a_text_tokenizer(tiny_pipeline):
+    blind = dataclasses.replace(tiny_pipeline, vocabulary=None)
+    ids = tiny_pipeline.vocabulary.encode("a red circle")
+    settings = tiny_pipeline.settings(negative="")
+    by_text = tiny_pipeline.generate("a red circle", settings=settings)[0].tokens
+    by_ids = dataclasses.replace(blind).generate(ids, settings=dataclasses.replace(settings, negative=""))
+    np.testing.assert_allclose(by_text, by_ids[0].tokens, atol=1e-5)
+    with pytest.raises(InputError, match="no text tokenizer"):
+        blind.generate("a red circle")
+
+
+def test_write_is_repeatable_and_reads_images(tiny_pipeline, picture):
+    text = tiny_pipeline.write("a red", max_tokens=6)
+    assert text == tiny_pipeline.write("a red", max_tokens=6)
+    assert isinstance(tiny_pipeline.write("", images=[picture], max_tokens=6), str)
+
+
+def test_compose_draws_where_the_model_writes_an_area(tiny_pipeline, monkeypatch):
+    special = tiny_pipeline.special
+    script = iter([([5], special.image_area), (special.area_ids(4, 4)[1:], None), ([6], special.eos)])
+    monkeypatch.setattr(Pipeline, "write_ids", lambda self, *args, **kwargs: next(script))
+    before, image, after = tiny_pipeline.compose("a red circle")
+    assert isinstance(before, str) and isinstance(after, str) and image.pixels.shape == (64, 64, 3)
+
+
+def test_think_and_generate(tiny_pipeline):
+    plan, image = tiny_pipeline.think_and_generate("a red circle", max_tokens=4)
+    assert isinstance(plan, str) and image.pixels.shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: p.generate(""), "must not be empty"),
+        (lambda p: p.generate("a", height=20), "multiple of 16"),
+        (lambda p: p.generate("a", aspect="9:1"), "aspect must be"),
+        (lambda p: p.generate("a", aspect="1:1", height=64), "not both"),
+        (lambda p: p.generate("a", n=0), "at least 1"),
+        (lambda p: p.generate("a", seed=-1), "seed must be"),
+        (lambda p: p.generate("a", height=1600, width=1600), "do not fit"),
+        (lambda p: p.generate("a " * 5000), "do not fit"),
+        (lambda p: p.edit([], "a"), "at least one input image"),
+        (lambda p: p.edit("/nonexistent.png", "a"), "/nonexistent.png"),
+        (lambda p: p.write(""), "must not be empty"),
+        (lambda p: p.write("a", temperature=-1), "temperature"),
+        (lambda p: p.settings(cfg=0.5), "at least 1"),
+        (lambda p: p.settings(image_cfg=0.5), "at least 1"),
+        (lambda p: p.generate("a", settings=p.settings(image_cfg=2.0)), "needs an input image"),
+        (lambda p: p.settings(sampler="august2025", steps=1), "at least 2 steps"),
+        (lambda p: p.settings(schedule="up"), "schedule must be one of"),
+    ],
+)
+def test_bad_input_is_one_clear_line(tiny_pipeline, call, message):
+    with pytest.raises(InputError, match=message) as error:
+        call(tiny_pipeline)
+    assert "\n" not in str(error.value)
+
+
+def test_recommended_settings_follow_the_release():
+    assert recommended("1.0").sampler == "august2025" and recommended("1.0").normalize_tokens
+    assert recommended("1.0", edit=True).image_cfg == 2.0 and recommended("1.0", edit=True).shift == 3.2
+    assert recommended("1.1") == RECOMMENDED["1.1"] == Settings(negative=RECOMMENDED["1.1"].negative)
+    assert recommended("1.1", {"cfg": 3.0, "edit": {"image_cfg": 1.5}}, edit=True).image_cfg == 1.5
+    assert recommended("1.1", {"cfg": 3.0, "edit": {"image_cfg": 1.5}}).image_cfg == 1.0
+    with pytest.raises(InputError, match="unknown generation settings"):
+        recommended("1.1", {"cgf": 3.0})
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "rising"])
+def test_guidance_per_token(schedule):
+    values = Settings(cfg=3.0, schedule=schedule).guidance(4)
+    assert values.shape == (4, 2) and np.isfinite(values).all() and values[:, 0].max() <= 3.0

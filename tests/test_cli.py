@@ -1,0 +1,130 @@
+"""The command line end to end: released folder -> checkpoint -> image, and what it says of bad input."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from nextstep_jax.cli import cli, main
+from nextstep_jax.errors import NextStepError
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run(*arguments) -> (exit code, stdout, stderr) of `nextstep-jax`, in this process."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["nextstep-jax", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out = capsys.readouterr()
+        return stop.value.code or 0, out.out, out.err
+
+    return call
+
+
+def test_converted_release_draws_an_image(run, goldens, tmp_path):
+    code, out, err = run("convert", goldens / "tiny_model", tmp_path / "ckpt", "--vae", goldens / "tiny_vae")
+    assert code == 0 and "parameters" in out and "text tokenizer" in err
+    code, out, _ = run("info", tmp_path / "ckpt", "--json")
+    assert code == 0 and json.loads(out)["parameters"]["total"] > 0
+    code, out, _ = run("export", tmp_path / "ckpt", tmp_path / "back")
+    assert code == 0 and (tmp_path / "back" / "model.safetensors").exists()
+    code, _, err = run("generate", "a cat", "--checkpoint", tmp_path / "ckpt", "--out", tmp_path / "a.png", "--height", 32, "--width", 32)
+    assert code == 2 and "tokenizer.json" in err and not (tmp_path / "a.png").exists()
+
+
+def test_generate_edit_write(run, tiny_checkpoint, tmp_path):
+    out_file, options = tmp_path / "out.png", ("--checkpoint", tiny_checkpoint, "--json")
+    code, out, _ = run("generate", "a red circle", "--out", out_file, "--seed", 7, *options)
+    assert code == 0
+    (record,) = json.loads(out)
+    assert record["path"] == str(out_file) and record["seed"] == 7 and record["settings"]["steps"] == 3
+    code, out, _ = run("edit", out_file, "a blue square", "--out", tmp_path / "edit.png", "--image-cfg", 2, *options)
+    assert code == 0 and json.loads(out)[0]["settings"]["image_cfg"] == 2
+    assert Image.open(tmp_path / "edit.png").size == (64, 64)
+    code, out, _ = run("write", "a red", "--max-tokens", 4, *options)
+    assert code == 0 and "text" in json.loads(out)["parts"][0]
+
+
+def test_several_images_are_numbered_and_previews_kept(run, tiny_checkpoint, tmp_path):
+    files = ("--out", tmp_path / "x.png", "--preview", tmp_path / "now.png")
+    code, out, _ = run("generate", "a red circle", "blue", "--n", 2, *files, "--checkpoint", tiny_checkpoint)
+    assert code == 0 and out.split() == [str(tmp_path / f"x-{i}.png") for i in range(4)]
+    assert Image.open(tmp_path / "now.png").size == (64, 64)
+
+
+@pytest.fixture
+def truncated_png(tmp_path):
+    path = tmp_path / "cut.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    return path
+
+
+def test_bad_input_is_exit_2_and_one_line(run, tiny_checkpoint, tmp_path, truncated_png):
+    ckpt, out = ("--checkpoint", tiny_checkpoint), ("--out", tmp_path / "never.png")
+    (tmp_path / "file").write_text("")
+    cases = [
+        (("generate", "", *ckpt), "empty"),
+        (("generate", "a", "--height", 30, *ckpt), "multiple of 16"),
+        (("generate", "a", "--cfg", 0.5, *ckpt), "at least 1"),
+        (("generate", "a", "--steps", 0, *ckpt), "steps"),
+        (("generate", "a", "--sampler", "best", *ckpt), "sampler must be one of"),
+        (("generate", "a", "--n", 0, *ckpt), "at least 1"),
+        (("generate", "a", "--checkpoint", tmp_path / "none"), "none"),
+        (("generate", "a", "--out", tmp_path / "file" / "x.png", *ckpt), "cannot be written"),
+        (("generate", "a red circle " * 3000, *ckpt), "window"),
+        (("edit", tmp_path / "none.png", "a", *ckpt), "none.png"),
+        (("edit", truncated_png, "a", *ckpt), "truncated"),
+        (("write", "", *ckpt), "empty"),
+        (("parity", tmp_path / "none"), "none"),
+        (("convert", tmp_path / "none", tmp_path / "dst"), "none"),
+        (("export", tmp_path / "none", tmp_path / "dst"), "none"),
+        (("info", tmp_path / "none"), "none"),
+    ]
+    for arguments, message in cases:
+        if arguments[0] in ("generate", "edit") and "--out" not in arguments:
+            arguments = (*arguments, *out)
+        code, _, err = run(*arguments)
+        lines = err.strip().splitlines()
+        assert code == 2 and message in lines[-1] and "Traceback" not in err, (arguments[:3], err)
+        assert len([line for line in lines if line.startswith("error:")]) == 1
+    assert not (tmp_path / "never.png").exists() and not (tmp_path / "dst").exists()
+
+
+def test_damaged_checkpoint_is_exit_3(run, tiny_checkpoint, tmp_path):
+    import shutil
+
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tiny_checkpoint, damaged)
+    file = max((p for p in (damaged / "params").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    code, _, err = run("generate", "a red circle", "--checkpoint", damaged, "--out", tmp_path / "x.png")
+    assert code == 3 and err.count("\n") == 1 and not (tmp_path / "x.png").exists()
+
+
+def test_usage_errors_and_help(run):
+    assert run("generate")[0] == 2
+    assert run("nonsense")[0] == 2
+    code, out, _ = run("--help")
+    assert code == 0 and all(verb in out for verb in ("convert", "export", "parity", "info", "generate", "edit", "write", "data"))
+
+
+def test_generating_imports_no_training_stack():
+    """Generation runs where grain, tensorflow-datasets, ml_collections, optax, absl and torch do not exist."""
+    forbidden = "grain tensorflow tensorflow_datasets ml_collections optax torch".split()
+    code = f"import sys; sys.modules.update(dict.fromkeys({forbidden!r}))\nimport nextstep_jax.generation.pipeline, nextstep_jax.cli"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_raised_error_has_an_exit_code():
+    assert {error.exit_code for error in NextStepError.__subclasses__()} == {2, 3}
+    assert CliRunner().invoke(cli, ["--version"]).exit_code == 0

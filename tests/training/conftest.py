@@ -1,0 +1,61 @@
+"""Data that every stage can train on, and compilation that does not optimize."""
+
+import zlib
+
+import jax
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_compilation():
+    """Training steps are large programs that run here for a moment only: most of a test's time would go into optimizing them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def fake_latents(pixels: np.ndarray) -> np.ndarray:
+    """[B, height, width, 3] in [-1, 1] to [B, h, w, 16]: random features of the mean colours of 8x8 blocks, normalized."""
+    blocks = pixels.reshape(len(pixels), pixels.shape[1] // 8, 8, pixels.shape[2] // 8, 8, 3).mean((2, 4))
+    features = blocks @ np.random.default_rng(0).normal(size=(3, 16)) + 0.1
+    features -= features.mean(-1, keepdims=True)
+    return (features / np.sqrt(np.square(features).mean(-1, keepdims=True) + 1e-6)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def shapes_data(tmp_path_factory):
+    """A folder with the datasets pair, caption, edit and interleaved: a few shapes as latents."""
+    from nextstep_jax.data.build import build
+    from nextstep_jax.data.encode import encode
+    from nextstep_jax.data.sources import open_source
+
+    root = tmp_path_factory.mktemp("shapes_data")
+    for kind in ("pair", "caption", "edit", "interleaved"):
+        build(open_source(f"shapes:{kind}:train:24"), root / "pixels" / kind)
+        encode(root / "pixels" / kind, fake_latents, root / kind, area=64)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory):
+    """A checkpoint folder with nothing but a small image tokenizer of arbitrary weights."""
+    import jax.numpy as jnp
+
+    from nextstep_jax import checkpoints
+    from nextstep_jax.config import ImageTokenizerConfig
+    from nextstep_jax.models.image_tokenizer import ImageTokenizer
+
+    config = ImageTokenizerConfig(
+        resolution=64, channels=32, channel_multipliers=(1,), blocks_per_level=1, stem_patch=8, normalize=True, normalize_patch=2
+    )
+    shapes = jax.eval_shape(ImageTokenizer(config).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
+
+    def draw(path, leaf):
+        rng = np.random.default_rng(zlib.crc32(jax.tree_util.keystr(path).encode()))
+        return rng.normal(size=leaf.shape).astype(np.float32) * 0.1
+
+    folder = tmp_path_factory.mktemp("tokenizer") / "checkpoint"
+    params = jax.tree_util.tree_map_with_path(draw, shapes)
+    checkpoints.save_params(folder, {"image_tokenizer": params}, {"model": None, "image_tokenizer": config.to_released()})
+    return folder

@@ -1,0 +1,175 @@
+"""Every stage through the one loop, on shapes: it learns, continues exactly where it stopped, and stops when it must."""
+
+import importlib
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from nextstep_jax import checkpoints
+from nextstep_jax.errors import InputError, NextStepError
+from nextstep_jax.training import loop, multitask
+from nextstep_jax.training.start import to_canonical
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
+MULTITASK = [name for name in NAMES if "tokenizer" not in name]
+
+
+@pytest.fixture
+def laptop(shapes_data, tokenizer_folder):
+    """name -> its config, shrunk, on the test's data."""
+
+    def make(name):
+        config = importlib.import_module(f"configs.{name}").get_config("laptop")
+        if config.objective == "multitask":
+            config.data.root = str(shapes_data)
+            config.image_tokenizer_checkpoint = str(tokenizer_folder)
+            config.data.length, config.data.batch_size = 160, 2
+        else:
+            config.data.sources = ("shapes:pair:train:24",)
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_compilations(tmp_path_factory):
+    """Most stages differ in what the compiled step does not see."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+def metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_stage_learns(name, laptop, tmp_path):
+    """30 steps on 24 samples of each kind bring the loss down by a tenth at least, and leave a checkpoint of the averaged parameters."""
+    config = laptop(name)
+    state = loop.train(config, tmp_path)
+    lines = metrics(tmp_path)
+    assert [line["step"] for line in lines] == [5, 10, 15, 20, 25, 30]
+    assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
+    assert all(line["non_finite_steps"] == 0 for line in lines)
+    root = "model" if config.objective == "multitask" else "image_tokenizer"
+    exported = checkpoints.load_params(tmp_path / "export", subtree=root)
+    assert same(exported, to_canonical(state.averaged_params)[root])
+    if config.objective == "multitask":
+        named = {kind for line in lines for kind in ("text", "pair", "edit", "interleaved") if f"text_loss/{kind}" in line}
+        kinds = {"pairs": "pair", "captions": "pair", "edits": "edit"}
+        assert named == {kinds.get(name, name) for name, source in config.data.sources.items() if source.share}
+        assert all(line["packing_waste"] < 0.5 and line["text_targets_dropped"] == 0 for line in lines)
+
+
+def test_a_stopped_run_ends_with_the_same_bits(laptop, tmp_path, monkeypatch):
+    """Taken away after step 10 and started again: parameters, moments, average and metrics are those of a run in one piece."""
+    config = laptop("nextstep_14b_anneal")
+    config.ema, config.steps = 0.9, 15
+    whole = loop.train(config, tmp_path / "whole")
+
+    monkeypatch.setattr(loop.TrainCheckpointer, "reached_preemption", lambda self, step: step == 7)
+    stopped = loop.train(config, tmp_path / "pieces")
+    assert stopped.step == 7
+    assert not (tmp_path / "pieces" / "export").exists()
+    monkeypatch.undo()
+    continued = loop.train(config, tmp_path / "pieces")
+    assert same(whole, continued)
+    last = [metrics(tmp_path / part)[-1] for part in ("whole", "pieces")]
+    timings = ("second",)
+    values = [{name: value for name, value in line.items() if not any(t in name for t in timings)} for line in last]
+    assert values[0] == values[1]
+
+
+def test_a_few_samples_are_learned_by_heart(laptop, tmp_path):
+    config = laptop("nextstep_14b_stage1")
+    config.steps, config.log_every = 150, 30
+    config.data.sources.text.path = "shapes:text:train:4"
+    config.data.sources.interleaved.share = 0.0
+    loop.train(config, tmp_path)
+    lines = metrics(tmp_path)
+    assert lines[-1]["text_loss"] < 0.5 * lines[0]["text_loss"]
+    assert lines[-1]["image_loss"] < 0.75 * lines[0]["image_loss"]
+
+
+def test_accumulation_adds_up_to_the_same_step(laptop, shapes_data):
+    """Text only, since image tokens draw their noise part by part: 1 part and 2 parts give the same gradients."""
+    from nextstep_jax.training.step import accumulated
+
+    config = laptop("nextstep_14b_stage1")
+    for name in ("pairs", "interleaved"):
+        config.data.sources[name].share = 0.0
+    stage = multitask.make_stage(config)
+    data = stage.training_data()
+    batch = next(data).arrays
+    data.close()
+    params = jax.jit(stage.task.init)(jax.random.key(0))
+    totals = stage.task.totals(batch)
+    gradient = jax.value_and_grad(lambda p, part, key: stage.task.loss(p, part, key, totals), has_aux=True)
+    run = jax.jit(accumulated, static_argnums=(0, 4))
+    loss, means, grads = run(gradient, params, batch, jax.random.key(1), 1)
+    parts_loss, parts_means, parts_grads = run(gradient, params, batch, jax.random.key(1), 2)
+    np.testing.assert_allclose(loss, parts_loss, rtol=1e-6)
+    np.testing.assert_allclose(means["text_loss"], parts_means["text_loss"], rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(parts_grads), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6 * max(1e-3, np.abs(a).max()))
+
+
+def test_a_run_that_stays_non_finite_stops_and_names_the_batch(laptop, tmp_path, monkeypatch):
+    config = laptop("shapes_tokenizer")
+    config.max_skipped, config.log_every, config.loss.l1 = 3, 3, float("nan")
+    with pytest.raises(NextStepError, match=r"3 steps in a row, 1 to 3; first batch: shapes-pair-train:shapes/train/0/pair/\d+"):
+        loop.train(config, tmp_path)
+    assert not (tmp_path / "export").exists()
+
+
+def test_samples_validation_and_a_profile_are_written(laptop, tmp_path):
+    config = laptop("shapes_tokenizer")
+    config.steps, config.samples.every, config.validation.every, config.validation.batches = 4, 2, 2, 1
+    config.profile.start, config.profile.stop = 3, 4
+    config.data.validation = ("shapes:pair:heldout:8",)
+    loop.train(config, tmp_path)
+    from nextstep_jax.data.images import load
+
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step_00000002.png", "step_00000004.png"]
+    assert load(tmp_path / "samples" / "step_00000004.png").size == (8 * 64, 2 * 64)
+    assert [line["step"] for line in metrics(tmp_path) if "validation/psnr" in line] == [2, 4]
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_the_model_in_training_draws_its_prompts(laptop):
+    config = laptop("shapes_nextstep")
+    config.samples.prompts = ("a red circle", "a blue star")
+    config.samples.generation.update({"steps": 2, "size": 32})
+    stage = multitask.make_stage(config)
+    pixels = stage.draw_samples(jax.jit(stage.task.init)(jax.random.key(0)))
+    assert pixels.shape == (32, 64, 3) and pixels.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"steps": 0}, "config.steps"),
+        ({"ema": 1.0}, "config.ema"),
+        ({"data.batch_size": 3, "accumulation": 2}, "not a multiple of 1 hosts x accumulation 2"),
+        ({"data.sources.pairs.path": ""}, "pairs has a share"),
+        ({"data.vocabulary": ""}, "config.data.vocabulary"),
+        ({"model.begin_of_image_id": 3}, "begin_of_image"),
+        ({"mesh.fsdp": 7}, "does not fit"),
+        ({"start.checkpoint": "/nowhere"}, "/nowhere"),
+    ],
+)
+def test_a_config_that_makes_no_run_is_an_error_before_anything_is_compiled(laptop, tmp_path, change, message):
+    config = laptop("nextstep_14b_stage1")
+    config.update_from_flattened_dict(change)
+    with pytest.raises(InputError, match=message):
+        loop.train(config, tmp_path)

@@ -1,0 +1,96 @@
+"""Starting from nothing, from a whole checkpoint, and from one that lacks the image side."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from nextstep_jax import checkpoints
+from nextstep_jax.config import preset
+from nextstep_jax.errors import InputError
+from nextstep_jax.models.forms import stack_layers
+from nextstep_jax.models.nextstep import init_params
+from nextstep_jax.sharding.mesh import make_mesh
+from nextstep_jax.training.start import start_params, to_canonical, to_training
+
+CONFIG = preset("tiny").with_transformer(scan_layers=True, layers=2)
+FRESH = (r"^model/image_(in|out)_projector/", r"^model/flow_head/")
+
+
+def init(key):
+    return {"model": init_params(CONFIG, key)}
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh({}, jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Parameters in training form, each leaf of random numbers."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), jax.eval_shape(init, jax.random.key(0)))
+
+
+def save(folder, params, leave_out=()):
+    canonical = jax.tree.map(np.asarray, to_canonical(params))
+    for name in leave_out:
+        del canonical["model"][name]
+    checkpoints.save_params(folder, canonical, {"model": CONFIG.to_released(), "image_tokenizer": None})
+    return str(folder)
+
+
+def equal(a, b):
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def test_the_two_forms_are_inverses(trained):
+    assert equal(to_training(to_canonical(trained)), trained)
+
+
+def test_a_whole_checkpoint_comes_back_bit_for_bit(tmp_path, trained, mesh):
+    folder = save(tmp_path / "checkpoint", trained)
+    assert equal(start_params(folder, (), init, jax.random.key(1), mesh), trained)
+
+
+def test_a_text_model_gets_a_fresh_image_side(tmp_path, trained, mesh):
+    """What a Qwen2.5 checkpoint lacks is drawn as from nothing, with the same key."""
+    image_side = ("image_in_projector", "image_out_projector", "flow_head")
+    folder = save(tmp_path / "qwen", trained, leave_out=image_side)
+    params = start_params(folder, FRESH, init, jax.random.key(1), mesh)["model"]
+    drawn = start_params("", (), init, jax.random.key(1), mesh)["model"]
+    for name, tree in params.items():
+        assert equal(tree, (drawn if name in image_side else trained["model"])[name]), name
+
+
+def test_a_missing_parameter_is_an_error_that_names_it(tmp_path, trained, mesh):
+    folder = save(tmp_path / "checkpoint", trained, leave_out=("image_in_projector",))
+    with pytest.raises(InputError, match=r"has no model/image_in_projector/(kernel|bias)"):
+        start_params(folder, (r"flow_head",), init, jax.random.key(1), mesh)
+
+
+def test_a_superfluous_parameter_is_an_error_that_names_it(tmp_path, trained, mesh):
+    deeper = {"model": trained["model"] | {"decoder": stack_deeper(trained["model"]["decoder"])}}
+    with pytest.raises(InputError, match="holds model/decoder/layers_2/"):
+        start_params(save(tmp_path / "checkpoint", deeper), (), init, jax.random.key(1), mesh)
+
+
+def stack_deeper(decoder):
+    return decoder | {"layers": jax.tree.map(lambda leaf: np.concatenate([leaf, leaf[:1]]), decoder["layers"])}
+
+
+def test_another_shape_is_an_error_that_says_both(tmp_path, trained, mesh):
+    folder = save(tmp_path / "checkpoint", trained)
+    wider = dataclasses.replace(CONFIG, flow_head=dataclasses.replace(CONFIG.flow_head, width=64))
+    with pytest.raises(InputError, match=r"model/flow_head/\S+ has shape \(.*48.*\), expected \(.*64.*\)"):
+        start_params(folder, (), lambda key: {"model": init_params(wider, key)}, jax.random.key(1), mesh)
+
+
+def test_stacking_agrees_with_the_scanned_form(mesh):
+    unrolled = CONFIG.with_transformer(scan_layers=False)
+    shapes = jax.eval_shape(lambda key: stack_layers(init_params(unrolled, key)), jax.random.key(0))
+    assert jax.tree.structure(shapes) == jax.tree.structure(jax.eval_shape(init, jax.random.key(0))["model"])
