@@ -25,8 +25,9 @@ from nextstep_jax.conversion import names
 SHARDS = 4
 ROOT = pathlib.Path(__file__).parents[1]
 
+# VmHWM and not getrusage: on Linux the latter starts from the memory of the process that started this one.
 STEP = """
-import json, resource, sys, time
+import json, pathlib, re, resource, sys, time
 start = time.perf_counter()
 if sys.argv[1] == "convert":
     from nextstep_jax.conversion import convert
@@ -34,10 +35,13 @@ if sys.argv[1] == "convert":
 elif sys.argv[1] == "export":
     from nextstep_jax.conversion import export
     export(sys.argv[2], sys.argv[3])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+status = pathlib.Path("/proc/self/status")
+if status.exists():
+    peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", status.read_text())[1]) * 1024
+else:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({"peak": peak, "seconds": time.perf_counter() - start}))
 """
-
 
 FIELDS = {"vocab_size": 36_600, "width": 2048, "heads": 16, "kv_heads": 4, "mlp_width": 8192}
 IDS = {"bos_id": 36_499, "eos_id": 36_499, "pad_id": 36_500}

@@ -3,11 +3,12 @@
     python -m launch.train --config configs/nextstep_14b_stage1.py --workdir DIR --config.start.checkpoint=QWEN \
         --config.data.root=DATA --config.image_tokenizer_checkpoint=TOKENIZER
 
-QWEN is a Qwen2.5-14B folder converted with `nextstep-jax convert`; the image side of the model is drawn. DATA holds the datasets text,
-pairs and interleaved, images encoded to latents at 256x256 pixels with `nextstep-jax data encode --area 256`.
+QWEN is a Qwen2.5-14B folder converted with `nextstep-jax convert`; the image side of the model is drawn. DATA holds the
+datasets text, pairs and interleaved, images encoded to latents at 256x256 pixels with `nextstep-jax data encode --area 256`.
 
-Expected: after 200K steps and 1.23T tokens, the stage-1 model of the paper. On a laptop, `--config configs/nextstep_14b_stage1.py:laptop`
-runs the same stage with a tiny model on shapes (see nextstep_jax/training/laptop.py) in about a minute.
+Expected: after 200K steps and 1.23T tokens, the stage-1 model of the paper. On a laptop, `--config
+configs/nextstep_14b_stage1.py:laptop` runs the same stage with a tiny model on shapes (see nextstep_jax/training/laptop.py) in
+about a minute.
 """
 
 from nextstep_jax.config import preset

@@ -1,4 +1,5 @@
-"""The built-in model: 64x64-pixel pictures of shapes as 16 image tokens; draws, edits, tells stories and writes captions. 1.3M parameters.
+"""The built-in model: 64x64-pixel pictures of shapes as 16 image tokens; draws, edits, tells stories and writes captions. 1.3M
+parameters.
 
 First the image tokenizer (configs/shapes_tokenizer.py), then the data, encoded once:
 
@@ -86,7 +87,16 @@ def base():
         "an orange cross and a cyan circle",
     )
     config.samples.generation.update(
-        {"cfg": 3.0, "image_cfg": 1.0, "sampler": "ode", "steps": 20, "size": 64, "normalize_tokens": True, "negative": "", "positive": ""}
+        {
+            "cfg": 3.0,
+            "image_cfg": 1.0,
+            "sampler": "ode",
+            "steps": 20,
+            "size": 64,
+            "normalize_tokens": True,
+            "negative": "",
+            "positive": "",
+        }
     )
     return config
 

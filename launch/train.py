@@ -3,8 +3,8 @@
     python -m launch.train --config configs/NAME.py --workdir DIR [--config.key=value ...]
     python -m launch.train --config configs/NAME.py:laptop --workdir DIR      the same, shrunk for a laptop
 
-A stopped run continues from its newest checkpoint with the same command. Exit codes: 0 done or stopped by SIGTERM with everything
-saved; 1 the training failed; 2 a config, file or option that cannot be used; 3 damaged data.
+A stopped run continues from its newest checkpoint with the same command. Exit codes: 0 done or stopped by SIGTERM with
+everything saved; 1 the training failed; 2 a config, file or option that cannot be used; 3 damaged data.
 
 On a cluster every process runs this command; JAX finds the others from the environment (Cloud TPU, Slurm) with --distributed.
 """
@@ -43,8 +43,16 @@ def _parse(argv: list[str]) -> None:
     """InputError, on one line, for anything the flags or the config file object to."""
     try:
         rest = FLAGS(argv)
-    except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError, SyntaxError, ImportError) as error:
-        raise InputError(" ".join(str(error).split()) or type(error).__name__) from error
+        if _CONFIG.value is not None:
+            _CONFIG.value.lock()  # a file that could not be read says so only when it is used
+    except OSError as error:
+        file = " ".join(str(error.__cause__ or error).split())
+        raise InputError(f"--config: the file cannot be read ({file})") from error
+    except Exception as error:  # whatever a config file raises comes through here
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        # ml_collections quotes the whole traceback of a config file that raised: its last line is the error.
+        line = lines[-1] if "Error whilst parsing config file" in lines[0] else " ".join(lines)
+        raise InputError(line.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from error
     if len(rest) > 1:
         raise InputError(f"unexpected argument {rest[1]!r}; options are written --config.key=value")
     for name, flag in (("config", _CONFIG), ("workdir", _WORKDIR)):

@@ -198,7 +198,12 @@ def write(prompt: str, checkpoint, images, max_tokens, temperature, top_p, seed,
         _require_writable(interleave / "image-0.png")
     pipeline = _load(checkpoint, dtype)
     how = dict(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    parts = pipeline.compose(prompt, images, **how) if interleave else [pipeline.write(prompt, images, **how)]
+    if interleave is None:
+        parts = [pipeline.write(prompt, images, **how)]
+    else:
+        from nextstep_jax.generation.interleaved import compose
+
+        parts = compose(pipeline, prompt, images, **how)
     shown = []
     for part in parts:
         if isinstance(part, str):

@@ -35,7 +35,9 @@ def test_converted_release_draws_an_image(run, goldens, tmp_path):
     assert code == 0 and json.loads(out)["parameters"]["total"] > 0
     code, out, _ = run("export", tmp_path / "ckpt", tmp_path / "back")
     assert code == 0 and (tmp_path / "back" / "model.safetensors").exists()
-    code, _, err = run("generate", "a cat", "--checkpoint", tmp_path / "ckpt", "--out", tmp_path / "a.png", "--height", 32, "--width", 32)
+    code, _, err = run(
+        "generate", "a cat", "--checkpoint", tmp_path / "ckpt", "--out", tmp_path / "a.png", "--height", 32, "--width", 32
+    )
     assert code == 2 and "tokenizer.json" in err and not (tmp_path / "a.png").exists()
 
 
@@ -115,12 +117,14 @@ def test_usage_errors_and_help(run):
     assert run("generate")[0] == 2
     assert run("nonsense")[0] == 2
     code, out, _ = run("--help")
-    assert code == 0 and all(verb in out for verb in ("convert", "export", "parity", "info", "generate", "edit", "write", "data"))
+    assert code == 0 and all(
+        verb in out for verb in ("convert", "export", "parity", "info", "generate", "edit", "write", "data")
+    )
 
 
 def test_generating_imports_no_training_stack():
     """Generation runs where grain, tensorflow-datasets, ml_collections, optax, absl and torch do not exist."""
-    forbidden = "grain tensorflow tensorflow_datasets ml_collections optax torch".split()
+    forbidden = ["grain", "tensorflow", "tensorflow_datasets", "ml_collections", "optax", "torch"]
     code = f"import sys; sys.modules.update(dict.fromkeys({forbidden!r}))\nimport nextstep_jax.generation.pipeline, nextstep_jax.cli"
     subprocess.run([sys.executable, "-c", code], check=True)
 

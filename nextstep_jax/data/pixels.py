@@ -24,10 +24,11 @@ class PixelBatch(NamedTuple):
 
 
 class PixelBatches:
-    """Endless iterator of `PixelBatch` over the pictures of several sources, one picture of every sample, shuffled anew in each epoch.
+    """Endless iterator of `PixelBatch` over the pictures of several sources, one picture of every sample, shuffled anew in each
+    epoch.
 
-    Pictures are resized to cover height x width and cropped in the middle. One that cannot be read is left out and counted; above
-    `bad_share` of those read, the next batch raises instead. `get_state` and `set_state` are Grain's.
+    Pictures are resized to cover height x width and cropped in the middle. One that cannot be read is left out and counted;
+    above `bad_share` of those read, the next batch raises instead. `get_state` and `set_state` are Grain's.
 
     Args:
       batch_size: B.
@@ -49,7 +50,9 @@ class PixelBatches:
         bad_share: float = 0.01,
     ):
         if not sources or batch_size < 1:
-            raise InputError(f"a stream of pictures needs a source and a batch of at least 1, found {len(sources)} and {batch_size}")
+            raise InputError(
+                f"a stream of pictures needs a source and a batch of at least 1, found {len(sources)} and {batch_size}"
+            )
         self._batch_size, self._bad_share = batch_size, bad_share
         parts = [grain.MapDataset.range(len(source)).map(_Read(source, height, width)) for source in sources]
         pictures = grain.MapDataset.concatenate(parts).shuffle(seed).repeat()[process_index::process_count]

@@ -50,7 +50,7 @@ def ssim(images: Array, reconstructions: Array, low: float = -1.0, high: float =
 def _pair(images: Array, reconstructions: Array, low: float, high: float) -> tuple[Array, Array]:
     """Both as float32, `low` at 0 and `high` at 1."""
     if images.shape != reconstructions.shape or images.ndim != 4:
-        raise InputError(f"images must be two equal [B, height, width, channels], found {images.shape}, {reconstructions.shape}")
+        raise InputError(f"images must be two of [B, height, width, channels], found {images.shape}, {reconstructions.shape}")
     return tuple((jnp.asarray(x, jnp.float32) - low) / (high - low) for x in (images, reconstructions))
 
 

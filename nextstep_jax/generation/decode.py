@@ -188,7 +188,13 @@ def start(config: NextStepConfig, params: dict, prompt: Prompt, branches: int, t
 
 @functools.partial(jax.jit, static_argnames=("config", "settings"), donate_argnames=("state",))
 def advance(
-    config: NextStepConfig, settings: TokenSettings, params: dict, state: DecodeState, noise: Array, guidance: Array, stop: Array
+    config: NextStepConfig,
+    settings: TokenSettings,
+    params: dict,
+    state: DecodeState,
+    noise: Array,
+    guidance: Array,
+    stop: Array,
 ) -> DecodeState:
     """Sample tokens until `stop` of them are there, without leaving the device; call again with a later stop to go on.
 

@@ -97,20 +97,22 @@ class Pipeline:
         """The checkpoint's recommended settings with some changed; None leaves one as it is."""
         return recommended(self.config.release, self.overrides, edit).replace(**changes)
 
-    def grid(self, settings: Settings, height: int | None = None, width: int | None = None, aspect: str | None = None) -> tuple[int, int]:
+    def grid(
+        self, settings: Settings, height: int | None = None, width: int | None = None, aspect: str | None = None
+    ) -> tuple[int, int]:
         """(h, w) in tokens of a size in pixels, or of an aspect-ratio bucket such as "16:9", or of the default size."""
         if aspect is not None:
             if height or width:
                 raise InputError("give either a height and width or an aspect, not both")
-            height, width = self._in_pixels(image_files.bucket_for_aspect(aspect, self._bucket_area(settings)))
+            height, width = self._in_pixels(image_files.bucket_for_aspect(aspect, self.bucket_area(settings)))
         height, width = height or width or settings.size, width or height or settings.size
         for name, side in (("height", height), ("width", width)):
             if side % self.token_pixels or side <= 0:
                 raise InputError(f"{name} must be a positive multiple of {self.token_pixels} pixels, found {side}")
         return height // self.token_pixels, width // self.token_pixels
 
-    def _bucket_area(self, settings: Settings) -> int:
-        # Buckets are made for 16-pixel tokens; other tokenizers take the same grids at their own scale.
+    def bucket_area(self, settings: Settings) -> int:
+        """Side of the square that `data.images` makes buckets of: they are for 16-pixel tokens, other tokenizers scale them."""
         return settings.size // self.token_pixels * image_files.TOKEN
 
     def _in_pixels(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -145,9 +147,9 @@ class Pipeline:
         h, w = self.grid(settings, height, width, aspect)
         branches, prompts = [], _as_list(prompts)
         for prompt in prompts:
-            _require_prompt(prompt)
+            require_prompt(prompt)
             branches.append([self._with_positive(prompt, settings), [settings.negative], [settings.negative]])
-        return self._images(branches, [_describe(p) for p in prompts], h, w, n, seed, settings, False, on_chunk)
+        return self.draw(branches, [describe(p) for p in prompts], h, w, n, seed, settings, False, on_chunk)
 
     def edit(
         self,
@@ -169,7 +171,7 @@ class Pipeline:
         come first.
         """
         settings = settings or self.settings(edit=True)
-        _require_prompt(instruction)
+        require_prompt(instruction)
         sources = self.load_images(images, settings)
         if height is width is aspect is None:
             height, width = sources[0].shape[:2]
@@ -180,7 +182,7 @@ class Pipeline:
         if settings.positive:
             parts.append(" " + settings.positive)
         branches = [[parts, [*placed, settings.negative], [settings.negative]]]
-        return self._images(branches, [_describe(instruction)], h, w, n, seed, settings, True, on_chunk)
+        return self.draw(branches, [describe(instruction)], h, w, n, seed, settings, True, on_chunk)
 
     def load_images(self, images: ImageSource | Sequence[ImageSource], settings: Settings) -> list[Pixels]:
         """Input images as uint8 arrays, resized and cropped to buckets of the settings' area."""
@@ -191,7 +193,7 @@ class Pipeline:
         for source in sources:
             image = image_files.load(source) if isinstance(source, str | os.PathLike) else source
             image = Image.fromarray(image) if isinstance(image, np.ndarray) else image.convert("RGB")
-            size = image_files.bucket_for(width=image.width, height=image.height, area=self._bucket_area(settings))
+            size = image_files.bucket_for(width=image.width, height=image.height, area=self.bucket_area(settings))
             pixels.append(np.asarray(image_files.resize_crop(image, *self._in_pixels(size))))
         return pixels
 
@@ -238,7 +240,9 @@ class Pipeline:
         padded = list(branches) + [branches[-1]] * (_power_of_two(count) - count)
         prefix = area_prefix(self.special, h, w)
         rows = [
-            make_row([*row[b], prefix], self.special, self.config.token_channels, self.vocabulary) for b in used for row in padded
+            make_row([*row[b], prefix], self.special, self.config.token_channels, self.vocabulary)
+            for b in used
+            for row in padded
         ]
         self._require_window(max(len(row.ids) for row in rows), tokens)
         keys = keys[np.minimum(np.arange(len(padded)), count - 1)]
@@ -252,11 +256,11 @@ class Pipeline:
                 on_chunk(stop, tokens, lambda partial=partial: self.decode(partial, h, w))
         return np.asarray(state.tokens[:count])
 
-    def _images(self, branches, descriptions, h, w, n, seed, settings, has_image, on_chunk) -> list[GeneratedImage]:
+    def draw(self, branches, descriptions, h, w, n, seed, settings, has_image, on_chunk) -> list[GeneratedImage]:
         if n < 1:
             raise InputError(f"the number of images must be at least 1, found {n}")
         wanted = [(p, j) for p in range(len(branches)) for j in range(n)]
-        key, results = jax.random.key(_require_seed(seed)), []
+        key, results = jax.random.key(require_seed(seed)), []
         for first in range(0, len(wanted), MAX_BATCH):
             batch = wanted[first : first + MAX_BATCH]
             keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(np.asarray([j for _, j in batch]))
@@ -294,7 +298,7 @@ class Pipeline:
             encoded = self.encode(self.load_images(images, settings or self.settings()), seed)
         parts = [*encoded, prompt]
         ids, _ = self.write_ids(parts, [self.special.eos], max_tokens, temperature, top_p, seed)
-        return self._text(ids)
+        return self.text(ids)
 
     def write_ids(
         self,
@@ -322,7 +326,7 @@ class Pipeline:
         allowed[list(markers - set(stop_ids) - set(allowed_special))] = False
         prompt = align_rows([row])
         state = text.start_text(self.config, self.params, prompt, _power_of_two(max_tokens))
-        keys = jax.random.key(_require_seed(seed))[None]
+        keys = jax.random.key(require_seed(seed))[None]
         stops = np.asarray(stop_ids, np.int32)
         state = text.advance_text(
             self.config, self.params, state, keys, float(temperature), float(top_p), allowed, stops, max_tokens
@@ -330,71 +334,8 @@ class Pipeline:
         ids = np.asarray(state.ids)[0, : int(state.lengths[0])].tolist()
         return (ids[:-1], ids[-1]) if ids and ids[-1] in set(stop_ids) else (ids, None)
 
-    def compose(
-        self,
-        prompt: str | Sequence[int],
-        images: ImageSource | Sequence[ImageSource] = (),
-        *,
-        max_images: int = 4,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        settings: Settings | None = None,
-    ) -> list[str | GeneratedImage]:
-        """Text and images in the order the model writes them.
-
-        Where it writes `<|image_area|>h*w` an image of that grid follows inside the same sequence, then text goes on. Each
-        image is guided against the negative prompt alone; up to `max_images` are drawn.
-        """
-        settings = settings or self.settings()
-        has_image = not (isinstance(images, list | tuple) and not images)
-        encoded = self.encode(self.load_images(images, settings), seed) if has_image else []
-        parts: list[Part] = [*encoded, prompt]
-        results: list[str | GeneratedImage] = []
-        for j in range(max_images + 1):
-            stops = [self.special.eos] + ([self.special.image_area] if j < max_images else [])
-            ids, met = self.write_ids(parts, stops, max_tokens, temperature, top_p, seed + j)
-            if ids:
-                results.append(self._text(ids))
-            if met != self.special.image_area:
-                return results
-            h, w = self._read_area([*parts, ids, [met]], settings, seed)
-            parts.append(ids)
-            key = jax.random.fold_in(jax.random.key(_require_seed(seed)), j)
-            tokens = self.sample_tokens([[parts, [settings.negative], [settings.negative]]], h, w, key[None], settings, False)
-            parts.append(EncodedImage(tokens[0], h, w))
-            record = {"prompt": _describe(prompt), "seed": seed, "index": j, "settings": dataclasses.asdict(settings)}
-            results.append(GeneratedImage(self.decode(tokens, h, w)[0], tokens[0], record | {"model": self.name}))
-        return results
-
-    def think_and_generate(self, prompt: str, *, max_tokens: int = 512, seed: int = 0, settings: Settings | None = None, **size):
-        """Self-CoT (paper section 4.2): write a plan between the thinking tokens, then draw. Returns (plan, image)."""
-        if self.special.begin_of_thinking is None:
-            raise InputError("this checkpoint's text tokenizer has no thinking tokens")
-        _require_prompt(prompt)
-        settings = settings or self.settings()
-        h, w = self.grid(settings, **size)
-        begin, end = self.special.begin_of_thinking, self.special.end_of_thinking
-        plan, _ = self.write_ids([prompt, [begin]], [end, self.special.eos], max_tokens, seed=seed)
-        branches = [[[prompt, [begin, *plan, end]], [settings.negative], [settings.negative]]]
-        images = self._images(branches, [prompt], h, w, 1, seed, settings, False, None)
-        return self._text(plan), images[0]
-
-    def _read_area(self, parts: Sequence[Part], settings: Settings, seed: int) -> tuple[int, int]:
-        """(h, w) that the model writes after `<|image_area|>`: the first known grid its digits spell, else the default.
-
-        Begin-of-image is no training target, so nothing tells where the digits end but the grids that exist.
-        """
-        ids, _ = self.write_ids(parts, [self.special.begin_of_image, self.special.end_of_image], 9, seed=seed)
-        known = {tuple(side // image_files.TOKEN for side in size) for size in image_files.buckets(self._bucket_area(settings))}
-        for length in range(3, len(ids) + 1):
-            area = self.special.parse_area(ids[:length])
-            if area in known:
-                return area
-        return self.grid(settings)
-
-    def _text(self, ids: Sequence[int]) -> str:
+    def text(self, ids: Sequence[int]) -> str:
+        """Text of ids, special ones left out. InputError without a text tokenizer."""
         if self.vocabulary is None:
             raise InputError(f"{self.name} has no text tokenizer (tokenizer.json): call write_ids for ids")
         return self.vocabulary.decode(ids)
@@ -417,18 +358,18 @@ def _as_list(prompts) -> list:
     return [prompts] if not isinstance(prompts[0], str) and not hasattr(prompts[0], "__len__") else prompts
 
 
-def _require_prompt(prompt: str | Sequence[int]) -> None:
+def require_prompt(prompt: str | Sequence[int]) -> None:
     if not (prompt.strip() if isinstance(prompt, str) else len(prompt)):
         raise InputError("a prompt must not be empty")
 
 
-def _require_seed(seed: int) -> int:
+def require_seed(seed: int) -> int:
     if not 0 <= seed < 2**32:
         raise InputError(f"seed must be in [0, 2**32), found {seed}")
     return seed
 
 
-def _describe(prompt: str | Sequence[int]) -> str:
+def describe(prompt: str | Sequence[int]) -> str:
     return prompt if isinstance(prompt, str) else "ids " + " ".join(str(int(i)) for i in prompt)
 
 
@@ -441,7 +382,9 @@ def _place_images(instruction: str | Sequence[int], images: Sequence[EncodedImag
         if match := re.fullmatch(r"<image(?:_(\d+))?>", piece):
             used.append(int(match[1]) if match[1] else len(used))
             if not 0 <= used[-1] < len(images):
-                raise InputError(f"{piece} in the instruction asks for an image that is not there, found {len(images)} input images")
+                raise InputError(
+                    f"{piece} in the instruction asks for an image that is not there, found {len(images)} input images"
+                )
             parts.append(images[used[-1]])
         elif piece:
             parts.append(piece)
@@ -452,4 +395,3 @@ def _place_images(instruction: str | Sequence[int], images: Sequence[EncodedImag
 
 def _power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()
-

@@ -63,7 +63,9 @@ class Settings:
 
     def guidance(self, tokens: int) -> np.ndarray:
         """[n, 2] float32: cfg and image_cfg at each of n tokens."""
-        rows = [[schedule(self.schedule, strength, k, tokens) for strength in (self.cfg, self.image_cfg)] for k in range(tokens)]
+        rows = [
+            [schedule(self.schedule, strength, k, tokens) for strength in (self.cfg, self.image_cfg)] for k in range(tokens)
+        ]
         return np.asarray(rows, np.float32)
 
     def replace(self, **changes) -> "Settings":

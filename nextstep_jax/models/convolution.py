@@ -1,9 +1,9 @@
 """3x3 convolutions whose weight gradient is also quick on CPUs.
 
-XLA's CPU compiler turns that gradient into a convolution with the batch as its channels and the gradient as its window. At 64x64
-pixels and 64 channels upwards it takes three times as long as the matrix products it stands for, and inside a loop (gradient
-accumulation) it falls into a path fifty times slower at any size. So on CPUs, and only there, it is written out here; which of the
-two is compiled follows from the platform that the program is lowered for.
+XLA's CPU compiler turns that gradient into a convolution with the batch as its channels and the output's gradient as its
+window. From 64x64 pixels and 64 channels on that takes two to three times as long as the matrix products it stands for, and
+inside a loop (gradient accumulation) it falls into a path fifty times slower at any size. So on CPUs, and only there, the
+gradient is written out; which of the two is compiled follows from the platform that the program is lowered for.
 
 Letters: B images, H x W pixels, I input and O output channels.
 """
@@ -17,7 +17,7 @@ from jax import lax
 Array = jax.Array
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-# From here on sums of matrix products are quicker than one convolution (measured, 2 cores); a strip's rows should stay in cache.
+# From here on sums of matrix products are quicker than one convolution (measured on 2 cores); a strip's rows stay in cache.
 _PRODUCT_PIXELS, _PRODUCT_CHANNELS, _STRIP_POSITIONS = 64 * 64, 64, 4096
 
 
@@ -27,6 +27,10 @@ def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
 
     Stride 1 pads every edge with zeros, stride 2 the bottom and the right one (H and W even), as the released VAE does.
     """
+    return _plain(x, kernel, stride)
+
+
+def _plain(x: Array, kernel: Array, stride: int) -> Array:
     return lax.conv_general_dilated(x, kernel, (stride, stride), _padding(stride), dimension_numbers=_LAYOUT)
 
 
@@ -35,26 +39,24 @@ def _padding(stride: int) -> tuple[tuple[int, int], ...]:
 
 
 def _forward(x: Array, kernel: Array, stride: int):
-    return convolve(x, kernel, stride), (x, kernel)
+    return _plain(x, kernel, stride), (x, kernel)
 
 
 def _backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = saved
 
-    def plain(x: Array, kernel: Array) -> Array:
-        return lax.conv_general_dilated(x, kernel, (stride, stride), _padding(stride), dimension_numbers=_LAYOUT)
-
     def default(x: Array, g: Array) -> Array:
-        return jax.vjp(lambda kernel: plain(x, kernel), kernel)[1](g)[0]
+        return jax.vjp(lambda kernel: _plain(x, kernel, stride), kernel)[1](g)[0]
 
-    cpu = functools.partial(weight_gradient, stride=stride)
-    return jax.vjp(lambda x: plain(x, kernel), x)[1](g)[0], lax.platform_dependent(x, g, cpu=cpu, default=default)
+    cpu = functools.partial(_weight_gradient, stride=stride)
+    (of_x,) = jax.vjp(lambda x: _plain(x, kernel, stride), x)[1](g)
+    return of_x, lax.platform_dependent(x, g, cpu=cpu, default=default)
 
 
 convolve.defvjp(_forward, _backward)
 
 
-def weight_gradient(x: Array, g: Array, stride: int) -> Array:
+def _weight_gradient(x: Array, g: Array, stride: int) -> Array:
     """The kernel's gradient [3, 3, I, O], from input x [B, H, W, I] and the output's gradient g [B, H/stride, W/stride, O]."""
     _, height, width, channels = x.shape
     if stride == 1 and height * width >= _PRODUCT_PIXELS and min(channels, g.shape[-1]) >= _PRODUCT_CHANNELS:

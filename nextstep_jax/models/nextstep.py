@@ -20,7 +20,8 @@ Array = jax.Array
 
 
 def gen_pos_embed(grid: int, width: int) -> np.ndarray:
-    """The releases' fixed table [grid * grid, width] float32: first half of the width the column, second the row; sines, then cosines.
+    """The releases' fixed table [grid * grid, width] float32: the first half of the width encodes the column, the second the
+    row; each is sines, then cosines.
 
     The releases index it with the running token number, as if every image were `grid` tokens wide.
     """

@@ -91,7 +91,7 @@ def _strip(
     inside: Array,
     skip: Array | None,
 ) -> tuple[Array, tuple[Array, Array]]:
-    """A layer on one strip: x [B, rows + 2, W, C] with a row more on each side, `inside` [rows + 2] whether the image has it."""
+    """A layer on one strip. x [B, rows + 2, W, C] has a row more on each side; `inside` [rows + 2]: the image has that row."""
     margin = 1
     if "norm" in layer:
         x = NormSwish(config).apply({"params": layer["norm"]}, x, statistics)

@@ -127,7 +127,10 @@ def remat_policy(name: str):
     policies = jax.checkpoint_policies
     if name == "offload":
         return policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[], names_which_can_be_offloaded=["block_in"], offload_src="device", offload_dst="pinned_host"
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=["block_in"],
+            offload_src="device",
+            offload_dst="pinned_host",
         )
     return {
         "full": policies.nothing_saveable,

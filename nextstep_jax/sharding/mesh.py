@@ -25,7 +25,9 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         raise InputError(f"mesh axes must be among {', '.join(MESH_AXES)}, found {', '.join(sorted(unknown))}")
     shape = [int(sizes.get(axis, 1)) for axis in MESH_AXES]
     if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
-        raise InputError(f"mesh sizes must be positive, at most one of them -1, found {dict(zip(MESH_AXES, shape, strict=True))}")
+        raise InputError(
+            f"mesh sizes must be positive, at most one of them -1, found {dict(zip(MESH_AXES, shape, strict=True))}"
+        )
     known = math.prod(size for size in shape if size != -1)
     if -1 in shape and len(devices) % known == 0:
         shape[shape.index(-1)] = len(devices) // known

@@ -1,7 +1,7 @@
 """Where every parameter lies: path -> logical axes -> PartitionSpec, for the models, their optimizer state and their EMA.
 
-Paths are those of the parameter tree, joined with "/" from the root ("model/...", "image_tokenizer/..."). Optimizer moments and the
-EMA repeat the parameters' tree, so a leaf's place in it says which parameter it belongs to.
+Paths are those of the parameter tree, joined with "/" from the root ("model/...", "image_tokenizer/..."). Optimizer moments and
+the EMA repeat the parameters' tree, so a leaf's place in it says which parameter it belongs to.
 
 Letters: V vocabulary, D model width, N/K query and key/value heads, H head dim, F MLP width, C channels of an image token,
 W flow-head width, M its hidden width.
@@ -113,8 +113,8 @@ def state_shardings(tree, mesh: Mesh):
     """NamedShardings of a tree of arrays or ShapeDtypeStructs: parameters, or a whole training state around them.
 
     Raises:
-      InputError: naming the parameter, when a rule is missing or ambiguous, or when a parameter of more than REPLICATED_SHARE of the
-        total is on a mesh that shards parameters and yet not split at all.
+      InputError: naming the parameter, when a rule is missing or ambiguous, or when a parameter of more than REPLICATED_SHARE
+        of the total is on a mesh that shards parameters and yet not split at all.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
     sizes = {path: math.prod(leaf.shape) for key, leaf in leaves if (path := parameter_path(key))}
@@ -125,8 +125,8 @@ def state_shardings(tree, mesh: Mesh):
         spec = parameter_spec(path, leaf.shape, mesh) if path and leaf.shape else PartitionSpec()
         if path and sharding_devices > 1 and shards(spec, mesh) == 1 and sizes[path] > REPLICATED_SHARE * total:
             raise InputError(
-                f"{path} {tuple(leaf.shape)} holds {sizes[path] / total:.1%} of the parameters and would be a full copy on each of "
-                f"{sharding_devices} devices: no mesh axis divides a dimension of it"
+                f"{path} {tuple(leaf.shape)} holds {sizes[path] / total:.1%} of the parameters and would be copied to each "
+                f"of {sharding_devices} devices: no mesh axis divides a dimension of it"
             )
         placed.append(NamedSharding(mesh, spec))
     return structure.unflatten(placed)
@@ -144,4 +144,6 @@ def sharding_table(params, mesh: Mesh) -> str:
         rows.append((path, "x".join(map(str, leaf.shape)), ", ".join(entries), f"{megabytes:.3f}"))
     rows.append(("total", "", "", f"{total:.3f}"))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    return "\n".join("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows
+    )

@@ -1,7 +1,7 @@
 """Every setting of a training run with its default, and what the settings mean to the rest of the library.
 
-A file in configs/ starts from `base_config`, changes values, and is launched with launch/train.py. Architectures are spelled out
-field by field, so that any of them can be changed from the command line (`--config.model.transformer.layers=2`).
+A file in configs/ starts from `base_config`, changes values, and is launched with launch/train.py. Architectures are spelled
+out field by field, so that any of them can be changed from the command line (`--config.model.transformer.layers=2`).
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -27,8 +28,8 @@ def base_config(objective: str) -> ConfigDict:
     config.seed = 42
     config.steps = 1000
 
-    # Where the parameters come from: "" draws all; else a checkpoint folder (a converted NextStep or Qwen2.5, or a trained one).
-    # Parameters the checkpoint lacks must match `fresh`: for Qwen2.5 those of the image side.
+    # Where the parameters come from: "" draws all; else a checkpoint folder (a converted NextStep or Qwen2.5, or a trained
+    # one). Parameters the checkpoint lacks must match `fresh`: for Qwen2.5 those of the image side.
     config.start = ConfigDict({"checkpoint": "", "fresh": ()})
 
     config.optimizer = ConfigDict(
@@ -68,8 +69,9 @@ def base_config(objective: str) -> ConfigDict:
         config.samples.generation = ConfigDict()  # fields of generation.settings.Settings; exported with the checkpoint
     elif objective == "reconstruction":
         config.image_tokenizer = model_fields(ImageTokenizerConfig())
-        # Weights of the terms of objectives/reconstruction.py. The networks behind the last two are named "package.module:function":
-        # the function returns (images, reconstructions) -> [B] distances, or a Linen module images -> logits.
+        # Weights of the terms of objectives/reconstruction.py. The networks behind the last two are named
+        # "package.module:function": the function returns (images, reconstructions) -> [B] distances, or a Linen module images
+        # -> logits.
         terms = {"l1": 1.0, "l2": 1.0, "kl": 0.0, "perceptual": 0.0, "adversarial": 0.0}
         config.loss = ConfigDict(terms | {"perceptual_network": "", "discriminator": ""})
     else:
@@ -78,7 +80,9 @@ def base_config(objective: str) -> ConfigDict:
 
 
 def data_config(objective: str) -> ConfigDict:
-    """Settings of the data. A multitask stage adds sources to `sources` and `validation` with `source`, under names of its choice."""
+    """Settings of the data. A multitask stage adds sources to `sources` and `validation` with `source`, under names of its
+    choice.
+    """
     if objective == "reconstruction":
         values = {
             "sources": (),  # what data/sources.py can open
@@ -96,7 +100,8 @@ def data_config(objective: str) -> ConfigDict:
         "length": 16384,  # positions of a row
         "open_rows": 16,  # rows held open while packing: more waste less
         "workers": 0,  # reader processes for each source; 0 reads in threads
-        "grids": (),  # (h, w) of every image, for packing as the February 2026 release does it; (): samples do not see each other
+        # (h, w) of every image, for packing as the February 2026 release does it; (): samples do not see each other
+        "grids": (),
         "sources": ConfigDict(),
         "validation": ConfigDict(),
     }
@@ -129,7 +134,9 @@ def model_config(settings: Mapping[str, Any]) -> NextStepConfig:
     """The architecture that `config.model` describes. InputError names what does not fit."""
     values = _plain(settings)
     return NextStepConfig(
-        transformer=TransformerConfig(**values.pop("transformer")), flow_head=FlowHeadConfig(**values.pop("flow_head")), **values
+        transformer=TransformerConfig(**values.pop("transformer")),
+        flow_head=FlowHeadConfig(**values.pop("flow_head")),
+        **values,
     )
 
 
@@ -157,6 +164,15 @@ def require_valid(config: ConfigDict) -> None:
         raise InputError(f"config.profile needs 0 <= start <= stop, found {config.profile.start} and {config.profile.stop}")
     if config.objective not in OBJECTIVES:
         raise InputError(f"config.objective must be one of {', '.join(OBJECTIVES)}, found {config.objective!r}")
+
+
+def host_batch_size(config: ConfigDict) -> int:
+    """Rows of a step's batch that this process makes. InputError when they do not divide into hosts and accumulated parts."""
+    rows, hosts = config.data.batch_size, jax.process_count()
+    if rows < 1 or rows % (hosts * config.accumulation):
+        parts = f"{hosts} hosts x accumulation {config.accumulation}"
+        raise InputError(f"config.data.batch_size ({rows}) is not a multiple of {parts}")
+    return rows // hosts
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:

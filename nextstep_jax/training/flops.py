@@ -1,8 +1,9 @@
 """How many floating-point operations a training step needs, and what share of the hardware's peak that is.
 
-MFU = useful FLOPs of a step / (step time * devices * peak FLOP/s of one device). Useful FLOPs are those of the mathematics, each
-multiply-add counted as two: matrix products and attention over visible pairs, forward once and backward twice. Recomputation
-(remat), padding, masked pairs, norms and optimizer are not counted, so no implementation choice can raise the figure.
+MFU = useful FLOPs of a step / (step time * devices * peak FLOP/s of one device). Useful FLOPs are those of the mathematics,
+each multiply-add counted as two: matrix products and attention over visible pairs, forward once and backward twice.
+Recomputation (remat), padding, masked pairs, norms and optimizer are not counted, so no implementation choice can raise the
+figure.
 
 Letters: D width, F MLP width, L layers, N/K query and key/value heads, H head dim, V vocabulary, C channels of an image token,
 W flow-head width, M its hidden width.
@@ -77,7 +78,7 @@ def transformer_forward(config: TransformerConfig, work: Work):
 
 
 def flow_head_forward(config: FlowHeadConfig, channels: int, condition_width: int, tokens):
-    """Forward FLOPs of the flow head for `tokens` image tokens, each drawn `batch_mul` times; the condition is projected once."""
+    """Forward FLOPs of the flow head for `tokens` image tokens, each drawn `batch_mul` times, its condition projected once."""
     w, hidden = config.width, round(config.width * config.mlp_ratio)
     block = 2 * w * hidden + 3 * w * w
     drawn = 256 * w + w * w + channels * w + config.layers * block + 2 * w * w + w * channels

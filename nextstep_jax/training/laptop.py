@@ -7,7 +7,13 @@ from nextstep_jax.errors import InputError
 from nextstep_jax.training.vocabulary import SHAPES, shapes_vocabulary, special_ids
 
 # Where each kind of data is found, by the name of its source.
-_PATHS = {"text": "shapes:text:train:1000", "pairs": "pair", "captions": "caption", "edits": "edit", "interleaved": "interleaved"}
+_PATHS = {
+    "text": "shapes:text:train:1000",
+    "pairs": "pair",
+    "captions": "caption",
+    "edits": "edit",
+    "interleaved": "interleaved",
+}
 
 
 def adapt(config: ConfigDict, argument: str | None) -> ConfigDict:
@@ -32,14 +38,16 @@ def shrink(config: ConfigDict) -> ConfigDict:
         done
     """
     config.steps = 30
-    config.optimizer.warmup = min(config.optimizer.warmup, 2)
+    config.optimizer.warmup = 2
     config.optimizer.learning_rate = 5e-3  # small models and short runs take large steps
     config.log_every, config.checkpoint.every, config.validation.every, config.samples.every = 5, 10, 0, 0
     config.mesh.update({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
     config.start.checkpoint = ""
     if config.objective == "reconstruction":
         settings = config.image_tokenizer
-        settings.update({"channels": 32, "channel_multipliers": (1, 1), "blocks_per_level": 1, "stem_patch": 4, "resolution": 64})
+        settings.update(
+            {"channels": 32, "channel_multipliers": (1, 1), "blocks_per_level": 1, "stem_patch": 4, "resolution": 64}
+        )
         config.data.update({"sources": ("shapes:pair:train:1000",), "batch_size": 8, "height": 64, "width": 64, "workers": 0})
         return config
     tiny, head = preset("tiny").transformer, config.model.flow_head

@@ -8,6 +8,7 @@ The work directory gets `metrics.jsonl`, checkpoints (a run that was stopped con
 
 import contextlib
 import functools
+import logging
 import os
 import pathlib
 import shutil
@@ -16,13 +17,13 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from nextstep_jax import checkpoints
 from nextstep_jax.checkpoints.training import TrainCheckpointer
 from nextstep_jax.data.images import save_png
+from nextstep_jax.errors import InputError
 from nextstep_jax.sharding.mesh import global_batch, make_mesh, replicated
 from nextstep_jax.sharding.params import sharding_table, state_shardings
 from nextstep_jax.training import metrics, multitask, reconstruction
@@ -71,13 +72,16 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> TrainState:
         create = functools.partial(create_state, optimizer=optimizer, frozen=o.frozen, ema=config.ema > 0)
         abstract = jax.eval_shape(create, shapes)
         placement = state_shardings(abstract, mesh)
+        counts = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (shapes, trainable))
+        logger.info("%s: %.1fM parameters, %.1fM of them trained", config.name, *(count / 1e6 for count in counts))
         if mesh.size > 1:
             logger.info("Parameters on the mesh %s:\n%s", dict(mesh.shape), sharding_table(shapes, mesh))
-        checkpointer = stack.enter_context(
-            TrainCheckpointer(workdir, config=as_json(config), keep_last=config.checkpoint.keep)
-        )
+        checkpointer = stack.enter_context(TrainCheckpointer(workdir, config=as_json(config), keep_last=config.checkpoint.keep))
         target = jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), abstract, placement)
         if restored := checkpointer.restore(target):
+            if len(restored.data_states) != jax.process_count():
+                found = f"{len(restored.data_states)} processes, now there are {jax.process_count()}"
+                raise InputError(f"{workdir}: the position in the data was saved by {found}")
             state = restored.state
             data.set_state(restored.data_states[jax.process_index()])
             logger.info("Continuing after step %d", restored.step)
@@ -88,7 +92,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> TrainState:
 
         # --- The compiled steps ---------------------------------------------------------------------------------------
         train_step = jax.jit(
-            make_train_step(task, optimizer, schedule, accumulation=config.accumulation, frozen=tuple(o.frozen), ema=config.ema),
+            make_train_step(
+                task, optimizer, schedule, accumulation=config.accumulation, frozen=tuple(o.frozen), ema=config.ema
+            ),
             out_shardings=(placement, None),
             donate_argnums=0,
         )

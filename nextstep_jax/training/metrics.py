@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import json
+import logging
 import math
 import os
 import pathlib
@@ -11,7 +12,6 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-import logging
 
 from nextstep_jax.errors import NextStepError
 from nextstep_jax.training.flops import peak_flops
@@ -47,7 +47,9 @@ class Window:
         self._paused, self._start = 0.0, time.perf_counter()
 
     def add(self, step: int, metrics: StepMetrics, waited: float, timed: bool = True) -> None:
-        """Remember a step's metrics and the seconds that the loop waited for its batch. A step that was also compiled is not timed."""
+        """Remember a step's metrics and the seconds that the loop waited for its batch. A step that was also compiled is not
+        timed.
+        """
         self._steps.append((step, metrics, timed))
         self._waited += waited * timed
 
@@ -127,8 +129,8 @@ def _quote(names: Sequence[str], most: int = 8) -> str:
 class Writer:
     """Writes numbers and images of a run; only the first process does, the others' calls do nothing.
 
-    `metrics.jsonl` in the work directory gets one JSON object a line, {"step": n, name: value, ...}. Lines of steps that a resumed run
-    does again are removed when it opens the file, so a step is reported once.
+    `metrics.jsonl` in the work directory gets one JSON object a line, {"step": n, name: value, ...}. Lines of steps that a
+    resumed run does again are removed when it opens the file, so a step is reported once.
     """
 
     def __init__(self, directory: str | os.PathLike, config: Mapping, resume_step: int = 0, wandb: Mapping | None = None):
@@ -198,5 +200,15 @@ def _drop_lines_after(path: pathlib.Path, step: int) -> None:
 
 def summary(values: Mapping[str, float]) -> str:
     """The numbers of a report that go to the terminal, on one line."""
-    short = ["loss", "text_loss", "image_loss", "psnr", "gradient_norm", "learning_rate", "tokens_per_second", "images_per_second", "mfu"]
+    short = [
+        "loss",
+        "text_loss",
+        "image_loss",
+        "psnr",
+        "gradient_norm",
+        "learning_rate",
+        "tokens_per_second",
+        "images_per_second",
+        "mfu",
+    ]
     return "  ".join(f"{name} {values[name]:.4g}" for name in short if name in values)

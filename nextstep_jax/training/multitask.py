@@ -26,7 +26,7 @@ from nextstep_jax.generation.settings import recommended
 from nextstep_jax.models.forms import fuse_projections, unstack_layers
 from nextstep_jax.models.nextstep import NextStep, init_params
 from nextstep_jax.objectives.multitask import Targets, count_totals, draw_noise, multitask_loss
-from nextstep_jax.training.config import model_config
+from nextstep_jax.training.config import host_batch_size, model_config
 from nextstep_jax.training.flops import multitask_flops, work_of
 from nextstep_jax.training.stage import Loaded, Stage, picture_grid
 from nextstep_jax.training.step import Mean, Task
@@ -38,6 +38,8 @@ Array = jax.Array
 def make_stage(config: ConfigDict) -> Stage:
     """The stage a config describes. InputError names an option whose model, vocabulary or data does not fit the others."""
     model = model_config(config.model).with_transformer(scan_layers=True)
+    if model.input_noise:
+        raise InputError(f"config.model.input_noise is {model.input_noise}, but this stage trains on clean input tokens")
     vocabulary = open_vocabulary(config.data.vocabulary, config.start.checkpoint)
     vocabulary.require_match(model)
     return Stage(
@@ -90,14 +92,19 @@ def make_task(model_config: NextStepConfig, text_capacity: float, image_capacity
 
 
 def mean_losses(name: str, targets: Targets, kinds: Array) -> dict[str, Mean]:
-    """The mean loss of a head's targets, altogether and by kind of data, and how many targets found no place (a mean over parts)."""
+    """The mean loss of a head's targets, altogether and by kind of data, and how many targets found no place (a mean over
+    parts).
+    """
     kind = jnp.take_along_axis(kinds, targets.positions, axis=1, mode="clip")
 
     def mean(weights: Array) -> Mean:
         return Mean(jnp.sum(weights * targets.losses), jnp.sum(weights))
 
     means = {f"{name}_loss/{label}": mean(targets.weights * (kind == number)) for label, number in KIND_IDS.items()}
-    return means | {f"{name}_loss": mean(targets.weights), f"{name}_targets_dropped": Mean(targets.dropped.astype(jnp.float32), 1.0)}
+    return means | {
+        f"{name}_loss": mean(targets.weights),
+        f"{name}_targets_dropped": Mean(targets.dropped.astype(jnp.float32), 1.0),
+    }
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -122,19 +129,15 @@ def open_ingredients(root: str, sources: ConfigDict, as_stored: bool = False) ->
 
 def layout(config: ConfigDict, model: NextStepConfig, **changes) -> Layout:
     """How this host packs its rows of the step's batch."""
-    data, hosts = config.data, jax.process_count()
-    if data.batch_size % (hosts * config.accumulation):
-        raise InputError(
-            f"config.data.batch_size ({data.batch_size} rows) is not a multiple of {hosts} hosts x accumulation {config.accumulation}"
-        )
+    data = config.data
     fields = {
-        "batch_size": data.batch_size // hosts,
+        "batch_size": host_batch_size(config),
         "length": data.length,
         "channels": model.token_channels,
         "patch": model.patch,
         "seed": config.seed,
         "process_index": jax.process_index(),
-        "process_count": hosts,
+        "process_count": jax.process_count(),
         "grids": tuple(map(tuple, data.grids)) or None,
         "open_rows": data.open_rows,
         "workers": data.workers,
@@ -199,7 +202,7 @@ def draw_samples(config: ConfigDict, model: NextStepConfig, vocabulary: Vocabula
 
 
 def export(config: ConfigDict, model: NextStepConfig, vocabulary: Vocabulary) -> tuple[dict, dict, dict[str, bytes]]:
-    """What stands beside the trained parameters in a checkpoint folder: the image tokenizer, the configs, the text tokenizer."""
+    """What stands beside the trained parameters in a checkpoint: the image tokenizer, the configs, the text tokenizer."""
     folder = tokenizer_checkpoint(config)
     stored = checkpoints.load_config(folder) if folder else {}
     beside = {}

@@ -1,7 +1,8 @@
 """AdamW with a warm-up/constant/cosine schedule, clipping, and masks, groups and freezing by parameter path.
 
-Everything that varies from step to step is inside optax: a learning rate handed to the compiled step as a Python or NumPy number
-would compile it again for every new value. Regular expressions are searched in paths like "model/decoder/layers/attention/q/kernel".
+Everything that varies from step to step is inside optax: a learning rate handed to the compiled step as a Python or NumPy
+number would compile it again for every new value. Regular expressions are searched in paths like
+"model/decoder/layers/attention/q/kernel".
 """
 
 import math
@@ -99,8 +100,8 @@ def matches(params, pattern: str, option: str, required: bool = False):
 
 
 def split_frozen(params, frozen: Sequence[str]):
-    """(trainable, rest): each the parameters' tree with None where the other has the leaf. Frozen parameters get neither gradients
-    nor moments nor an EMA.
+    """(trainable, rest): each the parameters' tree with None where the other has the leaf. Frozen parameters get neither
+    gradients nor moments nor an EMA.
 
     Raises:
       InputError: an expression that matches no parameter, or nothing left to train.

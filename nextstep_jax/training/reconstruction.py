@@ -21,7 +21,7 @@ from nextstep_jax.data.sources import open_source
 from nextstep_jax.errors import InputError
 from nextstep_jax.models.image_tokenizer import ImageTokenizer
 from nextstep_jax.objectives.reconstruction import Weights, discriminator_loss, draw_noise, reconstruction_loss
-from nextstep_jax.training.config import image_tokenizer_config
+from nextstep_jax.training.config import host_batch_size, image_tokenizer_config
 from nextstep_jax.training.flops import reconstruction_flops
 from nextstep_jax.training.stage import Loaded, Stage, picture_grid
 from nextstep_jax.training.step import Mean, Task
@@ -145,14 +145,12 @@ class PixelData:
 
 def open_data(config: ConfigDict, sources: tuple[str, ...]) -> PixelData:
     """This host's pictures of the given sources, from their start."""
-    data, hosts = config.data, jax.process_count()
-    if data.batch_size % (hosts * config.accumulation):
-        raise InputError(
-            f"config.data.batch_size ({data.batch_size}) is not a multiple of {hosts} hosts x accumulation {config.accumulation}"
-        )
-    placement = {"process_index": jax.process_index(), "process_count": hosts, "workers": data.workers}
+    data = config.data
+    hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     opened = [open_source(source) for source in sources]
-    return PixelData(PixelBatches(opened, data.batch_size // hosts, data.height, data.width, seed=config.seed, **placement))
+    return PixelData(
+        PixelBatches(opened, host_batch_size(config), data.height, data.width, seed=config.seed, workers=data.workers, **hosts)
+    )
 
 
 # --- what comes out ---------------------------------------------------------------------------------------------------

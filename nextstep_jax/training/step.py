@@ -26,7 +26,8 @@ class Task(NamedTuple):
     Attributes:
       init: key -> freshly drawn parameters.
       totals: batch -> whatever the loss divides by, of the whole batch.
-      loss: (params, part of the batch, key, totals) -> (loss, {name: Mean}). The losses of a batch's parts add up to the batch's.
+      loss: (params, part of the batch, key, totals) -> (loss, {name: Mean}). The losses of a batch's parts add up to the
+        batch's.
       counts: batch -> {name: count} for throughput; with "tokens", "images", "positions" and "flops".
       batch_axes: logical axes of the leading dimensions of every array in a batch.
     """
@@ -87,8 +88,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Any, Array], tuple[TrainState, StepMetrics]]:
     """The step (state, batch, key) -> (state, metrics), to be jitted once with the state donated.
 
-    The key is the run's; the step's own is `fold_in(key, state.step)`. A step whose loss or gradient is not finite changes nothing but
-    the counters.
+    The key is the run's; the step's own is `fold_in(key, state.step)`. A step whose loss or gradient is not finite changes
+    nothing but the counters.
     """
 
     def train_step(state: TrainState, batch, key: Array) -> tuple[TrainState, StepMetrics]:

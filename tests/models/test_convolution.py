@@ -35,7 +35,11 @@ def assert_gradients_agree(batch, height, width, channels, out, stride):
 
 
 @settings(max_examples=10, deadline=None)
-@given(st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(1, 5), st.sampled_from([1, 2])))
+@given(
+    st.tuples(
+        st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(1, 5), st.sampled_from([1, 2])
+    )
+)
 def test_the_gradient_is_that_of_the_plain_convolution(sizes):
     batch, h, w, channels, out, stride = sizes
     assert_gradients_agree(batch, h * 2, w * 2, channels, out, stride)

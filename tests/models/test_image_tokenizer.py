@@ -39,7 +39,9 @@ def tree_of(config, released):
     params = {}
     for entry in image_tokenizer_entries(config):
         *parents, leaf = entry.path.split("/")
-        functools.reduce(lambda node, name: node.setdefault(name, {}), parents, params)[leaf] = entry.load(released[entry.source])
+        functools.reduce(lambda node, name: node.setdefault(name, {}), parents, params)[leaf] = entry.load(
+            released[entry.source]
+        )
     return params
 
 
@@ -110,7 +112,12 @@ def test_the_released_plan_of_levels_matches_the_release():
         u = ((bits >> np.uint64(40)).astype(np.float64) / 2**24).astype(np.float32)
         values = np.float32(row["base"]) + np.float32(row["scale"]) * (2 * u - 1)
         released[row["name"]] = values.reshape(row["shape"])
-    for name in ("decoder.up.3.block.0.conv1.weight", "encoder.conv_in.bias", "encoder.conv_in.weight", "encoder.norm_out.weight"):
+    for name in (
+        "decoder.up.3.block.0.conv1.weight",
+        "encoder.conv_in.bias",
+        "encoder.conv_in.weight",
+        "encoder.norm_out.weight",
+    ):
         np.testing.assert_array_equal(released[name].ravel()[:16], golden[f"weight_head.{name}"])
     config = ImageTokenizerConfig.from_released(recipe["config"])
     assert config.channel_multipliers == (1, 2, 4, 4)

@@ -16,7 +16,9 @@ def example():
     """Parameters with every leaf redrawn, latents [2, 6, 4, 16] whose halves differ, and the image decoded at once."""
     shapes = jax.eval_shape(ImageTokenizer(CONFIG).init, jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))["params"]
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda s: rng.normal(0, 0.7 / max(1, np.prod(s.shape[:-1])) ** 0.5, s.shape).astype(np.float32), shapes)
+    params = jax.tree.map(
+        lambda s: rng.normal(0, 0.7 / max(1, np.prod(s.shape[:-1])) ** 0.5, s.shape).astype(np.float32), shapes
+    )
     latents = rng.normal(size=(2, 6, 4, 16)).astype(np.float32)
     latents[:, 3:] *= 3
     return params, latents, np.asarray(decode(params, latents))

@@ -77,14 +77,14 @@ def oracle(config: TransformerConfig, params: dict, x: np.ndarray, positions: np
 def test_matches_float64_oracle(tiny_config, tiny_params):
     segments = np.array([[1] * 5 + [2] * 6 + [0] * 1])
     batch = make_batch(tiny_config, segments)
-    x = NextStep(tiny_config).apply(
-        {"params": tiny_params}, batch.text_ids, batch.image_tokens, batch.is_image, method="embed"
-    )
+    x = NextStep(tiny_config).apply({"params": tiny_params}, batch.text_ids, batch.image_tokens, batch.is_image, method="embed")
     expected = oracle(tiny_config.transformer, tiny_params, np.asarray(x[0]), np.asarray(batch.positions[0]), segments[0])
     np.testing.assert_allclose(hidden_states(tiny_config, tiny_params, batch)[0], expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("changes", [{}, {"remat": "full"}, {"remat": "attention"}, {"remat": "projections"}, {"remat": "dots"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"remat": "full"}, {"remat": "attention"}, {"remat": "projections"}, {"remat": "dots"}]
+)
 def test_scanned_form_equals_unrolled(tiny_config, tiny_params, changes):
     batch = make_batch(tiny_config, [[1] * 12])
     scanned = tiny_config.with_transformer(scan_layers=True, **changes)

@@ -128,7 +128,12 @@ def test_the_table_lists_every_parameter_and_their_sum():
 
 @pytest.mark.parametrize(
     "sizes, message",
-    [({"model": 1}, "among"), ({"data": -1, "fsdp": -1}, "at most one"), ({"tensor": 0}, "positive"), ({"tensor": 3}, "does not fit 1")],
+    [
+        ({"model": 1}, "among"),
+        ({"data": -1, "fsdp": -1}, "at most one"),
+        ({"tensor": 0}, "positive"),
+        ({"tensor": 3}, "does not fit 1"),
+    ],
 )
 def test_a_mesh_that_does_not_fit_is_an_error(sizes, message):
     with pytest.raises(InputError, match=message):

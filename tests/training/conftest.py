@@ -9,7 +9,9 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_compilation():
-    """Training steps are large programs that run here for a moment only: most of a test's time would go into optimizing them."""
+    """Training steps are large programs that run here for a moment only: most of a test's time would go into optimizing
+    them.
+    """
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -47,7 +49,13 @@ def tokenizer_folder(tmp_path_factory):
     from nextstep_jax.models.image_tokenizer import ImageTokenizer
 
     config = ImageTokenizerConfig(
-        resolution=64, channels=32, channel_multipliers=(1,), blocks_per_level=1, stem_patch=8, normalize=True, normalize_patch=2
+        resolution=64,
+        channels=32,
+        channel_multipliers=(1,),
+        blocks_per_level=1,
+        stem_patch=8,
+        normalize=True,
+        normalize_patch=2,
     )
     shapes = jax.eval_shape(ImageTokenizer(config).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
 

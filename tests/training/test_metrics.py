@@ -69,7 +69,9 @@ def test_a_run_of_bad_steps_stops_with_the_batches_names():
     for step in range(1, 7):
         guard.remember(step, [f"pairs:{step}-a", f"pairs:{step}-b"])
     guard.check([(1, True), (2, False), (3, False)])
-    with pytest.raises(NextStepError, match=r"3 steps in a row, 2 to 4; first batch: pairs:2-a, pairs:2-b; last batch: pairs:4-a") as error:
+    with pytest.raises(
+        NextStepError, match=r"3 steps in a row, 2 to 4; first batch: pairs:2-a, pairs:2-b; last batch: pairs:4-a"
+    ) as error:
         guard.check([(4, False)])
     assert error.value.exit_code == 1
 

@@ -55,7 +55,9 @@ def test_a_schedule_that_cannot_be_is_an_error(arguments, word):
 
 
 def test_the_update_is_adamw(params):
-    """One step of AdamW by hand: bias-corrected moments give g / (|g| + eps), and the decay is multiplied by the learning rate."""
+    """One step of AdamW by hand: bias-corrected moments give g / (|g| + eps), and the decay is multiplied by the learning
+    rate.
+    """
     rate, decay, g = 0.1, 0.5, 0.25
     grads = jax.tree.map(lambda p: jnp.full_like(p, g), params)
     new = run(make_optimizer(params, optax.constant_schedule(rate), weight_decay=decay, clip=0), params, grads)
@@ -100,7 +102,9 @@ def test_frozen_parameters_are_set_apart_and_put_back(params):
     assert all(a is b for a, b in zip(jax.tree.leaves(merged), jax.tree.leaves(params), strict=True))
 
 
-@pytest.mark.parametrize("frozen, message", [(["no_such_layer"], "matches no parameter"), (["."], "no parameter to train"), (["("], "regular")])
+@pytest.mark.parametrize(
+    "frozen, message", [(["no_such_layer"], "matches no parameter"), (["."], "no parameter to train"), (["("], "regular")]
+)
 def test_freezing_nothing_or_everything_is_an_error(params, frozen, message):
     with pytest.raises(InputError, match=message):
         split_frozen(params, frozen)

@@ -14,12 +14,13 @@ from nextstep_jax.batch import Batch
 from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
 from nextstep_jax.conversion.parity.goldens import GoldenFile, Goldens
 from nextstep_jax.conversion.parity.reference import (
+    VECTORS,
     Reference,
     Tokenizer,
     decode,
     encode,
     padded,
-    run,
+    run_on_vectors,
     to_nchw,
     to_nhwc,
     transformer_pass,
@@ -42,10 +43,9 @@ from nextstep_jax.models.image_tokenizer import (
     unscale_latents,
 )
 from nextstep_jax.models.layers import layer_norm
-from nextstep_jax.models.nextstep import NextStep, gen_pos_embed
+from nextstep_jax.models.nextstep import gen_pos_embed
 
-# Images are generated, and vectors passed, in multiples of these: fewer shapes to compile.
-_IMAGES, _VECTORS = 4, 128
+_IMAGES = 4  # images are generated in multiples of this: fewer shapes to compile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +55,7 @@ class _Case:
     Attributes:
       values: how it was made, from cases.json.
       settings: the same as this library spells it.
+      config: of the model, as this case uses it.
       branches: M.
       images, count: B and n.
     """
@@ -89,8 +90,8 @@ def compare(goldens: Goldens, reference: Reference, report: Report) -> None:
         if "cfg_per_token" in golden:
             report.compare(case.row("cfg_per_token"), guidance, golden["cfg_per_token"], ROUNDING, relative=True)
         rows = _rows(case, _encode_sources(case, report) if "source_uint8" in golden else [])
-        _teacher_forced(case, rows, reference.params, report)
-        _from_stored_conditions(case, guidance, reference.params, report)
+        _teacher_forced(case, rows, reference, report)
+        _from_stored_conditions(case, guidance, reference, report)
         _end_to_end(case, rows, guidance, fused, report)
 
 
@@ -129,7 +130,7 @@ def _encode_sources(case: _Case, report: Report) -> list[EncodedImage]:
     if "pixel_values" in golden:
         report.compare(case.row("pixel_values"), to_nchw(pixels), golden["pixel_values"], ROUNDING)
     copies = golden["latents_in"].shape[0] // pixels.shape[0]
-    posterior = encode(tokenizer, pixels).posterior
+    posterior = encode(tokenizer, pixels).posteriors[tokenizer.config]
     for part in ("mean", "logvar"):
         ours = to_nchw(np.tile(getattr(posterior, part), (copies, 1, 1, 1)))
         report.compare(case.row(f"posterior_{part}"), ours, golden[f"posterior_{part}"], SINGLE_PASS)
@@ -176,9 +177,9 @@ def _words(text: str) -> list[int]:
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
 
-def _teacher_forced(case: _Case, rows: list[Row], params: dict, report: Report) -> None:
+def _teacher_forced(case: _Case, rows: list[Row], reference: Reference, report: Report) -> None:
     """Prompts as fed to the prefill, and the condition of every token with the stored tokens before it as the past."""
-    golden, config = case.golden, case.config
+    golden, config = case.golden, reference.config
     prompt = align_rows(rows, bucket=1)
     length = prompt.text_ids.shape[1]
     past = np.asarray(golden["tokens"])[:, : case.count - 1]
@@ -194,11 +195,11 @@ def _teacher_forced(case: _Case, rows: list[Row], params: dict, report: Report) 
     batch = _batch(align_rows(longer, bucket=1), config.pad_id)
     report.compare(case.row("input_ids"), batch.text_ids[:, :length], golden["input_ids"], EXACT)
     report.compare(case.row("attention_mask"), batch.segment_ids[:, :length], golden["attention_mask"], EXACT)
-    ours = transformer_pass(config, params, batch)
+    ours = transformer_pass(reference, batch)
     if "inputs_embeds" in golden:
         report.compare(case.row("inputs_embeds"), ours.embeddings[:, :length], golden["inputs_embeds"], SINGLE_PASS)
     conditions = ours.hidden[:, length - 1 :]
-    if config.use_gen_pos_embed:
+    if case.config.use_gen_pos_embed:
         conditions = conditions + gen_pos_embed(config.base_grid, config.transformer.width)[: case.count]
     report.compare(case.row("c"), conditions, golden["c"], SINGLE_PASS)
 
@@ -213,26 +214,25 @@ def _batch(prompt: Prompt, pad: int) -> Batch:
     return Batch(ids, prompt.image_tokens, prompt.is_image, positions, real.astype(np.int32), zeros, zeros)
 
 
-def _from_stored_conditions(case: _Case, guidance: np.ndarray, params: dict, report: Report) -> None:
+def _from_stored_conditions(case: _Case, guidance: np.ndarray, reference: Reference, report: Report) -> None:
     """Each token from its stored condition alone, so that one token's rounding does not reach the next."""
     golden, settings = case.golden, case.settings
-    conditions = golden["c"].reshape(-1, golden["c"].shape[-1])
-    projected = run(NextStep(case.config), params, padded(conditions, _VECTORS), method="project_out")
-    projected = np.asarray(projected)[: len(conditions)].reshape(golden["c"].shape)
+    projected = run_on_vectors(reference, "project_out", golden["c"].reshape(-1, golden["c"].shape[-1]))
+    projected = projected.reshape(golden["c"].shape)
     if "c_proj" in golden:
         report.compare(case.row("c_proj"), projected, golden["c_proj"], SINGLE_PASS)
     planned, noise = plan(settings.sampler, settings.steps, settings.shift), golden["noise"]
     walks = [
         walk
         for k in range(case.count)
-        for walk in make_walks(planned, noise[k], projected[:, k], case.branches, guidance[k], case.row("noise"))
+        for walk in make_walks(planned, noise[k], projected[:, k], case.branches, guidance[k], False, case.row("noise"))
     ]
-    tokens = walk_all(case.config, params, case.branches, settings.rescale, walks)
+    tokens = walk_all(reference.config, reference.params, case.branches, walks)
     if "tokens_before_norm" in golden:
         before = tokens.reshape(case.count, case.images, -1).swapaxes(0, 1)
         report.compare(case.row("tokens_before_norm"), before, golden["tokens_before_norm"], END_TO_END)
     if settings.normalize_tokens:
-        tokens = np.asarray(_normalize(padded(tokens, _VECTORS), TOKEN_NORM_EPS))[: len(tokens)]
+        tokens = np.asarray(_normalize(padded(tokens, VECTORS), TOKEN_NORM_EPS))[: len(tokens)]
     tokens = tokens.reshape(case.count, case.images, -1).swapaxes(0, 1)
     report.compare(case.row("tokens (from stored c)"), tokens, golden["tokens"], END_TO_END)
 
@@ -248,8 +248,9 @@ def _end_to_end(case: _Case, rows: list[Row], guidance: np.ndarray, params: dict
     prompt = align_rows([rows[branch * case.images + image] for branch in range(case.branches) for image in images])
     noise = golden["noise"][:, :, images % golden["noise"].shape[2]]  # the releases tile noise over the batch
     how = case.settings.token_settings("source_uint8" in golden)
+    # The prefill is the same with the position table and without: one program for both.
     state = start(dataclasses.replace(config, use_gen_pos_embed=False), params, prompt, case.branches, case.count)
-    tokens = advance(config, how, params, state, noise, guidance, case.count).tokens
+    tokens = np.asarray(advance(config, how, params, state, noise, guidance, case.count).tokens)
     report.compare(case.row("tokens"), tokens[: case.images], golden["tokens"], END_TO_END)
     latents = np.asarray(_latents(tokenizer.config, tokens, *case.grid, config.patch))[: case.images]
     report.compare(case.row("final_latents"), to_nchw(latents), golden["final_latents"], LATENTS)

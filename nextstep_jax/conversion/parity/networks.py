@@ -1,5 +1,6 @@
 """Parity of single passes: backbone, flow head, patchify, position table, image tokenizer; and of checkpoint formats."""
 
+import dataclasses
 import functools
 
 import jax
@@ -17,6 +18,7 @@ from nextstep_jax.conversion.parity.reference import (
     decode,
     encode,
     released_batch,
+    run_on_vectors,
     to_nchw,
     to_nhwc,
     transformer_pass,
@@ -24,10 +26,10 @@ from nextstep_jax.conversion.parity.reference import (
 from nextstep_jax.conversion.parity.report import EXACT, SINGLE_PASS, Report
 from nextstep_jax.conversion.torch_files import open_file
 from nextstep_jax.errors import InputError
-from nextstep_jax.models.flow_head import TimeEmbedding, time_features
+from nextstep_jax.models.flow_head import time_features
 from nextstep_jax.models.image_tokenizer import patchify, unpatchify
 from nextstep_jax.models.layers import rope_table
-from nextstep_jax.models.nextstep import NextStep, gen_pos_embed
+from nextstep_jax.models.nextstep import gen_pos_embed
 
 
 def compare(goldens: Goldens, reference: Reference, report: Report) -> None:
@@ -48,7 +50,7 @@ def _backbone(golden: GoldenFile, reference: Reference, report: Report) -> None:
     mask = golden["attention_mask"]
     real = mask == 1
     batch = released_batch(reference.config, golden["input_ids"], golden.take("latents"), mask)
-    ours = transformer_pass(reference.config, reference.params, batch)
+    ours = transformer_pass(reference, batch)
     report.compare(f"{name}.inputs_embeds", ours.embeddings, golden["inputs_embeds"], SINGLE_PASS)
     for i, output in enumerate(ours.layers):
         report.compare(f"{name}.layer_out.{i}", output, golden[f"layer_out.{i}"], SINGLE_PASS, where=real)
@@ -73,22 +75,14 @@ _rope = functools.partial(jax.jit, static_argnums=(1, 2))(rope_table)
 
 def _head(golden: GoldenFile, reference: Reference, report: Report) -> None:
     x, t = golden["x"], golden["t"]
-    velocity, features, embedded = _ask_head(NextStep(reference.config), reference.params, x, t, golden["c"])
+    velocity = run_on_vectors(reference, "velocity", x, t, golden["c"])
     report.compare("head.velocity", velocity, golden["velocity"], SINGLE_PASS)
-    report.compare("head.time_sinusoid", features, golden["time_sinusoid"], SINGLE_PASS)
-    report.compare("head.time_mlp", embedded, golden["time_mlp"], SINGLE_PASS)
+    report.compare("head.time_sinusoid", jax.jit(time_features)(t), golden["time_sinusoid"], SINGLE_PASS)
+    report.compare("head.time_mlp", run_on_vectors(reference, "embed_times", t), golden["time_mlp"], SINGLE_PASS)
     below = t < 1
     s = t[below, None]
-    score = (s * np.asarray(velocity)[below] - x[below]) / ((1 - s) ** 2 + s * (1 - s))
+    score = (s * velocity[below] - x[below]) / ((1 - s) ** 2 + s * (1 - s))
     report.compare("head.score_t_below_1", score, golden["score_t_below_1"], SINGLE_PASS, relative=True)
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _ask_head(model: NextStep, params: dict, x, t, condition):
-    """(velocity, features of the times, embedded times)."""
-    velocity = model.apply({"params": params}, x, t, condition, method="velocity")
-    embedding = TimeEmbedding(model.config.flow_head.width, model.config.transformer.dtype)
-    return velocity, time_features(t), embedding.apply({"params": params["flow_head"]["time_embed"]}, t)
 
 
 def _patchify(golden: GoldenFile, reference: Reference, report: Report) -> None:
@@ -127,10 +121,11 @@ def _tokenizers(golden: GoldenFile, reference: Reference, report: Report) -> Non
             ours = encode(tokenizer, pixels)
             if f"{prefix}.encoder_raw" in golden:
                 report.compare(f"vae.{prefix}.encoder_raw", to_nchw(ours.raw), golden[f"{prefix}.encoder_raw"], SINGLE_PASS)
-            _posterior(golden, prefix, ours.posterior, report)
+            _posterior(golden, prefix, ours.posteriors[tokenizer.config], report)
         if f"{size}.norm_nopsz.mean" in golden:
-            stored = golden[f"{size}.norm_nopsz.mean"]
-            report.compare(f"vae.{size}.norm_nopsz.mean", to_nchw(ours.pixelwise_mean), stored, SINGLE_PASS)
+            pixelwise = ours.posteriors[dataclasses.replace(normalized.config, normalize_patch=None)]
+            name = f"{size}.norm_nopsz.mean"
+            report.compare(f"vae.{name}", to_nchw(pixelwise.mean), golden[name], SINGLE_PASS)
         decoded = to_nchw(decode(plain, to_nhwc(golden[f"{size}.z"])))
         report.compare(f"vae.{size}.decode", decoded, golden[f"{size}.decode"], SINGLE_PASS)
 
@@ -171,10 +166,10 @@ def _full_plan_tokenizer(goldens: Goldens, report: Report) -> None:
         *parents, last = entry.path.split("/")
         node = functools.reduce(lambda node, name: node.setdefault(name, {}), parents, params)
         node[last] = jnp.asarray(entry.load(tensors[entry.source]))
-    tokenizer = Tokenizer(config, params)
+    tokenizer = Tokenizer(config, params, (config,))
     ours = encode(tokenizer, to_nhwc(golden["x"]))
     report.compare("vae_1244.encoder_raw", to_nchw(ours.raw), golden["encoder_raw"], SINGLE_PASS)
-    _posterior(golden, "", ours.posterior, report)
+    _posterior(golden, "", ours.posteriors[config], report)
     decoded = to_nchw(decode(tokenizer, to_nhwc(golden["z"])))
     report.compare("vae_1244.decode", decoded, golden["decode"], SINGLE_PASS)
 

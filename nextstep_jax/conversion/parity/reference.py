@@ -25,14 +25,20 @@ from nextstep_jax.models.image_tokenizer import ImageTokenizer, Posterior
 from nextstep_jax.models.nextstep import NextStep
 
 PLAIN, NORMALIZED = "tiny_vae", "tiny_vae_norm"
-_ROWS, _LENGTH = 8, 64  # batches are padded to multiples of these
+VECTORS = 128  # vectors are passed in multiples of this,
+_ROWS, _LENGTH = 8, 64  # and batches in multiples of these
 
 
 class Tokenizer(NamedTuple):
-    """A golden image tokenizer."""
+    """A golden image tokenizer.
+
+    Attributes:
+      variants: configs that `encode` gives posteriors of, this one's among them. They differ in the normalization alone.
+    """
 
     config: ImageTokenizerConfig
     params: dict
+    variants: tuple[ImageTokenizerConfig, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +54,14 @@ class Reference:
     def load(cls, goldens: Goldens) -> "Reference":
         cases = goldens.json("cases.json")
         config, params = load_released(_folder(goldens, "tiny_model", "model.safetensors"))
-        tokenizers = {}
-        for name in (PLAIN, NORMALIZED):
-            tokenizer_config, tree = load_released(_folder(goldens, name, "checkpoint.safetensors", "checkpoint.pt"))
-            tokenizers[name] = Tokenizer(tokenizer_config, jax.tree.map(jnp.asarray, tree["image_tokenizer"]))
+        folders = {name: _folder(goldens, name, "checkpoint.safetensors", "checkpoint.pt") for name in (PLAIN, NORMALIZED)}
+        loaded = {name: load_released(folder) for name, folder in folders.items()}
+        variants = [tokenizer_config for tokenizer_config, _ in loaded.values()]
+        variants.append(dataclasses.replace(loaded[NORMALIZED][0], normalize_patch=None))
+        tokenizers = {
+            name: Tokenizer(tokenizer_config, jax.tree.map(jnp.asarray, tree["image_tokenizer"]), tuple(variants))
+            for name, (tokenizer_config, tree) in loaded.items()
+        }
         return cls(config, jax.tree.map(jnp.asarray, params["model"]), tokenizers, cases)
 
 
@@ -60,12 +70,6 @@ def _folder(goldens: Goldens, name: str, *files: str):
     for file in ("config.json", *files):
         goldens.path(f"{name}/{file}")
     return goldens.folder / name
-
-
-@functools.partial(jax.jit, static_argnames=("model", "method"))
-def run(model: nn.Module, params: dict, *inputs, method: str):
-    """A compiled pass of `model`."""
-    return model.apply({"params": params}, *inputs, method=method)
 
 
 def to_nhwc(array: np.ndarray) -> np.ndarray:
@@ -119,16 +123,17 @@ def released_batch(config: NextStepConfig, ids: np.ndarray, latents: list[np.nda
 class Pass(NamedTuple):
     """One pass through the transformer: [B, S, D] embeddings, L layers' outputs and hidden states; [B, S, V] logits."""
 
-    embeddings: jax.Array
-    layers: list[jax.Array]
-    hidden: jax.Array
-    logits: jax.Array
+    embeddings: np.ndarray
+    layers: list[np.ndarray]
+    hidden: np.ndarray
+    logits: np.ndarray
 
 
-def transformer_pass(config: NextStepConfig, params: dict, batch: Batch) -> Pass:
+def transformer_pass(reference: Reference, batch: Batch) -> Pass:
     """The pass of a batch as `released_batch` makes it."""
     rows, length = batch.shape
-    return jax.tree.map(lambda array: array[:rows, :length], _pass(NextStep(config), params, padded_batch(batch)))
+    ours = _pass(NextStep(reference.config), reference.params, padded_batch(batch))
+    return jax.tree.map(lambda array: np.asarray(array)[:rows, :length], ours)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -139,31 +144,40 @@ def _pass(model: NextStep, params: dict, batch: Batch) -> Pass:
     return Pass(embeddings, call(batch, method="layer_outputs"), hidden, call(hidden, method="logits"))
 
 
+def run_on_vectors(reference: Reference, method: str, *inputs: np.ndarray) -> np.ndarray:
+    """A method of the model over arrays [n, ...]."""
+    out = _run(NextStep(reference.config), reference.params, *(padded(array, VECTORS) for array in inputs), method=method)
+    return np.asarray(out)[: len(inputs[0])]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "method"))
+def _run(model: nn.Module, params: dict, *inputs, method: str):
+    return model.apply({"params": params}, *inputs, method=method)
+
+
 class Encoded(NamedTuple):
-    """What an image tokenizer's encoder gives, [B, h, w, ...]: its raw output, the posterior, and, if it normalizes, the mean as
-    normalized pixel by pixel instead of patch by patch."""
+    """What an image tokenizer's encoder gives, [B, h, w, ...]: its raw output, and the posterior of every variant."""
 
     raw: np.ndarray
-    posterior: Posterior
-    pixelwise_mean: np.ndarray | None
+    posteriors: dict[ImageTokenizerConfig, Posterior]
 
 
 def encode(tokenizer: Tokenizer, pixels: np.ndarray) -> Encoded:
     """Encode [B, height, width, 3]."""
-    each = [_encode(tokenizer.config, tokenizer.params, image[None]) for image in pixels]
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *each)
+    each = [_encode(tokenizer.variants, tokenizer.params, image[None]) for image in pixels]
+    raw, posteriors = jax.tree.map(lambda *arrays: np.concatenate(arrays), *each)
+    return Encoded(raw, dict(zip(tokenizer.variants, posteriors, strict=True)))
+
+
+@functools.partial(jax.jit, static_argnames="configs")
+def _encode(configs: tuple[ImageTokenizerConfig, ...], params: dict, pixels) -> tuple[jax.Array, list[Posterior]]:
+    def call(config, method):
+        return ImageTokenizer(config).apply({"params": params}, pixels, method=method)
+
+    return call(configs[0], lambda module, x: module.encoder(x)), [call(config, "encode") for config in configs]
 
 
 def decode(tokenizer: Tokenizer, latents: np.ndarray) -> np.ndarray:
     """Pixels [B, height, width, 3] of unscaled latents [B, h, w, c]."""
-    model = ImageTokenizer(tokenizer.config)
-    return np.concatenate([run(model, tokenizer.params, image[None], method="decode") for image in latents])
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _encode(config: ImageTokenizerConfig, params: dict, pixels) -> Encoded:
-    def call(config, method):
-        return ImageTokenizer(config).apply({"params": params}, pixels, method=method)
-
-    pixelwise = call(dataclasses.replace(config, normalize_patch=None), "encode").mean if config.normalize else None
-    return Encoded(call(config, lambda module, x: module.encoder(x)), call(config, "encode"), pixelwise)
+    model = ImageTokenizer(tokenizer.variants[0])  # decoding knows no normalization
+    return np.concatenate([_run(model, tokenizer.params, image[None], method="decode") for image in latents])

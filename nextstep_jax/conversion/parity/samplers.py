@@ -8,13 +8,12 @@ import jax
 import numpy as np
 
 from nextstep_jax.conversion.parity.goldens import GoldenFile, Goldens
-from nextstep_jax.conversion.parity.reference import Reference
+from nextstep_jax.conversion.parity.reference import Reference, run_on_vectors
 from nextstep_jax.conversion.parity.report import ROUNDING, SINGLE_PASS, Report
 from nextstep_jax.conversion.parity.walks import Walk, make_walks, plan, walk_all
 from nextstep_jax.errors import InputError
 from nextstep_jax.flow.guidance import guide, schedule
 from nextstep_jax.flow.samplers import LAST_STEP
-from nextstep_jax.models.nextstep import NextStep
 
 _LATER = "cases_later.json"
 
@@ -51,7 +50,6 @@ class _Run(NamedTuple):
     golden: GoldenFile
     case: str
     branches: int
-    rescale: bool
     walks: list[Walk]
 
 
@@ -59,15 +57,14 @@ def _run(golden: GoldenFile, case: str, sampler: str, settings: dict, image_cfg:
     steps, shift, branches = settings["num_sampling_steps"], settings["timesteps_shift"], settings["cfg_mult"]
     planned = plan(sampler, steps, shift, settings.get("noise_level", 0.8), settings.get("last_step_size", LAST_STEP))
     noise, condition, strengths = golden[f"{case}.noise"], golden[settings["c"]], (settings["cfg"], image_cfg)
-    walks = make_walks(planned, noise, condition, branches, strengths, f"{golden.name}.{case}")
-    return _Run(golden, case, branches, settings.get("rescale", False), walks)
+    walks = make_walks(planned, noise, condition, branches, strengths, settings.get("rescale", False), f"{golden.name}.{case}")
+    return _Run(golden, case, branches, walks)
 
 
 def _compare_runs(runs: list[_Run], reference: Reference, report: Report) -> None:
-    for branches, rescale in sorted({(run.branches, run.rescale) for run in runs}):
-        of_kind = [run for run in runs if (run.branches, run.rescale) == (branches, rescale)]
-        walks = [walk for run in of_kind for walk in run.walks]
-        ends = walk_all(reference.config, reference.params, branches, rescale, walks)
+    for branches in sorted({run.branches for run in runs}):
+        of_kind = [run for run in runs if run.branches == branches]
+        ends = walk_all(reference.config, reference.params, branches, [walk for run in of_kind for walk in run.walks])
         stops = np.cumsum([len(run.walks) for run in of_kind])
         for run, out in zip(of_kind, np.split(ends, stops[:-1]), strict=True):
             name, golden = f"{run.golden.name}.{run.case}", run.golden
@@ -99,13 +96,8 @@ def _rescale(golden: GoldenFile, case: str, settings: dict, report: Report) -> N
 
 def _forward_head(golden: GoldenFile, case: str, settings: dict, reference: Reference, report: Report) -> None:
     x, t, hidden = (golden[f"{case}.{name}"] for name in ("x", "t", "c"))
-    v = _project_and_ask(NextStep(reference.config), reference.params, x, t, hidden[:, 0])
+    condition = run_on_vectors(reference, "project_out", hidden[:, 0])
+    v = run_on_vectors(reference, "velocity", x, t, condition)
     guided = _guided(v, settings["cfg"], settings["cfg_img"], settings["cfg_mult"])
     for name, ours in zip(("velocity", "velocity_rescaled"), guided, strict=True):
         report.compare(f"{golden.name}.{case}.{name}", ours, golden[f"{case}.{name}"], SINGLE_PASS)
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _project_and_ask(model: NextStep, params: dict, x, t, hidden) -> jax.Array:
-    condition = model.apply({"params": params}, hidden, method="project_out")
-    return model.apply({"params": params}, x, t, condition, method="velocity")

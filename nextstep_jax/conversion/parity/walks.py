@@ -25,13 +25,14 @@ _REST = np.float32([1, 0, 0, 0])  # a row of a step table that leaves the state 
 
 
 class Walk(NamedTuple):
-    """One token's walk: times [E], step table [E, 4], noise [E + 1, C], condition [M, D], and cfg and image_cfg [2]."""
+    """One token's walk: times [E], step table [E, 4], noise [E + 1, C], condition [M, D], cfg and image_cfg [2], rescale []."""
 
     times: np.ndarray
     table: np.ndarray
     noise: np.ndarray
     condition: np.ndarray
     strengths: np.ndarray
+    rescale: np.ndarray
 
 
 def plan(sampler: str, steps: int, shift: float, noise_level: float = 0.8, last_step: float = LAST_STEP):
@@ -40,8 +41,10 @@ def plan(sampler: str, steps: int, shift: float, noise_level: float = 0.8, last_
     return times, table, noise_shape(sampler, steps)
 
 
-def make_walks(planned: tuple, noise: np.ndarray, condition: np.ndarray, branches: int, strengths, where: str) -> list[Walk]:
-    """The walks of R tokens from noise [n, E', C] that they share in turn and conditions [M * R, D], branch after branch.
+def make_walks(
+    planned: tuple, noise: np.ndarray, condition: np.ndarray, branches: int, strengths, rescale: bool, where: str
+) -> list[Walk]:
+    """The walks of R tokens from conditions [M * R, D], branch after branch, and noise [arrays, r, C], token i taking i mod r.
 
     Raises:
       InputError: naming `where`, if these do not fit together.
@@ -51,12 +54,11 @@ def make_walks(planned: tuple, noise: np.ndarray, condition: np.ndarray, branche
         raise InputError(f"{where}: {list(noise.shape)} noise and {list(condition.shape)} conditions do not fit its settings")
     each = condition.reshape(branches, -1, condition.shape[-1])
     noise = np.pad(noise, ((0, len(times) + 1 - arrays), (0, 0), (0, 0)))
-    strengths = np.asarray(strengths, np.float32)
-    # The releases tile noise over the rows.
-    return [Walk(times, table, noise[:, r % noise.shape[1]], each[:, r], strengths) for r in range(each.shape[1])]
+    guidance = np.asarray(strengths, np.float32), np.asarray(rescale)
+    return [Walk(times, table, noise[:, i % noise.shape[1]], each[:, i], *guidance) for i in range(each.shape[1])]
 
 
-def walk_all(config: NextStepConfig, params: dict, branches: int, rescale: bool, walks: list[Walk]) -> np.ndarray:
+def walk_all(config: NextStepConfig, params: dict, branches: int, walks: list[Walk]) -> np.ndarray:
     """Where the walks end, [walks, C]."""
     longest = max(len(one.times) for one in walks)
     length = longest + -longest % _EVALUATIONS
@@ -65,7 +67,7 @@ def walk_all(config: NextStepConfig, params: dict, branches: int, rescale: bool,
     ends = []
     for start in range(0, len(stacked.times), _AT_ONCE):
         some = Walk(*(array[start : start + _AT_ONCE] for array in stacked))
-        ends.append(_walk(NextStep(config), branches, rescale, params, some))
+        ends.append(_walk(NextStep(config), branches, params, some))
     return np.concatenate(ends)[: len(walks)]
 
 
@@ -78,17 +80,17 @@ def _lengthened(one: Walk, length: int) -> Walk:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "branches", "rescale"))
-def _walk(model: NextStep, branches: int, rescale: bool, params: dict, walks: Walk) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("model", "branches"))
+def _walk(model: NextStep, branches: int, params: dict, walks: Walk) -> jax.Array:
     def one(walk_of_one: Walk) -> jax.Array:
-        times, table, noise, condition, strengths = walk_of_one
+        times, table, noise, condition, strengths, rescale = walk_of_one
         call = functools.partial(model.apply, {"params": params})
         modulations = call(call(times, method="embed_times"), condition, method="modulations")
 
         def velocity(x, i):
             now = jax.tree.map(lambda of_times: of_times[i], modulations)
             v = call(jnp.tile(x, (branches, 1)), now, method="velocity_at")
-            return guide(v, *strengths, branches, rescale)
+            return jnp.where(rescale, guide(v, *strengths, branches, rescale=True), guide(v, *strengths, branches))
 
         return walk(velocity, noise[:, None], table)[0]
 

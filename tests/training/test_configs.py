@@ -1,0 +1,96 @@
+"""The committed configs hold the paper's values (Table 1, Table 6, section 4.2)."""
+
+import importlib
+import pathlib
+
+import pytest
+
+from nextstep_jax.config import preset
+from nextstep_jax.data.streams import Layout
+from nextstep_jax.errors import InputError
+from nextstep_jax.training.config import as_json, image_tokenizer_config, model_config, require_valid
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
+
+
+def get(name, argument=None):
+    return importlib.import_module(f"configs.{name}").get_config(argument)
+
+
+@pytest.mark.parametrize(
+    "name, steps, warmup, rate, schedule, length, shares",
+    [
+        ("nextstep_14b_stage1", 200_000, 5_000, 1e-4, "constant", 16_384, {"text": 0.2, "pairs": 0.6, "interleaved": 0.2}),
+        ("nextstep_14b_stage2", 100_000, 5_000, 1e-5, "constant", 16_384, {"text": 0.2, "pairs": 0.6, "interleaved": 0.2}),
+        (
+            "nextstep_14b_anneal",
+            20_000,
+            0,
+            1e-5,
+            "cosine",
+            16_384,
+            {"text": 0.2, "pairs": 0.6, "edits": 0.1, "interleaved": 0.1},
+        ),
+        ("nextstep_14b_sft", 10_000, 500, 1e-5, "cosine", 8_192, {"pairs": 0.9, "edits": 0.1}),
+    ],
+)
+def test_the_stages_follow_table_1(name, steps, warmup, rate, schedule, length, shares):
+    config = get(name)
+    optimizer = config.optimizer
+    assert (config.steps, optimizer.warmup, optimizer.learning_rate) == (steps, warmup, rate)
+    assert (optimizer.schedule, optimizer.min_learning_rate, optimizer.weight_decay) == (schedule, 0.0, 0.1)
+    assert (optimizer.b1, optimizer.b2, optimizer.eps, optimizer.clip) == (0.9, 0.95, 1e-8, 1.0)
+    assert config.data.length == length
+    assert {name: source.share for name, source in config.data.sources.items() if source.share} == shares
+    model = model_config(config.model)
+    assert (model.text_loss_weight, model.image_loss_weight) == (0.01, 1.0)
+    assert model.transformer == preset("14b").with_transformer(dtype="bfloat16", remat="full").transformer
+
+
+@pytest.mark.parametrize("stage, tokens", [("stage1", 1.23e12), ("stage2", 0.61e12), ("anneal", 40e9), ("sft", 5e9)])
+def test_the_stages_see_the_tokens_of_table_1(stage, tokens):
+    config = get(f"nextstep_14b_{stage}")
+    assert config.steps * config.data.batch_size * config.data.length == pytest.approx(tokens, rel=0.06)
+
+
+@pytest.mark.parametrize("name, layers, width", [("40m", 6, 1024), ("157m", 12, 1536), ("528m", 24, 2048)])
+def test_the_flow_heads_follow_table_6(name, layers, width):
+    ablation, stage = get(f"flow_head_{name}"), get("nextstep_14b_stage1")
+    head = model_config(ablation.model).flow_head
+    assert (head.layers, head.width) == (layers, width)
+    ablation.model.flow_head = stage.model.flow_head
+    ablation.name = stage.name
+    assert ablation.to_dict() == stage.to_dict()
+
+
+def test_the_tokenizer_follows_section_4_2():
+    config = get("tokenizer_f8ch16")
+    tokenizer = image_tokenizer_config(config.image_tokenizer)
+    assert (tokenizer.downsample, tokenizer.latent_channels) == (8, 16)
+    assert tokenizer.normalize and tokenizer.normalize_patch == 2 and tokenizer.perturbation == 0.5
+    assert (config.steps, config.data.batch_size, config.optimizer.warmup) == (50_000, 512, 1_000)
+
+
+@pytest.mark.parametrize("argument", [None, "laptop"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_is_valid(name, argument):
+    config = get(name, argument)
+    require_valid(config)
+    as_json(config)
+    if config.objective == "multitask":
+        model = model_config(config.model)
+        Layout(config.data.batch_size, config.data.length, model.token_channels, model.patch)
+
+
+def test_the_docstrings_say_how_to_launch_and_what_to_expect():
+    for name in NAMES:
+        text = importlib.import_module(f"configs.{name}").__doc__
+        assert f"python -m launch.train --config configs/{name}.py" in text
+        assert f"configs/{name}.py:laptop" in text
+        assert "Expected: " in text and "Expected: EXPECTED" not in text, name
+
+
+def test_another_argument_is_an_error():
+    with pytest.raises(InputError, match="laptop, found 'desktop'"):
+        get("nextstep_14b_sft", "desktop")
