@@ -23,7 +23,7 @@ def base():
     """The full-size stage, for the stages derived from it."""
     config = base_config("multitask")
     config.name = "nextstep_14b_stage1"
-    config.model = model_fields(preset("14b").with_transformer(dtype="bfloat16", remat="full"))
+    config.model = model_fields(preset("14b").with_transformer(dtype="bfloat16", remat="full", scan_layers=True))
     config.start.fresh = IMAGE_SIDE
 
     config.steps = 200_000

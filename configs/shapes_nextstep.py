@@ -57,6 +57,7 @@ def base():
     config.optimizer.warmup = 200
     config.optimizer.weight_decay = 0.01
     config.ema = 0.999
+    config.export_dtype = "float16"  # it ships inside the package
 
     # Some 34 samples a step: the longest story has 134 positions, a captioned picture 32.
     config.data.root = "runs/shapes_data"

@@ -162,7 +162,7 @@ class ImageTokenizerConfig:
         for multiplier in self.channel_multipliers:
             if (self.channels * multiplier) % self.norm_groups:
                 raise InputError(
-                    f"channels * multiplier ({self.channels} * {multiplier}) is not a multiple of norm_groups, {self.norm_groups}"
+                    f"channels * multiplier {self.channels * multiplier} is not a multiple of norm_groups {self.norm_groups}"
                 )
         if not (math.isfinite(self.scaling) and self.scaling != 0 and math.isfinite(self.shift)):
             raise InputError(f"scaling must be finite and not 0, found {self.scaling} (shift {self.shift})")

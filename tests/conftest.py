@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Programs run here for a moment only: most of a test's time would go into optimizing them.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
 

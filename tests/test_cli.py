@@ -125,7 +125,8 @@ def test_usage_errors_and_help(run):
 def test_generating_imports_no_training_stack():
     """Generation runs where grain, tensorflow-datasets, ml_collections, optax, absl and torch do not exist."""
     forbidden = ["grain", "tensorflow", "tensorflow_datasets", "ml_collections", "optax", "torch"]
-    code = f"import sys; sys.modules.update(dict.fromkeys({forbidden!r}))\nimport nextstep_jax.generation.pipeline, nextstep_jax.cli"
+    block = f"import sys; sys.modules.update(dict.fromkeys({forbidden!r}))"
+    code = f"{block}\nimport nextstep_jax.generation.pipeline, nextstep_jax.cli"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

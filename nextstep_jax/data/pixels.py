@@ -24,8 +24,7 @@ class PixelBatch(NamedTuple):
 
 
 class PixelBatches:
-    """Endless iterator of `PixelBatch` over the pictures of several sources, one picture of every sample, shuffled anew in each
-    epoch.
+    """Endless iterator of `PixelBatch` over the pictures of several sources, one of every sample, shuffled anew in each epoch.
 
     Pictures are resized to cover height x width and cropped in the middle. One that cannot be read is left out and counted;
     above `bad_share` of those read, the next batch raises instead. `get_state` and `set_state` are Grain's.

@@ -32,7 +32,8 @@ def load_model(checkpoint: str | os.PathLike | None = None, dtype: str | None = 
     """The fields of a Pipeline, read from a checkpoint folder (None: the built-in model).
 
     Args:
-      dtype: of parameters and compute; None keeps the parameters as stored and computes in the decoder's dtype.
+      dtype: of the model's parameters and compute; None keeps the parameters as stored and computes in the decoder's dtype
+        (float32 where float16 is stored).
 
     Raises:
       InputError: not a checkpoint, or one without a model or an image tokenizer.
@@ -49,9 +50,11 @@ def load_model(checkpoint: str | os.PathLike | None = None, dtype: str | None = 
     if tokenizer_config.latent_channels != config.latent_channels:
         found = f"{tokenizer_config.latent_channels} and {config.latent_channels}"
         raise InputError(f"{checkpoint}: image tokenizer and model differ in latent channels, found {found}")
-    params = checkpoints.load_params(checkpoint, dtype={"model": dtype})
-    stored = str(params["model"]["decoder"]["layers_0"]["attention"]["q"]["kernel"].dtype)
-    config = config.with_transformer(dtype=stored, fused_projections=True, scan_layers=False, remat="none")
+    stored = checkpoints.abstract_params(checkpoint, "model")["decoder"]["layers_0"]["attention"]["q"]["kernel"].dtype.name
+    if dtype is None and stored == "float16":
+        dtype = "float32"  # float16 saves space on disk; its range is too short to compute in
+    params = checkpoints.load_params(checkpoint, dtype={"model": dtype, "image_tokenizer": "float32"})
+    config = config.with_transformer(dtype=dtype or stored, fused_projections=True, scan_layers=False, remat="none")
     tokenizer_json = checkpoints.load_file(checkpoint, "tokenizer.json")
     vocabulary = None
     if tokenizer_json is not None:

@@ -94,8 +94,14 @@ class Pipeline:
         return self.tokenizer_config.downsample * self.config.patch
 
     def settings(self, edit: bool = False, **changes) -> Settings:
-        """The checkpoint's recommended settings with some changed; None leaves one as it is."""
-        return recommended(self.config.release, self.overrides, edit).replace(**changes)
+        """The checkpoint's recommended settings with some changed; None leaves one as it is.
+
+        Without a text tokenizer the recommended positive and negative prompts are left out: nothing could read them.
+        """
+        settings = recommended(self.config.release, self.overrides, edit)
+        if self.vocabulary is None:
+            settings = settings.replace(positive="", negative="")
+        return settings.replace(**changes)
 
     def grid(
         self, settings: Settings, height: int | None = None, width: int | None = None, aspect: str | None = None

@@ -61,9 +61,9 @@ def make_row(parts: Sequence[Part], special: SpecialIds, channels: int, vocabula
             ids += [special.image_placeholder] * (part.h * part.w) + [special.end_of_image]
             tokens.append(np.asarray(part.tokens, np.float32))
         elif isinstance(part, str):
-            if vocabulary is None:
+            if part and vocabulary is None:
                 raise InputError("this checkpoint has no text tokenizer (tokenizer.json): pass ids instead of text")
-            ids += vocabulary.encode(part)
+            ids += vocabulary.encode(part) if part else []
         else:
             ids += [int(i) for i in part]
     row_ids = np.asarray(ids, np.int32)

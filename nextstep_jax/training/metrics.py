@@ -141,7 +141,7 @@ class Writer:
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
         _drop_lines_after(path, resume_step)
-        self._file = open(path, "a", encoding="utf-8")
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
         if importlib.util.find_spec("tensorboardX"):
             from tensorboardX import SummaryWriter
 

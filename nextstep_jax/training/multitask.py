@@ -23,12 +23,13 @@ from nextstep_jax.data.vocabulary import Vocabulary
 from nextstep_jax.errors import InputError
 from nextstep_jax.generation.pipeline import Pipeline
 from nextstep_jax.generation.settings import recommended
-from nextstep_jax.models.forms import fuse_projections, unstack_layers
+from nextstep_jax.models.forms import fuse_projections
 from nextstep_jax.models.nextstep import NextStep, init_params
 from nextstep_jax.objectives.multitask import Targets, count_totals, draw_noise, multitask_loss
 from nextstep_jax.training.config import host_batch_size, model_config
 from nextstep_jax.training.flops import multitask_flops, work_of
 from nextstep_jax.training.stage import Loaded, Stage, picture_grid
+from nextstep_jax.training.start import to_canonical
 from nextstep_jax.training.step import Mean, Task
 from nextstep_jax.training.vocabulary import open_vocabulary
 
@@ -37,7 +38,7 @@ Array = jax.Array
 
 def make_stage(config: ConfigDict) -> Stage:
     """The stage a config describes. InputError names an option whose model, vocabulary or data does not fit the others."""
-    model = model_config(config.model).with_transformer(scan_layers=True)
+    model = model_config(config.model)
     if model.input_noise:
         raise InputError(f"config.model.input_noise is {model.input_noise}, but this stage trains on clean input tokens")
     vocabulary = open_vocabulary(config.data.vocabulary, config.start.checkpoint)
@@ -189,7 +190,7 @@ def draw_samples(config: ConfigDict, model: NextStepConfig, vocabulary: Vocabula
     tokenizer = ImageTokenizerConfig.from_released(values, os.path.join(folder, "config.json"))
     pipeline = Pipeline(
         config=model.with_transformer(scan_layers=False, remat="none", fused_projections=True),
-        params=jax.jit(lambda p: fuse_projections(unstack_layers(p)))(params["model"]),
+        params=jax.jit(lambda p: fuse_projections(to_canonical(p)["model"]))({"model": params["model"]}),
         tokenizer_config=tokenizer,
         tokenizer_params=checkpoints.load_params(folder, subtree="image_tokenizer"),
         special=vocabulary.special,

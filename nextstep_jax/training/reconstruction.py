@@ -70,7 +70,7 @@ def make_task(
     tokenizer: ImageTokenizerConfig,
     height: int,
     width: int,
-    weights: Weights = Weights(),
+    weights: Weights,
     perceptual: Callable[[Array, Array], Array] | None = None,
     discriminator: nn.Module | None = None,
 ) -> Task:

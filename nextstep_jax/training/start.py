@@ -16,14 +16,14 @@ Array = jax.Array
 Params = dict[str, Any]
 
 
+def is_stacked(params: Params) -> bool:
+    """Whether a tree holds a model with scanned layers, the one form of training that is not the stored one."""
+    return "model" in params and "layers" in params["model"]["decoder"]
+
+
 def to_canonical(params: Params) -> Params:
-    """The trained tree as it is stored. Only the transformer is trained in another form."""
-    return params | {"model": unstack_layers(params["model"])} if "model" in params else params
-
-
-def to_training(params: Params) -> Params:
-    """A stored tree as it is trained: per-layer leaves stacked."""
-    return params | {"model": stack_layers(params["model"])} if "model" in params else params
+    """The trained tree as it is stored."""
+    return params | {"model": unstack_layers(params["model"])} if is_stacked(params) else params
 
 
 def start_params(checkpoint: str, fresh: Sequence[str], init: Callable[[Array], Params], key: Array, mesh: Mesh) -> Params:
@@ -53,7 +53,7 @@ def start_params(checkpoint: str, fresh: Sequence[str], init: Callable[[Array], 
     def combine(key: Array, loaded: Mapping[str, Array]) -> Params:
         drawn = to_canonical(init(key))  # what is not used is never computed
         chosen = jax.tree_util.tree_map_with_path(lambda path, leaf: loaded.get(path_string(path), leaf), drawn)
-        return to_training(chosen)
+        return chosen | {"model": stack_layers(chosen["model"])} if is_stacked(shapes) else chosen
 
     return jax.jit(combine, out_shardings=placement)(key, _by_path(loaded))
 

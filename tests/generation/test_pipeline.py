@@ -96,11 +96,9 @@ def test_negative_prompt_and_guidance_have_an_effect(tiny_pipeline):
 
 def test_ids_serve_callers_without_a_text_tokenizer(tiny_pipeline):
     blind = dataclasses.replace(tiny_pipeline, vocabulary=None)
-    ids = tiny_pipeline.vocabulary.encode("a red circle")
-    settings = tiny_pipeline.settings(negative="")
-    by_text = tiny_pipeline.generate("a red circle", settings=settings)[0].tokens
-    by_ids = dataclasses.replace(blind).generate(ids, settings=dataclasses.replace(settings, negative=""))
-    np.testing.assert_allclose(by_text, by_ids[0].tokens, atol=1e-5)
+    by_ids = blind.generate(tiny_pipeline.vocabulary.encode("a red circle"))
+    by_text = tiny_pipeline.generate("a red circle", settings=tiny_pipeline.settings(positive="", negative=""))
+    np.testing.assert_allclose(by_text[0].tokens, by_ids[0].tokens, atol=1e-5)
     with pytest.raises(InputError, match="no text tokenizer"):
         blind.generate("a red circle")
 

@@ -29,7 +29,7 @@ def decode(params, latents):
     return ImageTokenizer(CONFIG).apply({"params": params}, latents, method="decode")
 
 
-@pytest.mark.parametrize("rows", [1, 4, 100])  # 6, 2 and 1 strips
+@pytest.mark.parametrize("rows", [1, 4])  # 6 and 2 strips
 def test_strips_leave_no_seam(example, rows):
     params, latents, whole = example
     tiled = decode_tiled(CONFIG, params, latents, rows)

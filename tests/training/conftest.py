@@ -1,20 +1,10 @@
-"""Data that every stage can train on, and compilation that does not optimize."""
+"""Data that every stage can train on."""
 
 import zlib
 
 import jax
 import numpy as np
 import pytest
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick_compilation():
-    """Training steps are large programs that run here for a moment only: most of a test's time would go into optimizing
-    them.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def fake_latents(pixels: np.ndarray) -> np.ndarray:

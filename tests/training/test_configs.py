@@ -45,7 +45,7 @@ def test_the_stages_follow_table_1(name, steps, warmup, rate, schedule, length, 
     assert {name: source.share for name, source in config.data.sources.items() if source.share} == shares
     model = model_config(config.model)
     assert (model.text_loss_weight, model.image_loss_weight) == (0.01, 1.0)
-    assert model.transformer == preset("14b").with_transformer(dtype="bfloat16", remat="full").transformer
+    assert model.transformer == preset("14b").with_transformer(dtype="bfloat16", remat="full", scan_layers=True).transformer
 
 
 @pytest.mark.parametrize("stage, tokens", [("stage1", 1.23e12), ("stage2", 0.61e12), ("anneal", 40e9), ("sft", 5e9)])

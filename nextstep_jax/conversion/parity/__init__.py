@@ -8,14 +8,23 @@ import pathlib
 from collections.abc import Callable
 
 import jax
+from flax.errors import FlaxError
 
 from nextstep_jax.conversion.parity import generation, networks, samplers, sequences, training
 from nextstep_jax.conversion.parity.goldens import Goldens
 from nextstep_jax.conversion.parity.reference import Reference
 from nextstep_jax.conversion.parity.report import Report
-from nextstep_jax.errors import InputError
+from nextstep_jax.errors import InputError, NextStepError
 
-PARTS = {"networks": networks, "samplers": samplers, "generation": generation, "training": training, "sequences": sequences}
+PARTS = {
+    "networks": networks.compare,
+    "samplers": samplers.compare,
+    "generation": generation.compare,
+    "training": training.compare,
+    "sequences": sequences.compare,
+}
+# What comes of sizes and settings in one file that contradict those in another.
+_CONTRADICTIONS = (ArithmeticError, LookupError, TypeError, ValueError, FlaxError)
 
 
 def run_parity(folder: str | os.PathLike, on_part: Callable[[str], None] = lambda name: None) -> Report:
@@ -25,7 +34,8 @@ def run_parity(folder: str | os.PathLike, on_part: Callable[[str], None] = lambd
       on_part: called with the name of each part before it runs.
 
     Raises:
-      InputError: a file that has to be compared is absent, unreadable or not understood.
+      InputError: a file that has to be compared is absent, unreadable or not understood; or nothing missed although a file
+        is not the one that SHA256SUMS lists.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
@@ -34,8 +44,16 @@ def run_parity(folder: str | os.PathLike, on_part: Callable[[str], None] = lambd
     # Accelerators multiply float32 matrices in lower precision unless told otherwise.
     with jax.default_matmul_precision("highest"):
         reference = Reference.load(goldens)
-        for name, part in PARTS.items():
+        for name, compare in PARTS.items():
             on_part(name)
-            part.compare(goldens, reference, report)
+            try:
+                compare(goldens, reference, report)
+            except NextStepError:
+                raise
+            except _CONTRADICTIONS as error:
+                reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+                raise InputError(f"{folder}: the files of part {name!r} do not fit together ({reason})") from error
     goldens.require_all_read()
+    if not report.misses:
+        goldens.require_sums()
     return report

@@ -76,7 +76,7 @@ def _answers(example: dict) -> dict:
 
 
 class _Samples:
-    """Samples of one kind in their order, again and again: a `Stream` without readers or a text tokenizer."""
+    """Samples of one kind in their order: a `Stream` without readers or a text tokenizer."""
 
     def __init__(self, samples: list[dict], kind: str, share: float, image_first: float, seed: int):
         if kind not in KINDS:
@@ -86,8 +86,10 @@ class _Samples:
         self.prepared = [_prepare(sample, KINDS[kind], augmentation, seed) for sample in samples]
 
     def __next__(self) -> Prepared:
+        if self.position == len(self.prepared):
+            raise InputError(f"{FILE}: {self.position} samples of kind {self.name!r} do not fill the rows that it lists")
         self.position += 1
-        return self.prepared[(self.position - 1) % len(self.prepared)]
+        return self.prepared[self.position - 1]
 
     def count_fit(self, fits: bool) -> None:
         self.misfits += not fits
