@@ -218,6 +218,43 @@ def write(prompt: str, checkpoint, images, max_tokens, temperature, top_p, seed,
         click.echo("\n".join(next(iter(part.values())) for part in shown))
 
 
+# --- evaluating -------------------------------------------------------------------------------------------------------
+
+
+@cli.group()
+def evaluate():
+    """Score what a model makes."""
+
+
+@evaluate.command()
+@click.option("--checkpoint", type=click.Path(path_type=pathlib.Path), help="Checkpoint folder [built-in model].")
+@click.option("--prompts", "prompts_file", type=click.Path(path_type=pathlib.Path), help="Prompts, one a line [held-out ones].")
+@click.option("--per-category", type=click.IntRange(min=1), help="Held-out prompts of each category.  [default: 40]")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=pathlib.Path), help="Also write the scores and failures as JSON."
+)
+def shapes(checkpoint, prompts_file, per_category, seed, json_file):
+    """ShapeEval: pictures, edits and captions of the built-in dataset's world, judged by reading their pixels."""
+    from nextstep_jax.data.files import write_json
+    from nextstep_jax.evaluation import shapes as shape_eval
+    from nextstep_jax.evaluation.answers import answer_prompts
+
+    if json_file is not None:
+        _require_writable(json_file)
+    if prompts_file is not None:
+        prompts = shape_eval.read_prompts(prompts_file)
+    else:
+        prompts = shape_eval.default_prompts(per_category or shape_eval.PER_CATEGORY)
+    pipeline = _load(checkpoint, None)
+    with _bar("answering", unit="prompt") as update:
+        answers = answer_prompts(pipeline, prompts, seed, update)
+    report = shape_eval.evaluate(prompts, answers)
+    click.echo(shape_eval.format_report(report))
+    if json_file is not None:
+        write_json(json_file, report)
+
+
 # --- shared -----------------------------------------------------------------------------------------------------------
 
 
@@ -281,11 +318,11 @@ def _require_writable(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def _bar(label: str):
-    """A progress bar over bytes: yields update(done, total)."""
+def _bar(label: str, unit: str = "B"):
+    """A progress bar, over bytes unless told otherwise: yields update(done, total)."""
     from tqdm import tqdm
 
-    with tqdm(desc=label, unit="B", unit_scale=True, file=sys.stderr, disable=None) as bar:
+    with tqdm(desc=label, unit=unit, unit_scale=unit == "B", file=sys.stderr, disable=None) as bar:
 
         def update(done: int, total: int) -> None:
             bar.total = total

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -25,17 +24,8 @@ from tests.conversion import torch_writer
 pytestmark = pytest.mark.xdist_group("parity")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiles():
-    """What is compiled here runs for milliseconds: without most optimizations it is ready sooner."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.fixture(scope="module")
-def report(quick_compiles) -> Report:
+def report() -> Report:
     return run_parity(GOLDENS)
 
 

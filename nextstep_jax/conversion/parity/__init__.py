@@ -3,9 +3,10 @@
 Every array of the folder is compared or used as input; sizes, settings and names of cases are read from the files.
 """
 
+import contextlib
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 from flax.errors import FlaxError
@@ -42,7 +43,7 @@ def run_parity(folder: str | os.PathLike, on_part: Callable[[str], None] = lambd
         raise InputError(f"{folder}: not a folder of golden files")
     goldens, report = Goldens(folder), Report()
     # Accelerators multiply float32 matrices in lower precision unless told otherwise.
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision("highest"), _quick_compiles():
         reference = Reference.load(goldens)
         for name, compare in PARTS.items():
             on_part(name)
@@ -57,3 +58,15 @@ def run_parity(folder: str | os.PathLike, on_part: Callable[[str], None] = lambd
     if not report.misses:
         goldens.require_sums()
     return report
+
+
+@contextlib.contextmanager
+def _quick_compiles() -> Iterator[None]:
+    """On CPUs, compile without LLVM's optimizations: every program here runs for milliseconds, and takes seconds to compile."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, before or jax.default_backend() == "cpu")
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)

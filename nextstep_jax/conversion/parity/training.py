@@ -47,7 +47,7 @@ def _case(golden: GoldenFile, summary: dict, february: bool, reference: Referenc
     )
     ids, labels, latents = golden["input_ids"], golden["labels"], golden.take("latents")
     kept = golden["image_filtered_idx" if february else "latents_mask"] > 0
-    batch = released_batch(config, ids, latents, golden["attention_mask"] if "attention_mask" in golden else None)  # noqa: SIM401
+    batch = released_batch(config, ids, latents, None if february else golden["attention_mask"])
     lengths = [len(tokens) for tokens in tokens_of(latents, config.patch)]
     batch = dataclasses.replace(
         batch,
