@@ -16,7 +16,8 @@ First the image tokenizer (configs/shapes_tokenizer.py), then the data, encoded 
     python -m launch.train --config configs/shapes_nextstep.py --workdir runs/shapes_nextstep
 
 Expected: the model inside the package was stopped after 2,300 steps (`--config.steps=2300`, some 80,000 samples). It follows
-colours and backgrounds, not yet shapes: ShapeEval 0.004. The full 20,000 steps have not been run. Shrunk: `--config configs/shapes_nextstep.py:laptop`.
+colours and backgrounds, not yet shapes: ShapeEval 0.004. The full 20,000 steps have not been run.
+Shrunk: `--config configs/shapes_nextstep.py:laptop`.
 """
 
 from nextstep_jax.config import FlowHeadConfig, NextStepConfig, TransformerConfig

@@ -3,7 +3,8 @@
     python -m launch.train --config configs/shapes_tokenizer.py --workdir runs/shapes_tokenizer
 
 Expected: the tokenizer inside the package was made by 2,000 of these steps (`--config.steps=2000`) and reconstructs held-out
-pictures at 27.9 dB, small stars still rounded off; the full 8,000 have not been run. Shrunk: `--config configs/shapes_tokenizer.py:laptop`.
+pictures at 27.9 dB, small stars still rounded off; the full 8,000 have not been run.
+Shrunk: `--config configs/shapes_tokenizer.py:laptop`.
 """
 
 from nextstep_jax.config import ImageTokenizerConfig

@@ -87,8 +87,7 @@ def compare(goldens: Goldens, reference: Reference, report: Report) -> None:
     for name, values in reference.cases["e2e"].items():
         case = _read(goldens.arrays(name), values, reference)
         golden, guidance = case.golden, case.settings.guidance(case.count)
-        if "cfg_per_token" in golden:
-            report.compare(case.row("cfg_per_token"), guidance, golden["cfg_per_token"], ROUNDING, relative=True)
+        report.compare(case.row("cfg_per_token"), guidance, golden["cfg_per_token"], ROUNDING, relative=True)
         rows = _rows(case, _encode_sources(case, report) if "source_uint8" in golden else [])
         _teacher_forced(case, rows, reference, report)
         _from_stored_conditions(case, guidance, reference, report)
