@@ -85,6 +85,7 @@ def parity(folder: pathlib.Path, json_file: pathlib.Path | None):
 
     if json_file is not None:
         _require_writable(json_file)
+    _keep_compiled_programs()
     report = run_parity(folder, lambda part: click.echo(f"comparing {part}", err=True))
     click.echo(report.table())
     if json_file is not None:

@@ -68,7 +68,8 @@ def _compare_runs(runs: list[_Run], reference: Reference, report: Report) -> Non
         stops = np.cumsum([len(run.walks) for run in of_kind])
         for run, out in zip(of_kind, np.split(ends, stops[:-1]), strict=True):
             name, golden = f"{run.golden.name}.{run.case}", run.golden
-            report.compare(f"{name}.t", run.walks[0].times, golden[f"{run.case}.t"], ROUNDING)
+            if f"{run.case}.t" in golden:
+                report.compare(f"{name}.t", run.walks[0].times, golden[f"{run.case}.t"], ROUNDING)
             report.compare(f"{name}.out", out, golden[f"{run.case}.out"], SINGLE_PASS)
 
 
