@@ -33,7 +33,7 @@ def report(**entries):
 
 
 def start():
-    timeout = 5 if mode == "save, fail, save" else 100
+    timeout = 20 if mode == "save, fail, save" else 100
     return TrainCheckpointer(workdir, config={}, save_timeout=timeout)
 
 
