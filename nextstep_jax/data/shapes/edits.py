@@ -7,7 +7,7 @@ from nextstep_jax.data.shapes.holdout import is_held_out
 from nextstep_jax.data.shapes.language import REGION_WORDS, Reader, noun_phrase
 from nextstep_jax.data.shapes.layout import free_centres, random_kind
 from nextstep_jax.data.shapes.meaning import Mention
-from nextstep_jax.data.shapes.scene import BACKGROUNDS, COLOURS, REGIONS, SHAPES, SIZES, Object, Scene, in_region
+from nextstep_jax.data.shapes.scene import BACKGROUNDS, COLOURS, LATTICE, REGIONS, SHAPES, SIZES, Object, Scene, in_region
 from nextstep_jax.errors import InputError
 
 OPERATIONS = ("recolour", "remove", "add", "move", "resize", "reshape", "background")
@@ -77,7 +77,7 @@ def apply_edit(edit: Edit, scene: Scene, rng: random.Random) -> Scene | None:
     """The scene after an edit, or None where there is no room for it.
 
     A moved object goes to the free lattice point of the region nearest to it; an added one to any free point (of the
-    region); a resized one stays where it is.
+    region); a resized one to the nearest of the other size's lattice points, which is 4 pixels away along each axis.
     """
     if edit.operation == "background":
         return dataclasses.replace(scene, background=edit.value)
@@ -94,17 +94,18 @@ def apply_edit(edit: Edit, scene: Scene, rng: random.Random) -> Scene | None:
     others = scene.objects[:index] + scene.objects[index + 1 :]
     if edit.operation == "remove":
         return dataclasses.replace(scene, objects=others)
-    if edit.operation == "move":
-        free = [c for c in free_centres(thing.size, others) if in_region(c, edit.value)]
+    field = {"recolour": "colour", "reshape": "shape", "resize": "size", "move": None}[edit.operation]
+    changed = dataclasses.replace(thing, **{field: edit.value}) if field else thing
+    if edit.operation in ("move", "resize"):
+        x, y = thing.centre
+        free = free_centres(changed.size, others)
+        if edit.operation == "move":
+            free = [c for c in free if in_region(c, edit.value)]
+        else:
+            free = [c for c in free if max(abs(c[0] - x), abs(c[1] - y)) <= LATTICE / 2]
         if not free:
             return None
-        x, y = thing.centre
-        changed = dataclasses.replace(thing, centre=min(free, key=lambda c: (c[0] - x) ** 2 + (c[1] - y) ** 2))
-    else:
-        field = {"recolour": "colour", "reshape": "shape", "resize": "size"}[edit.operation]
-        changed = dataclasses.replace(thing, **{field: edit.value})
-        if edit.operation == "resize" and changed.centre not in free_centres(changed.size, others):
-            return None
+        changed = dataclasses.replace(changed, centre=min(free, key=lambda c: (c[0] - x) ** 2 + (c[1] - y) ** 2))
     return dataclasses.replace(scene, objects=(*scene.objects[:index], changed, *scene.objects[index + 1 :]))
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import random
 from collections.abc import Iterable
 
@@ -45,8 +46,9 @@ def random_category(rng: random.Random) -> str:
 
 @functools.cache
 def centres(size: str) -> tuple[tuple[int, int], ...]:
-    """The lattice points an object of a size can stand on."""
-    margin = -(-(RADII[size] + 1) // LATTICE) * LATTICE
+    """The lattice points an object of a size can stand on: 12, 20, … 52 pixels from the edges for a small one, 16, 24, … 48
+    for a large one."""
+    margin = 4 * math.ceil((RADII[size] + 1) / 4)
     steps = range(margin, CANVAS - margin + 1, LATTICE)
     return tuple(itertools.product(steps, steps))
 
@@ -115,11 +117,13 @@ def _draw(category: str, rng: random.Random) -> Scene | None:
 
 
 def _draw_word(background: str, rng: random.Random) -> Scene | None:
-    """A word on a line of its own, alone or with an object under or over it. Few lines, and centred, are easier to learn."""
+    """A word on a line of its own, alone or with an object under or over it. Few lines, each one row of tokens, and centred,
+    are easier to learn.
+    """
     text, colour = rng.choice(WORDS), rng.choice(tuple(COLOURS))
     if rng.random() < 0.6:
-        return Scene((), background, Word(text, colour, (CANVAS // 2, rng.choice((16, 24, 32, 40, 48)))))
-    word = Word(text, colour, (CANVAS // 2, rng.choice((12, 52))))
+        return Scene((), background, Word(text, colour, (CANVAS // 2, rng.choice((8, 24, 40, 56)))))
+    word = Word(text, colour, (CANVAS // 2, rng.choice((8, 56))))
     kind = random_kind(rng)
     free = [c for c in free_centres(kind[2], (word,)) if clearly_related(Object(*kind, c), word)]
     return Scene((Object(*kind, rng.choice(free)),), background, word) if free else None
