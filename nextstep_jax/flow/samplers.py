@@ -88,8 +88,36 @@ def sample(
     return walk(velocity, noise, jnp.asarray(table))
 
 
+def trajectory(
+    velocity: Callable[[Array, Array], Array], noise: Array, *, sampler: str, steps: int, **how: float
+) -> tuple[np.ndarray, Array]:
+    """The points that `sample` passes through, given the same arguments; the last is what it returns.
+
+    Returns:
+      times [N + 1] float32, from 0 to where the walk ends, and states [N + 1, R, C] float32. The points at which "heun" only
+      tries the velocity are left out.
+    """
+    grid = _grid(sampler, steps, how.get("shift", 1.0), how.get("last_step", LAST_STEP))
+    step, start, inputs = _walk(velocity, noise, jnp.asarray(step_table(sampler, steps, **how)))
+
+    def keeping(state, inputs):
+        state, _ = step(state, inputs)
+        return state, state[0]
+
+    _, states = jax.lax.scan(keeping, start, inputs)
+    if sampler == "heun":
+        states = jnp.concatenate([states[1:-1:2], states[-1:]])
+    return grid.astype(np.float32), jnp.concatenate([start[0][None], states])
+
+
 def walk(velocity: Callable[[Array, Array], Array], noise: Array, table: Array) -> Array:
     """Run a `step_table` [E, 4] as one scan; velocity, noise and result as in `sample`. Rows short of noise get none."""
+    (x, _), _ = jax.lax.scan(*_walk(velocity, noise, table))
+    return x
+
+
+def _walk(velocity: Callable[[Array, Array], Array], noise: Array, table: Array):
+    """What `jax.lax.scan` takes: the update of (x, velocity before), where it starts, and its inputs at each evaluation."""
     start, fresh = noise[0].astype(jnp.float32), noise[1:].astype(jnp.float32)
     quiet = jnp.zeros((table.shape[0] - fresh.shape[0], *start.shape))
 
@@ -100,8 +128,7 @@ def walk(velocity: Callable[[Array, Array], Array], noise: Array, table: Array) 
         return (a * x + b * v + c * before + d * draw, v), None
 
     inputs = (jnp.arange(table.shape[0]), tuple(table.T), jnp.concatenate([fresh, quiet]))
-    (x, _), _ = jax.lax.scan(step, (start, jnp.zeros_like(start)), inputs)
-    return x
+    return step, (start, jnp.zeros_like(start)), inputs
 
 
 def step_table(

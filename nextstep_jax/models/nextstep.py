@@ -97,6 +97,11 @@ class NextStep(nn.Module):
         x = self.embed(batch.text_ids, batch.image_tokens, batch.is_image)
         return self.decoder.layer_outputs(x, batch.positions, batch.segment_ids)
 
+    def attention_maps(self, batch: Batch) -> list[Array]:
+        """Attention weights [B, N, S, S] of each decoder block: query position, then key position (unrolled form only)."""
+        x = self.embed(batch.text_ids, batch.image_tokens, batch.is_image)
+        return self.decoder.attention_maps(x, batch.positions, batch.segment_ids)
+
     def decode(self, embeddings: Array, positions: Array, cache: Cache, valid: Array) -> tuple[Array, Cache]:
         """Append [R, S, D] embeddings at [R, S] positions to the cache; see `Decoder.decode`."""
         return self.decoder.decode(embeddings, positions, cache, valid)

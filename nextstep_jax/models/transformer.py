@@ -14,9 +14,11 @@ from jax.ad_checkpoint import checkpoint_name
 from nextstep_jax.config import TransformerConfig
 from nextstep_jax.models.attention import (
     LayerCache,
+    attention_weights,
     cache_mask,
     causal_attention,
     masked_attention,
+    segment_mask,
     write_cache,
 )
 from nextstep_jax.models.layers import Projection, RMSNorm, apply_rope, rope_table
@@ -74,6 +76,12 @@ class Attention(nn.Module):
         y = causal_attention(q, k, v, segment_ids, self.config.attention_kernel)
         return self.o(checkpoint_name(y, "attention_out"))
 
+    def weights(self, x: Array, rope: RopeTable, segment_ids: Array) -> Array:
+        """How much each position looks at which: [B, N, S, S] float32, rows sum to 1."""
+        q, k, _ = self.project(x, rope)
+        weights = attention_weights(q, k, segment_mask(segment_ids))
+        return weights.reshape(q.shape[0], self.config.heads, *weights.shape[-2:])
+
     def decode(self, x: Array, rope: RopeTable, cache: LayerCache, index: Array, mask: Array) -> tuple[Array, LayerCache]:
         q, k, v = self.project(x, rope)
         cache = write_cache(cache, k, v, index)
@@ -115,6 +123,9 @@ class Block(nn.Module):
         x = x + self.attention(self.attention_norm(x), rope, segment_ids)
         x = x + self.mlp(self.mlp_norm(x))
         return constrain(x, "batch", "sequence", "width"), None
+
+    def attention_map(self, x: Array, rope: RopeTable, segment_ids: Array) -> Array:
+        return self.attention.weights(self.attention_norm(x), rope, segment_ids)
 
     def decode(self, x: Array, rope: RopeTable, cache: LayerCache, index: Array, mask: Array) -> tuple[Array, LayerCache]:
         y, cache = self.attention.decode(self.attention_norm(x), rope, cache, index, mask)
@@ -177,6 +188,14 @@ class Decoder(nn.Module):
             x, _ = layer(x, rope, segment_ids)
             outputs.append(x)
         return outputs
+
+    def attention_maps(self, x: Array, positions: Array, segment_ids: Array) -> list[Array]:
+        """Attention weights [B, N, S, S] of each block (unrolled form only)."""
+        x, rope, maps = x.astype(self.config.dtype), self._rope(positions), []
+        for layer in self.layers:
+            maps.append(layer.attention_map(x, rope, segment_ids))
+            x, _ = layer(x, rope, segment_ids)
+        return maps
 
     def decode(self, x: Array, positions: Array, cache: Cache, valid: Array) -> tuple[Array, Cache]:
         """Append embeddings [R, S, D] to the cache and return their hidden states [R, S, D] (unrolled form only).

@@ -1,0 +1,75 @@
+"""How an image tokenizer's latents are spread, and what noise in them does to the picture (paper Figures 6 and 7).
+
+Letters: B images, h x w latent grid, c latent channels.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nextstep_jax.config import ImageTokenizerConfig
+from nextstep_jax.errors import InputError
+from nextstep_jax.models.image_tokenizer import ImageTokenizer, perturb, scale_latents, unscale_latents
+
+Array = jax.Array
+
+
+def distance_to_normal(values: np.ndarray) -> dict[str, float]:
+    """How far numbers of any shape are from a standard normal distribution.
+
+    Returns:
+      mean, variance, skewness and excess_kurtosis (0, 1, 0, 0 for a normal distribution), and `ks`, the Kolmogorov-Smirnov
+      distance: the largest difference between the two distribution functions, from 0 to 1.
+
+    Raises:
+      InputError: fewer than two numbers, or all alike.
+    """
+    x = np.sort(np.asarray(values, np.float64).ravel())
+    if len(x) < 2 or not x[-1] > x[0]:
+        raise InputError(f"a distribution needs at least two different numbers, found {len(x)} numbers")
+    mean, deviation = x.mean(), x.std()
+    z = (x - mean) / deviation
+    below = np.asarray(jax.scipy.stats.norm.cdf(x))
+    steps = np.arange(len(x) + 1) / len(x)
+    ks = max(np.max(steps[1:] - below), np.max(below - steps[:-1]))
+    moments = {"skewness": np.mean(z**3), "excess_kurtosis": np.mean(z**4) - 3}
+    return {name: float(value) for name, value in ({"mean": mean, "variance": deviation**2} | moments | {"ks": ks}).items()}
+
+
+def encode_latents(config: ImageTokenizerConfig, params: dict, images: Array, normalize: bool = True) -> np.ndarray:
+    """Latents [B, h, w, c], scaled as the transformer sees them, of images [B, height, width, 3] in [-1, 1]: posterior means.
+
+    Args:
+      normalize: False leaves out the per-token normalization of a tokenizer that has one.
+    """
+    return np.asarray(
+        _encode(config if normalize else dataclasses.replace(config, normalize=False), params, jnp.asarray(images))
+    )
+
+
+def reconstruct_noisy(
+    config: ImageTokenizerConfig, params: dict, images: Array, strengths: Sequence[float], seed: int = 0
+) -> np.ndarray:
+    """Reconstructions [len(strengths), B, height, width, 3] of images [B, height, width, 3] in [-1, 1], clipped to that range.
+
+    Args:
+      strengths: standard deviations of the normal noise added to the latents; each uses the same noise.
+    """
+    latents = _encode(config, params, jnp.asarray(images))
+    noise = jax.random.normal(jax.random.key(seed), latents.shape)
+    return np.stack([np.asarray(_decode(config, params, perturb(latents, s, noise))) for s in strengths])
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _encode(config: ImageTokenizerConfig, params: dict, images: Array) -> Array:
+    return scale_latents(ImageTokenizer(config).apply({"params": params}, images, method="encode").mean, config)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _decode(config: ImageTokenizerConfig, params: dict, latents: Array) -> Array:
+    pixels = ImageTokenizer(config).apply({"params": params}, unscale_latents(latents, config), method="decode")
+    return jnp.clip(pixels, -1, 1)

@@ -1,0 +1,152 @@
+"""What happens inside one generation: what each image token was sampled from, how, and which words it looked at.
+
+Letters: B images, M branches, R = M * B rows, n image tokens of C numbers, D width, E noise arrays, N heads, L layers, W words.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nextstep_jax.batch import Batch
+from nextstep_jax.config import NextStepConfig
+from nextstep_jax.flow.guidance import guide
+from nextstep_jax.flow.samplers import evaluation_times, noise_shape, trajectory
+from nextstep_jax.generation import decode
+from nextstep_jax.generation.decode import DecodeState, TokenSettings
+from nextstep_jax.generation.pipeline import Pipeline
+from nextstep_jax.generation.prompts import EncodedImage, align_rows, area_prefix, make_row
+from nextstep_jax.generation.settings import Settings
+from nextstep_jax.models.nextstep import NextStep
+
+Array = jax.Array
+
+
+class Trace(NamedTuple):
+    """A generation, token by token.
+
+    Attributes:
+      tokens: [B, n, C] as the transformer reads them and the image tokenizer decodes them.
+      sampled: [B, n, C] as the sampler left them; equal to `tokens` without per-token normalization.
+      conditions: [n, R, D] what the flow head was given.
+      h, w: the grid, h * w = n.
+    """
+
+    tokens: np.ndarray
+    sampled: np.ndarray
+    conditions: np.ndarray
+    h: int
+    w: int
+
+
+def trace(
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    *,
+    seed: int = 0,
+    settings: Settings | None = None,
+    height: int | None = None,
+    width: int | None = None,
+) -> Trace:
+    """Generate one image of each prompt and keep what happened on the way; tokens as `Pipeline.generate` makes them."""
+    settings = settings or pipeline.settings()
+    h, w = pipeline.grid(settings, height, width)
+    how = settings.token_settings(has_image=False)
+    prefix, count = area_prefix(pipeline.special, h, w), len(prompts)
+    texts = [f"{prompt} {settings.positive}".strip() for prompt in prompts] + [settings.negative] * count * (how.branches - 1)
+    rows = [make_row([text, prefix], pipeline.special, pipeline.config.token_channels, pipeline.vocabulary) for text in texts]
+    key = jax.random.fold_in(jax.random.key(seed), 0)
+    noise = decode.draw_noise(jnp.broadcast_to(key, (count,)), h * w, how.noise_arrays, pipeline.config.token_channels)
+    state = decode.start(pipeline.config, pipeline.params, align_rows(rows), how.branches, h * w)
+    found = _walk(pipeline.config, how, pipeline.params, state, noise, settings.guidance(h * w))
+    return Trace(*map(np.asarray, found), h, w)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "how"))
+def _walk(
+    config: NextStepConfig, how: TokenSettings, params: dict, state: DecodeState, noise: Array, guidance: Array
+) -> tuple[Array, Array, Array]:
+    """(tokens, sampled, conditions) of a `Trace`."""
+    times = decode.embed_times(config, how, params)
+    raw = dataclasses.replace(how, normalize_tokens=False)
+
+    def step(state, inputs):
+        noise, guidance = inputs
+        state, condition = decode.sample_step(config, how, params, times, state, noise, guidance)
+        return state, (decode.flow_step(config, raw, params, condition, times, noise, *guidance), condition)
+
+    state, (sampled, conditions) = jax.lax.scan(step, state, (noise, guidance))
+    return state.tokens, jnp.moveaxis(sampled, 0, 1), conditions
+
+
+def token_statistics(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance over the C numbers of each of tokens [B, n, C], averaged over the images: two [n] (paper Figure 5)."""
+    tokens = np.asarray(tokens, np.float64)
+    return tokens.mean(-1).mean(0), tokens.var(-1).mean(0)
+
+
+def token_trajectories(
+    pipeline: Pipeline, condition: np.ndarray, settings: Settings, *, walks: int = 8, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """How the flow head carries several noises to one image token.
+
+    Args:
+      condition: [M, D] of one image and token, `trace(...).conditions[k, b::B]`.
+      settings: cfg, sampler and steps. With one seed every sampler starts from the same noises.
+
+    Returns:
+      times [steps + 1] and states [steps + 1, walks, C], before per-token normalization.
+    """
+    how = settings.token_settings(has_image=False)
+    shape = (noise_shape(how.sampler, how.steps), walks, pipeline.config.token_channels)
+    # One key for each array, so that the starts do not depend on how many arrays a sampler takes.
+    keys = jax.random.split(jax.random.key(seed), 1 + shape[0])
+    noise = jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(keys[1:]).at[0].set(jax.random.normal(keys[0], shape[1:]))
+    times, states = _trajectories(pipeline.config, how, pipeline.params, jnp.asarray(condition), noise, settings.cfg)
+    return np.asarray(times), np.asarray(states)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "how"))
+def _trajectories(config: NextStepConfig, how: TokenSettings, params: dict, condition: Array, noise: Array, cfg: Array):
+    model, variables, walks = NextStep(config), {"params": params}, noise.shape[1]
+    moments = jnp.asarray(evaluation_times(how.sampler, how.steps, how.shift))
+
+    def velocity(x: Array, i: Array) -> Array:
+        rows, conditions = jnp.tile(x, (how.branches, 1)), jnp.repeat(condition, walks, axis=0)
+        t = jnp.full(rows.shape[0], moments[i])
+        v = model.apply(variables, rows, t, conditions, method="velocity")
+        return guide(v, cfg, 1.0, how.branches, how.rescale)
+
+    return trajectory(velocity, noise, sampler=how.sampler, steps=how.steps, shift=how.shift, noise_level=how.noise_level)
+
+
+def word_attention(pipeline: Pipeline, prompt: str, tokens: np.ndarray, h: int, w: int) -> tuple[list[str], np.ndarray]:
+    """How much each image token looks at each word of its prompt.
+
+    Args:
+      tokens: [h * w, C] of an image drawn from the prompt, without the settings' positive text.
+
+    Returns:
+      The prompt's W words (text ids, decoded one by one) and the weights [L, N, h * w, W] of the position that *predicts* each
+      token. The rest of a position's attention, up to a sum of 1, goes to the image's markers and earlier tokens.
+    """
+    special, channels = pipeline.special, pipeline.config.token_channels
+    words = make_row([prompt], special, channels, pipeline.vocabulary).ids
+    row = make_row([prompt, EncodedImage(tokens, h, w)], special, channels, pipeline.vocabulary)
+    length, places = len(row.ids), np.flatnonzero(row.is_image)
+    image_tokens = np.zeros((1, length, channels), np.float32)
+    image_tokens[0, places] = row.tokens
+    zeros = np.zeros((1, length), np.float32)
+    positions, segments = np.arange(length, dtype=np.int32)[None], np.ones((1, length), np.int32)
+    batch = Batch(row.ids[None], image_tokens, row.is_image[None], positions, segments, zeros, zeros)
+    maps = np.stack([np.asarray(weights)[0] for weights in _attention_maps(pipeline.config, pipeline.params, batch)])
+    return [pipeline.text([i]) for i in words], maps[:, :, places - 1, : len(words)]
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _attention_maps(config: NextStepConfig, params: dict, batch: Batch) -> list[Array]:
+    return NextStep(config).apply({"params": params}, batch, method="attention_maps")

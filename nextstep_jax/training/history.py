@@ -1,0 +1,36 @@
+"""What a run wrote while it trained, read back for a look or a plot."""
+
+import json
+import os
+import pathlib
+
+import numpy as np
+
+from nextstep_jax.data.images import load
+from nextstep_jax.errors import InputError
+
+
+def read_metrics(workdir: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{name: (steps [k], values [k] float64)} of all numbers a run reported; what was not finite is NaN.
+
+    Raises:
+      InputError: the folder holds no metrics.
+    """
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected the metrics of a training run ({error})") from error
+    found: dict[str, tuple[list, list]] = {}
+    for line in lines:
+        for name in line.keys() - {"step"}:
+            steps, values = found.setdefault(name, ([], []))
+            steps.append(line["step"])
+            values.append(np.nan if line[name] is None else line[name])
+    return {name: (np.asarray(steps), np.asarray(values, float)) for name, (steps, values) in sorted(found.items())}
+
+
+def read_samples(workdir: str | os.PathLike) -> dict[int, np.ndarray]:
+    """{step: picture [height, width, 3] uint8} of all sample grids a run drew, in the order of the steps."""
+    paths = sorted((pathlib.Path(workdir) / "samples").glob("step_*.png"))
+    return {int(path.stem.removeprefix("step_")): np.asarray(load(path)) for path in paths}
