@@ -1,6 +1,7 @@
 """From what steps report to lines a person can read: JSON lines always, TensorBoard and Weights & Biases where installed."""
 
 import contextlib
+import hashlib
 import importlib.util
 import json
 import logging
@@ -13,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from nextstep_jax.errors import NextStepError
+from nextstep_jax.errors import InputError, NextStepError
 from nextstep_jax.training.flops import peak_flops
 from nextstep_jax.training.step import StepMetrics
 
@@ -130,7 +131,12 @@ class Writer:
     """Writes numbers and images of a run; only the first process does, the others' calls do nothing.
 
     `metrics.jsonl` in the work directory gets one JSON object a line, {"step": n, name: value, ...}. Lines of steps that a
-    resumed run does again are removed when it opens the file, so a step is reported once.
+    resumed run does again are removed when it opens the file, so a step is reported once. TensorBoard's files go to
+    `tensorboard/` where tensorboardX is installed; Weights & Biases is asked for by naming a project, and a run that continues
+    is one run there too.
+
+    Raises:
+      InputError: a project is named and wandb is not installed.
     """
 
     def __init__(self, directory: str | os.PathLike, config: Mapping, resume_step: int = 0, wandb: Mapping | None = None):
@@ -138,6 +144,8 @@ class Writer:
         if jax.process_index():
             return
         directory = pathlib.Path(directory)
+        if (project := (wandb or {}).get("project")) and not importlib.util.find_spec("wandb"):
+            raise InputError(f"config.wandb.project is {project!r}, but wandb is not installed: pip install wandb")
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
         _drop_lines_after(path, resume_step)
@@ -146,10 +154,11 @@ class Writer:
             from tensorboardX import SummaryWriter
 
             self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step or None)
-        if wandb and wandb.get("project") and importlib.util.find_spec("wandb"):
+        if project:
             import wandb as client
 
-            self._wandb = client.init(dir=str(directory), config=dict(config), resume="allow", **wandb)
+            name = hashlib.blake2b(str(directory.resolve()).encode(), digest_size=8).hexdigest()
+            self._wandb = client.init(dir=str(directory), config=dict(config), id=name, resume="allow", **wandb)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         if self._file is None:

@@ -1,11 +1,16 @@
 """What is reported, and when a run is stopped."""
 
 import json
+import struct
+import sys
+import types
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
-from nextstep_jax.errors import NextStepError
+from nextstep_jax.errors import InputError, NextStepError
 from nextstep_jax.training.metrics import FiniteGuard, Window, Writer, mean_values, summary
 from nextstep_jax.training.step import Mean, StepMetrics
 
@@ -101,6 +106,61 @@ def test_a_resumed_run_reports_each_step_once(tmp_path):
     writer.scalars(30, {"loss": 31})
     writer.close()
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(10, 10), (20, 20), (30, 31)]
+
+
+def events(path):
+    """The records of a TensorBoard file: 8 bytes of length, 4 of checksum, the event, 4 of checksum."""
+    data, at, found = path.read_bytes(), 0, []
+    while at < len(data):
+        (length,) = struct.unpack_from("<Q", data, at)
+        found.append(Event.FromString(data[at + 12 : at + 12 + length]))
+        at += 16 + length
+    return found
+
+
+def test_tensorboard_gets_numbers_and_pictures(tmp_path):
+    writer = Writer(tmp_path, {})
+    writer.scalars(7, {"loss": 2.5})
+    writer.image(7, "samples", np.full((4, 6, 3), 200, np.uint8))
+    writer.close()
+    (file,) = (tmp_path / "tensorboard").glob("events*")
+    values = {value.tag: (event.step, value) for event in events(file) for value in event.summary.value}
+    assert values["loss"][0] == 7 and values["loss"][1].simple_value == 2.5
+    assert (values["samples"][1].image.height, values["samples"][1].image.width) == (4, 6)
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A stand-in for the client that notes what it is told."""
+    client = types.ModuleType("wandb")
+    client.__spec__ = types.SimpleNamespace(name="wandb")
+    client.calls = []
+    client.Image = lambda pixels: ("image", pixels.shape)
+    client.log = lambda values, step: client.calls.append((step, values))
+    client.finish = lambda: client.calls.append("finished")
+    client.init = lambda **options: client.calls.append(options) or client
+    monkeypatch.setitem(sys.modules, "wandb", client)
+    return client
+
+
+def test_wandb_continues_the_same_run(wandb, tmp_path):
+    for step in (1, 2):
+        writer = Writer(
+            tmp_path, {"steps": 2}, resume_step=step - 1, wandb={"project": "shapes", "mode": "offline", "name": "x"}
+        )
+        writer.scalars(step, {"loss": 1.0})
+        writer.image(step, "samples", np.zeros((2, 2, 3), np.uint8))
+        writer.close()
+    first, second = wandb.calls[:4], wandb.calls[4:]
+    assert first[0] == second[0] and first[0]["project"] == "shapes" and first[0]["resume"] == "allow" and first[0]["id"]
+    assert second[1:] == [(2, {"loss": 1.0}), (2, {"samples": ("image", (2, 2, 3))}), "finished"]
+
+
+def test_a_project_without_wandb_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="'shapes', but wandb is not installed"):
+        Writer(tmp_path / "run", {}, wandb={"project": "shapes", "mode": "offline"})
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_terminal_gets_one_short_line():
