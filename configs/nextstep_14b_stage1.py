@@ -35,6 +35,7 @@ def base():
     # 1.23T tokens in 200K steps are 6.2M a step: some 380 rows of 16K. 384 divide evenly over most pods.
     config.data.length = 16_384
     config.data.batch_size = 384
+    config.data.lanes = 64  # for up to as many hosts
     config.data.workers = 4
     config.data.sources.text = source("text", share=0.2)
     config.data.sources.pairs = source("pairs", share=0.6)

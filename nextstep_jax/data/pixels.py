@@ -1,6 +1,6 @@
 """Batches of pictures alone, for training the image tokenizer.
 
-Letters: B images of this host.
+Letters: B images of a lane.
 """
 
 from collections.abc import Sequence
@@ -27,11 +27,12 @@ class PixelBatches:
     """Endless iterator of `PixelBatch` over the pictures of several sources, one of every sample, shuffled anew in each epoch.
 
     Pictures are resized to cover height x width and cropped in the middle. One that cannot be read is left out and counted;
-    above `bad_share` of those read, the next batch raises instead. `get_state` and `set_state` are Grain's.
+    above `bad_share` of those read, the next batch raises instead. `set_state(get_state())` continues with the very next batch,
+    whatever the number of workers. It makes the rows of one lane; `lanes.py` joins them.
 
     Args:
       batch_size: B.
-      process_index, process_count: which host this is; hosts share the pictures out.
+      lane, lanes: which lane this is; lanes share the pictures out.
       workers: reader processes; 0 reads in threads.
     """
 
@@ -43,8 +44,8 @@ class PixelBatches:
         width: int,
         *,
         seed: int = 42,
-        process_index: int = 0,
-        process_count: int = 1,
+        lane: int = 0,
+        lanes: int = 1,
         workers: int = 0,
         bad_share: float = 0.01,
     ):
@@ -52,14 +53,11 @@ class PixelBatches:
             raise InputError(
                 f"a stream of pictures needs a source and a batch of at least 1, found {len(sources)} and {batch_size}"
             )
-        self._batch_size, self._bad_share = batch_size, bad_share
+        self._batch_size, self._bad_share, self._workers = batch_size, bad_share, workers
         parts = [grain.MapDataset.range(len(source)).map(_Read(source, height, width)) for source in sources]
-        pictures = grain.MapDataset.concatenate(parts).shuffle(seed).repeat()[process_index::process_count]
-        # Threads of its own when there are no processes: decoding goes on while the device computes.
-        stream = pictures.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * batch_size))
-        if workers:
-            stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=batch_size))
-        self._pictures = iter(stream)
+        self._pictures = grain.MapDataset.concatenate(parts).shuffle(seed).repeat()[lane::lanes]
+        self._reader = None
+        self._position = 0
         self._read = 0
         self._bad: list[str] = []
 
@@ -68,9 +66,12 @@ class PixelBatches:
 
     def __next__(self) -> PixelBatch:
         """The next batch. InputError when too many pictures could not be read, quoting the latest."""
+        if self._reader is None:
+            self._reader = self._read_ahead()
         rows, keys = [], []
         while len(rows) < self._batch_size:
-            pixels, text = next(self._pictures)
+            pixels, text = next(self._reader)
+            self._position += 1
             self._read += 1
             if pixels is None:
                 self._bad.append(text)
@@ -81,14 +82,32 @@ class PixelBatches:
             keys.append(text)
         return PixelBatch(np.stack(rows), tuple(keys))
 
+    def _read_ahead(self):
+        # Every reader takes each n-th picture and none is left out before this point, so the order is that of one reader.
+        rest = self._pictures[self._position :]
+        # Threads of its own when there are no processes: decoding goes on while the device computes.
+        stream = rest.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * self._batch_size))
+        if self._workers:
+            processes = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=self._batch_size)
+            stream = stream.mp_prefetch(processes)
+        return iter(stream)
+
     def get_state(self) -> dict[str, Any]:
-        return self._pictures.get_state()
+        """How many pictures of this lane's order have been read."""
+        return {"next_index": self._position}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self._pictures.set_state(state)
+        """Continue from `get_state`'s result."""
+        if not isinstance(state, dict) or not isinstance(state.get("next_index"), int):
+            raise InputError(f"the saved position in the pictures is {state!r}, expected one that this version wrote")
+        self.close()
+        self._position = state["next_index"]
 
     def close(self) -> None:
-        self._pictures.close()
+        """End the readers; the next batch starts them again."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
 
 
 class _Read(NamedTuple):

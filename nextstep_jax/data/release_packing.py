@@ -47,8 +47,8 @@ class ReleasePacking:
     def __init__(self, streams: list[Stream], special: SpecialIds, layout: Layout):
         self._streams, self._special, self._layout = streams, special, layout
         self._most_images = max(1, layout.length // (2 * max(h * w for h, w in layout.grids)))
-        self._draw = draws(layout.seed, layout.process_index, 0)
-        self._bucket_draw = draws("BatchBucket", layout.seed, layout.process_index, 0)
+        self._draw = draws(layout.seed, layout.lane, 0)
+        self._bucket_draw = draws("BatchBucket", layout.seed, layout.lane, 0)
         self._queues: list[dict[str, list[_Item]]] = [{} for _ in streams]
         self._text: list[tuple[list[int], list[float]]] = [([], []) for _ in streams]  # ids and weights of the text stream
         self._buckets: dict[str, list[Row]] = {f"{h}*{w}": [] for h, w in layout.grids} | {MIXED: []}

@@ -1,7 +1,8 @@
-"""Reading one source: shuffled, repeated, divided over hosts, prepared ahead by Grain in threads or processes.
+"""Reading one source: shuffled, repeated, divided over lanes, prepared ahead by Grain in threads or processes.
 
-Host p of P reads the samples p, p + P, p + 2P, ... of an order that is new in every epoch, so that every sample comes once an
-epoch whatever P is. Any place of that order can be read again at any time, which is what makes a saved position small.
+Lane n of N (see `lanes.py`) reads the samples n, n + N, n + 2N, ... of an order that is new in every epoch, so that every
+sample comes once an epoch whatever N is. Any place of that order can be read again at any time, which is what makes a saved
+position small.
 """
 
 import dataclasses
@@ -53,11 +54,11 @@ class Layout:
     """The shape of batches and the order of samples.
 
     Attributes:
-      batch_size: rows on this host.
+      batch_size: rows of this lane.
       length: positions of a row.
       channels, patch: of an image token: C, and its side in latent pixels.
       epochs: None repeats for ever. A finite pass ends with rows, and a batch, that are partly padding.
-      process_index, process_count: which host this is. A finite pass may end sooner on one host than on another.
+      lane, lanes: which of the lanes this is. A finite pass may end sooner in one lane than in another.
       grids: None packs samples as segments that do not see each other. With the (h, w) of all images that can occur, rows are
         packed and batched as the February 2026 release does it (see `release_packing.py`), and `epochs` must be None.
       open_rows: rows held open while packing segments.
@@ -71,18 +72,18 @@ class Layout:
     seed: int = 42
     shuffle: bool = True
     epochs: int | None = None
-    process_index: int = 0
-    process_count: int = 1
+    lane: int = 0
+    lanes: int = 1
     grids: tuple[tuple[int, int], ...] | None = None
     open_rows: int = 16
     workers: int = 0
 
     def __post_init__(self):
-        for name in ("batch_size", "length", "channels", "patch", "process_count", "open_rows"):
+        for name in ("batch_size", "length", "channels", "patch", "lanes", "open_rows"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be 1 or more, found {getattr(self, name)}")
-        if not 0 <= self.process_index < self.process_count:
-            raise InputError(f"process_index must be in [0, {self.process_count}), found {self.process_index}")
+        if not 0 <= self.lane < self.lanes:
+            raise InputError(f"lane must be in [0, {self.lanes}), found {self.lane}")
         if self.epochs is not None and self.epochs < 1:
             raise InputError(f"epochs must be 1 or more, found {self.epochs}")
         if self.grids is not None and (not self.grids or self.epochs is not None):
@@ -90,7 +91,7 @@ class Layout:
 
 
 class Stream:
-    """The samples of one ingredient in this host's order.
+    """The samples of one ingredient in its lane's order.
 
     Attributes:
       position: how many have been read.
@@ -115,7 +116,7 @@ class Stream:
         samples = grain.MapDataset.source(ingredient.source).map_with_index(prepare)
         if layout.shuffle:
             samples = samples.shuffle(seed=draws("shuffle", layout.seed, number).getrandbits(32))
-        self._samples = samples.repeat(layout.epochs)[layout.process_index :: layout.process_count]
+        self._samples = samples.repeat(layout.epochs)[layout.lane :: layout.lanes]
         self._reader = None
 
     def __getitem__(self, position: int) -> Prepared:

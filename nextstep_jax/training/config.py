@@ -6,6 +6,7 @@ out field by field, so that any of them can be changed from the command line (`-
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from ml_collections.config_dict import placeholder
 from nextstep_jax.config import FlowHeadConfig, ImageTokenizerConfig, NextStepConfig, TransformerConfig
 from nextstep_jax.data.augment import Augmentation
 from nextstep_jax.errors import InputError
+from nextstep_jax.sharding.mesh import batch_shardings
 
 OBJECTIVES = ("multitask", "reconstruction")
 
@@ -90,16 +92,20 @@ def data_config(objective: str) -> ConfigDict:
             "batch_size": 32,  # pictures of a step, over all hosts
             "height": 256,
             "width": 256,
-            "workers": 0,  # reader processes; 0 reads in threads
+            "lanes": 1,  # parts in which a batch is read (data/lanes.py): it can run on as many hosts as divide their number
+            "workers": 0,  # reader processes of a host; 0 reads in threads
         }
         return ConfigDict(values)
     values = {
         "root": "",  # folder that relative paths of sources start from
         "vocabulary": "",  # a tokenizer.json; "": the starting checkpoint's; "shapes": the built-in dataset's
         "batch_size": 8,  # rows of a step, over all hosts
+        # Parts in which a batch is read and packed (data/lanes.py): a run keeps their number, and can run on as many hosts as
+        # divide it.
+        "lanes": 1,
         "length": 16384,  # positions of a row
         "open_rows": 16,  # rows held open while packing: more waste less
-        "workers": 0,  # reader processes for each source; 0 reads in threads
+        "workers": 0,  # reader processes of a host for each source; 0 reads in threads
         # (h, w) of every image, for packing as the February 2026 release does it; (): samples do not see each other
         "grids": (),
         "sources": ConfigDict(),
@@ -164,15 +170,34 @@ def require_valid(config: ConfigDict) -> None:
         raise InputError(f"config.profile needs 0 <= start <= stop, found {config.profile.start} and {config.profile.stop}")
     if config.objective not in OBJECTIVES:
         raise InputError(f"config.objective must be one of {', '.join(OBJECTIVES)}, found {config.objective!r}")
+    rows, lanes = config.data.batch_size, config.data.lanes
+    if lanes < 1 or rows < 1 or rows % lanes:
+        raise InputError(f"config.data.batch_size ({rows}) is not a multiple of config.data.lanes ({lanes})")
 
 
-def host_batch_size(config: ConfigDict) -> int:
-    """Rows of a step's batch that this process makes. InputError when they do not divide into hosts and accumulated parts."""
-    rows, hosts = config.data.batch_size, jax.process_count()
-    if rows < 1 or rows % (hosts * config.accumulation):
-        parts = f"{hosts} hosts x accumulation {config.accumulation}"
+def local_lanes(config: ConfigDict) -> tuple[int, ...]:
+    """The data lanes whose rows of the global batch lie on this process's devices of the current mesh; without one, all.
+
+    Raises:
+      InputError: the rows do not divide into lanes and accumulated parts, or the lanes not into the processes.
+    """
+    rows, lanes, mesh = config.data.batch_size, config.data.lanes, jax.sharding.get_mesh()
+    if mesh.empty:
+        return tuple(range(lanes))
+    (sharding,) = jax.tree.leaves(batch_shardings([jax.ShapeDtypeStruct((rows,), "int32")], mesh, ("batch",)))
+    shards = math.prod(mesh.shape[axis] for axis in jax.tree.leaves(tuple(sharding.spec)))
+    if rows % (shards * config.accumulation):
+        parts = f"{shards} devices with rows of their own x accumulation {config.accumulation}"
         raise InputError(f"config.data.batch_size ({rows}) is not a multiple of {parts}")
-    return rows // hosts
+    here = set()
+    for (part,) in sharding.addressable_devices_indices_map((rows,)).values():
+        here.update(range(*part.indices(rows)))
+    size = rows // lanes
+    mine = sorted({row // size for row in here})
+    if len(here) != len(mine) * size:
+        processes = f"the processes ({jax.process_count()}, this one makes {len(here)} of {rows} rows)"
+        raise InputError(f"config.data.lanes ({lanes}) do not divide evenly into {processes}; use a multiple")
+    return tuple(mine)
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:

@@ -43,12 +43,13 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.log_every, config.checkpoint.every, config.validation.every, config.samples.every = 5, 10, 0, 0
     config.mesh.update({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
     config.start.checkpoint = ""
+    config.data.update({"lanes": 1, "workers": 0})
     if config.objective == "reconstruction":
         settings = config.image_tokenizer
         settings.update(
             {"channels": 32, "channel_multipliers": (1, 1), "blocks_per_level": 1, "stem_patch": 4, "resolution": 64}
         )
-        config.data.update({"sources": ("shapes:pair:train:1000",), "batch_size": 8, "height": 64, "width": 64, "workers": 0})
+        config.data.update({"sources": ("shapes:pair:train:1000",), "batch_size": 8, "height": 64, "width": 64})
         return config
     tiny, head = preset("tiny").transformer, config.model.flow_head
     fields = {name: getattr(tiny, name) for name in ("width", "layers", "heads", "kv_heads", "head_dim", "mlp_width")}
@@ -56,7 +57,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     head.update({"width": 32 * head.layers // 6, "layers": max(2, head.layers // 6)})  # the ablations' sizes keep their order
     config.model.update(special_ids(shapes_vocabulary()))
     config.model.update({"latent_size": 8, "base_grid": 4})
-    config.data.update({"root": "shapes-data", "vocabulary": SHAPES, "batch_size": 4, "length": 256, "workers": 0})
+    config.data.update({"root": "shapes-data", "vocabulary": SHAPES, "batch_size": 4, "length": 256})
     config.data.validation = ConfigDict()
     for name, settings in config.data.sources.items():
         settings.update({"path": _PATHS[name], "kind": ""})

@@ -23,7 +23,6 @@ from ml_collections import ConfigDict
 from nextstep_jax import checkpoints
 from nextstep_jax.checkpoints.training import TrainCheckpointer
 from nextstep_jax.data.images import save_png
-from nextstep_jax.errors import InputError
 from nextstep_jax.sharding.mesh import global_batch, make_mesh, replicated
 from nextstep_jax.sharding.params import sharding_table, state_shardings
 from nextstep_jax.training import metrics, multitask, reconstruction
@@ -79,11 +78,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> TrainState:
         checkpointer = stack.enter_context(TrainCheckpointer(workdir, config=as_json(config), keep_last=config.checkpoint.keep))
         target = jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), abstract, placement)
         if restored := checkpointer.restore(target):
-            if len(restored.data_states) != jax.process_count():
-                found = f"{len(restored.data_states)} processes, now there are {jax.process_count()}"
-                raise InputError(f"{workdir}: the position in the data was saved by {found}")
             state = restored.state
-            data.set_state(restored.data_states[jax.process_index()])
+            data.set_state(restored.data_states)
             logger.info("Continuing after step %d", restored.step)
         else:
             params = start_params(config.start.checkpoint, config.start.fresh, task.init, key, mesh)

@@ -15,7 +15,9 @@ from ml_collections import ConfigDict
 from nextstep_jax import checkpoints
 from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
 from nextstep_jax.data.augment import AS_STORED, Augmentation
+from nextstep_jax.data.lanes import Lanes
 from nextstep_jax.data.mixture import BatchIterator
+from nextstep_jax.data.packing import PackedBatch
 from nextstep_jax.data.sequence import KIND_IDS
 from nextstep_jax.data.sources import open_source
 from nextstep_jax.data.streams import Ingredient, Layout
@@ -26,7 +28,7 @@ from nextstep_jax.generation.settings import recommended
 from nextstep_jax.models.forms import fuse_projections
 from nextstep_jax.models.nextstep import NextStep, init_params
 from nextstep_jax.objectives.multitask import Targets, count_totals, draw_noise, multitask_loss
-from nextstep_jax.training.config import host_batch_size, model_config
+from nextstep_jax.training.config import local_lanes, model_config
 from nextstep_jax.training.flops import multitask_flops, work_of
 from nextstep_jax.training.stage import Loaded, Stage, picture_grid
 from nextstep_jax.training.start import to_canonical
@@ -128,49 +130,46 @@ def open_ingredients(root: str, sources: ConfigDict, as_stored: bool = False) ->
     return ingredients
 
 
-def layout(config: ConfigDict, model: NextStepConfig, **changes) -> Layout:
-    """How this host packs its rows of the step's batch."""
+def layout(config: ConfigDict, model: NextStepConfig, lane: int, **changes) -> Layout:
+    """How a lane packs its rows of the step's batch."""
     data = config.data
     fields = {
-        "batch_size": host_batch_size(config),
+        "batch_size": data.batch_size // data.lanes,
         "length": data.length,
         "channels": model.token_channels,
         "patch": model.patch,
         "seed": config.seed,
-        "process_index": jax.process_index(),
-        "process_count": jax.process_count(),
+        "lane": lane,
+        "lanes": data.lanes,
         "grids": tuple(map(tuple, data.grids)) or None,
         "open_rows": data.open_rows,
-        "workers": data.workers,
     }
     return Layout(**fields | changes)
 
 
 def open_data(config: ConfigDict, model: NextStepConfig, vocabulary: Vocabulary) -> "PackedData":
     """The training mixture, from its start."""
-    ingredients = open_ingredients(config.data.root, config.data.sources)
-    return PackedData(BatchIterator(ingredients, vocabulary, layout(config, model)))
+    ingredients, mine = open_ingredients(config.data.root, config.data.sources), local_lanes(config)
+    workers = -(-config.data.workers // len(mine))
+    return PackedData(
+        {n: BatchIterator(ingredients, vocabulary, layout(config, model, n, workers=workers)) for n in mine}, config.data.lanes
+    )
 
 
 def open_validation_data(config: ConfigDict, model: NextStepConfig, vocabulary: Vocabulary) -> "PackedData":
     """The validation mixture: stored order, no augmentation, the same batches every time."""
     ingredients = open_ingredients(config.data.root, config.data.validation, as_stored=True)
-    return PackedData(BatchIterator(ingredients, vocabulary, layout(config, model, shuffle=False, workers=0)))
+    lanes = {n: BatchIterator(ingredients, vocabulary, layout(config, model, n, shuffle=False)) for n in local_lanes(config)}
+    return PackedData(lanes, config.data.lanes)
 
 
-class PackedData:
+class PackedData(Lanes[PackedBatch]):
     """The mixture's batches as the loop takes them: (Batch, kinds), and the names of their samples."""
 
-    def __init__(self, iterator: BatchIterator):
-        self._iterator = iterator
-        self.get_state, self.set_state, self.close = iterator.get_state, iterator.set_state, iterator.close
-
-    def __iter__(self) -> "PackedData":
-        return self
-
     def __next__(self) -> Loaded:
-        packed = next(self._iterator)
-        return Loaded((packed.batch, packed.kinds), tuple(key for row in packed.keys for key in row))
+        packed = super().__next__()
+        arrays = jax.tree.map(lambda *parts: np.concatenate(parts), *[(part.batch, part.kinds) for part in packed])
+        return Loaded(arrays, tuple(key for part in packed for row in part.keys for key in row))
 
 
 # --- what comes out ---------------------------------------------------------------------------------------------------

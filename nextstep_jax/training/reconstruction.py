@@ -16,12 +16,13 @@ from ml_collections import ConfigDict
 
 from nextstep_jax.config import ImageTokenizerConfig
 from nextstep_jax.data.images import to_uint8
-from nextstep_jax.data.pixels import PixelBatches
+from nextstep_jax.data.lanes import Lanes
+from nextstep_jax.data.pixels import PixelBatch, PixelBatches
 from nextstep_jax.data.sources import open_source
 from nextstep_jax.errors import InputError
 from nextstep_jax.models.image_tokenizer import ImageTokenizer
 from nextstep_jax.objectives.reconstruction import Weights, discriminator_loss, draw_noise, reconstruction_loss
-from nextstep_jax.training.config import host_batch_size, image_tokenizer_config
+from nextstep_jax.training.config import image_tokenizer_config, local_lanes
 from nextstep_jax.training.flops import reconstruction_flops
 from nextstep_jax.training.stage import Loaded, Stage, picture_grid
 from nextstep_jax.training.step import Mean, Task
@@ -128,29 +129,21 @@ def to_float(pixels: Array) -> Array:
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-class PixelData:
+class PixelData(Lanes[PixelBatch]):
     """Pictures as the loop takes them, and their names."""
 
-    def __init__(self, batches: PixelBatches):
-        self._batches = batches
-        self.get_state, self.set_state, self.close = batches.get_state, batches.set_state, batches.close
-
-    def __iter__(self) -> "PixelData":
-        return self
-
     def __next__(self) -> Loaded:
-        batch = next(self._batches)
-        return Loaded(batch.pixels, batch.keys)
+        batches = super().__next__()
+        names = tuple(key for batch in batches for key in batch.keys)
+        return Loaded(np.concatenate([batch.pixels for batch in batches]), names)
 
 
 def open_data(config: ConfigDict, sources: tuple[str, ...]) -> PixelData:
     """This host's pictures of the given sources, from their start."""
-    data = config.data
-    hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    opened = [open_source(source) for source in sources]
-    return PixelData(
-        PixelBatches(opened, host_batch_size(config), data.height, data.width, seed=config.seed, workers=data.workers, **hosts)
-    )
+    data, mine = config.data, local_lanes(config)
+    opened, size = [open_source(source) for source in sources], data.batch_size // data.lanes
+    options = {"seed": config.seed, "lanes": data.lanes, "workers": -(-data.workers // len(mine))}
+    return PixelData({n: PixelBatches(opened, size, data.height, data.width, lane=n, **options) for n in mine}, data.lanes)
 
 
 # --- what comes out ---------------------------------------------------------------------------------------------------

@@ -16,7 +16,9 @@ class Loaded(NamedTuple):
 
 
 class Data(Protocol):
-    """Batches, and a position that can be saved: `set_state(get_state())` makes the very next batch come again."""
+    """This process's parts of the batches, and its part of a position that can be saved: `set_state`, given the parts of all
+    processes that saved, makes the very next batch come again.
+    """
 
     def __iter__(self) -> Iterator[Loaded]: ...
 
@@ -24,7 +26,7 @@ class Data(Protocol):
 
     def get_state(self) -> dict: ...
 
-    def set_state(self, state: dict) -> None: ...
+    def set_state(self, saved: Sequence[dict]) -> None: ...
 
     def close(self) -> None: ...
 

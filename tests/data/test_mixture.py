@@ -123,10 +123,23 @@ def test_closing_does_not_lose_what_was_made_ahead():
     assert keys(found) == keys(expected)
 
 
+def test_a_position_saved_before_there_were_lanes_is_read():
+    layout = dataclasses.replace(LAYOUT, lane=1, lanes=2)
+    with BatchIterator(mixture(), VOCABULARY, layout) as batches:
+        take(batches, 3)
+        state = json.loads(json.dumps(batches.get_state()))
+        expected = keys(take(batches, 3))
+    made_with = state["made_with"] | {"process_index": 1, "process_count": 2}
+    del made_with["lane"], made_with["lanes"]
+    with BatchIterator(mixture(), VOCABULARY, layout) as batches:
+        batches.set_state({"version": 1, "made_with": made_with, "position": state["position"]})
+        assert keys(take(batches, 3)) == expected
+
+
 def test_a_position_of_another_mixture_is_refused():
     with BatchIterator(mixture(), VOCABULARY, LAYOUT) as batches:
         state = json.loads(json.dumps(batches.get_state()))
-    for changes, message in (({"seed": 1}, "seed 42"), ({"process_count": 2}, "process_count 1")):
+    for changes, message in (({"seed": 1}, "seed 42"), ({"lanes": 2}, "lanes 1")):
         layout = dataclasses.replace(LAYOUT, **changes)
         with BatchIterator(mixture(), VOCABULARY, layout) as batches, pytest.raises(InputError, match=message):
             batches.set_state(state)
@@ -161,7 +174,7 @@ def test_hosts_divide_each_epoch_between_them():
     for count in (2, 3):
         union = Counter()
         for index in range(count):
-            layout = dataclasses.replace(LAYOUT, epochs=1, process_index=index, process_count=count)
+            layout = dataclasses.replace(LAYOUT, epochs=1, lane=index, lanes=count)
             with BatchIterator([Ingredient(pairs(50), 1, AS_STORED)], VOCABULARY, layout) as batches:
                 union += sample_counts(batches)
         assert union == Counter({f"pairs:{i}": 1 for i in range(50)})
@@ -249,7 +262,7 @@ def test_errors_of_readers_name_the_sample(workers):
     "changes, message",
     [
         ({"batch_size": 0}, "batch_size"),
-        ({"process_index": 2, "process_count": 2}, "process_index"),
+        ({"lane": 2, "lanes": 2}, "lane"),
         ({"epochs": 0}, "epochs"),
         ({"grids": ()}, "grids"),
         ({"grids": ((2, 2),), "epochs": 1}, "epochs"),

@@ -152,7 +152,7 @@ def test_the_model_in_training_draws_its_prompts(laptop):
     [
         ({"steps": 0}, "config.steps"),
         ({"ema": 1.0}, "config.ema"),
-        ({"data.batch_size": 3, "accumulation": 2}, "not a multiple of 1 hosts x accumulation 2"),
+        ({"data.batch_size": 3, "accumulation": 2}, "not a multiple of 1 devices with rows of their own x accumulation 2"),
         ({"data.sources.pairs.path": ""}, "pairs has a share"),
         ({"data.vocabulary": ""}, "config.data.vocabulary"),
         ({"model.end_of_image_id": 3}, "end_of_image"),

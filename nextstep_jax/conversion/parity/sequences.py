@@ -189,8 +189,8 @@ def _batches(example: dict, special: SpecialIds) -> dict:
         patch=1,
         seed=example["seed"],
         shuffle=False,
-        process_index=example["rank"],
-        process_count=example["rank"] + 1,
+        lane=example["rank"],
+        lanes=example["rank"] + 1,
         grids=_grids(example["grids_known"]),
     )
     image_first = example.get("image_first_probability", Augmentation().image_first)

@@ -1,0 +1,63 @@
+"""Lanes: the same batches whatever the number of processes, and a position that any number can continue from."""
+
+import itertools
+import json
+
+import pytest
+
+from nextstep_jax.data.lanes import Lanes
+from nextstep_jax.errors import InputError
+
+
+class Numbers:
+    """A lane that counts n, n + 10, n + 20, ..."""
+
+    def __init__(self, number):
+        self._next = number
+
+    def __next__(self):
+        self._next += 10
+        return self._next - 10
+
+    def get_state(self):
+        return {"next": self._next}
+
+    def set_state(self, state):
+        self._next = state["next"]
+
+    def close(self):
+        self._next = None
+
+
+def processes(count, lanes=4):
+    """What each of `count` processes has of `lanes` lanes."""
+    each = lanes // count
+    return [Lanes({n: Numbers(n) for n in range(i * each, (i + 1) * each)}, lanes) for i in range(count)]
+
+
+def steps(run, count):
+    """The next batches, put together from all processes."""
+    return [sum((next(part) for part in run), []) for _ in range(count)]
+
+
+@pytest.mark.parametrize("before, after", itertools.product((1, 2, 4), repeat=2))
+def test_another_number_of_processes_continues_with_the_very_next_batch(before, after):
+    assert steps(run := processes(before), 3) == [[0, 1, 2, 3], [10, 11, 12, 13], [20, 21, 22, 23]]
+    saved = json.loads(json.dumps([part.get_state() for part in run]))
+    continued = processes(after)
+    for part in continued:
+        part.set_state(saved)
+    assert steps(continued, 2) == [[30, 31, 32, 33], [40, 41, 42, 43]]
+
+
+def test_a_position_saved_before_there_were_lanes_is_that_of_a_lane_a_process():
+    (run,) = processes(1, lanes=2)
+    run.set_state([{"next": 5}, {"next": 6}])
+    assert next(run) == [5, 6]
+
+
+def test_another_number_of_lanes_is_refused():
+    (run,) = processes(1, lanes=2)
+    saved = [part.get_state() for part in processes(2)]
+    with pytest.raises(InputError, match="saved with config.data.lanes=4, now it is 2"):
+        run.set_state(saved)
