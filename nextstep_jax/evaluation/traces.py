@@ -19,7 +19,7 @@ from nextstep_jax.flow.samplers import evaluation_times, noise_shape, trajectory
 from nextstep_jax.generation import decode
 from nextstep_jax.generation.decode import DecodeState, TokenSettings
 from nextstep_jax.generation.pipeline import Pipeline
-from nextstep_jax.generation.prompts import EncodedImage, align_rows, area_prefix, make_row
+from nextstep_jax.generation.prompts import EncodedImage, align_rows, area_prefix, make_row, row_batch
 from nextstep_jax.generation.settings import Settings
 from nextstep_jax.models.nextstep import NextStep
 
@@ -137,12 +137,7 @@ def word_attention(pipeline: Pipeline, prompt: str, tokens: np.ndarray, h: int, 
     special, channels = pipeline.special, pipeline.config.token_channels
     words = make_row([prompt], special, channels, pipeline.vocabulary).ids
     row = make_row([prompt, EncodedImage(tokens, h, w)], special, channels, pipeline.vocabulary)
-    length, places = len(row.ids), np.flatnonzero(row.is_image)
-    image_tokens = np.zeros((1, length, channels), np.float32)
-    image_tokens[0, places] = row.tokens
-    zeros = np.zeros((1, length), np.float32)
-    positions, segments = np.arange(length, dtype=np.int32)[None], np.ones((1, length), np.int32)
-    batch = Batch(row.ids[None], image_tokens, row.is_image[None], positions, segments, zeros, zeros)
+    batch, places = row_batch(row), np.flatnonzero(row.is_image)
     maps = np.stack([np.asarray(weights)[0] for weights in _attention_maps(pipeline.config, pipeline.params, batch)])
     return [pipeline.text([i]) for i in words], maps[:, :, places - 1, : len(words)]
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nextstep_jax.batch import Batch
 from nextstep_jax.data.vocabulary import SpecialIds, Vocabulary
 from nextstep_jax.errors import InputError
 from nextstep_jax.generation.decode import Prompt
@@ -87,3 +88,13 @@ def align_rows(rows: Sequence[Row], bucket: int = LENGTH_BUCKET) -> Prompt:
         ids[r, first:], is_image[r, first:] = row.ids, row.is_image
         tokens[r, first + np.flatnonzero(row.is_image)] = row.tokens
     return Prompt(ids, tokens, is_image, np.asarray([len(row.ids) for row in rows], np.int32))
+
+
+def row_batch(row: Row) -> Batch:
+    """One row as the whole-sequence passes of the model take it: B = 1, no padding, no position a target."""
+    length, channels = len(row.ids), row.tokens.shape[1]
+    image_tokens = np.zeros((1, length, channels), np.float32)
+    image_tokens[0, row.is_image] = row.tokens
+    positions, segment_ids = np.arange(length, dtype=np.int32)[None], np.ones((1, length), np.int32)
+    weights = np.zeros((1, length), np.float32)
+    return Batch(row.ids[None], image_tokens, row.is_image[None], positions, segment_ids, weights, weights)
