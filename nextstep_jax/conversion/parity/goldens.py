@@ -84,7 +84,7 @@ class Goldens:
     def path(self, name: str) -> pathlib.Path:
         """A file that is there to be read."""
         path = self.folder / name
-        if ".." in path.parts or not path.is_relative_to(self.folder):
+        if ".." in pathlib.PurePath(name).parts or not path.is_relative_to(self.folder):
             raise InputError(f"{self.folder}: names {name!r:.200}, which is not a file of its own")
         if not path.is_file():
             raise InputError(f"{path}: absent, but parity has to compare it")
