@@ -1,0 +1,26 @@
+"""Paper, Figure 6: image tokenizers trained with different noise on their latents (gamma), everything else alike.
+
+    python -m launch.train --config configs/paper_tokenizer.py --workdir runs/paper/gamma_0.3
+    --config.image_tokenizer.perturbation=0.3
+
+`python -m benchmarks.paper_claims` trains those of the notebook `paper` and scores them. The built-in dataset's tokenizer with
+fewer steps. Expected: the more noise in training, the worse the reconstruction of clean latents and the better that of noisy
+ones; notebooks/paper.ipynb holds what was found. Shrunk: `--config configs/paper_tokenizer.py:laptop`.
+"""
+
+from configs import shapes_tokenizer
+from nextstep_jax.training.laptop import adapt
+
+
+def base():
+    config = shapes_tokenizer.base()
+    config.name = "paper_tokenizer"
+    config.steps = 1_200
+    config.optimizer.warmup = 100
+    config.ema = 0.99
+    config.log_every, config.checkpoint.every, config.validation.every, config.samples.every = 50, 200, 400, 0
+    return config
+
+
+def get_config(argument=None):
+    return adapt(base(), argument)
