@@ -23,7 +23,7 @@ def local_folder(path: str | os.PathLike) -> pathlib.Path:
         raise InputError(
             f"{path}: expected a folder; mount the bucket (for instance with Cloud Storage FUSE) and give its path"
         )
-    return pathlib.Path(path).absolute()
+    return pathlib.Path(path).resolve()  # tensorstore refuses a path with ".." in it
 
 
 def seal(content: Mapping[str, Any]) -> bytes:

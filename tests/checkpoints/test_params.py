@@ -34,6 +34,11 @@ def test_round_trip(saved, params, assert_same):
     assert checkpoints.params.load_extra_files(saved) == {"tokenizer.json": b"{}", "more/notes.txt": b"x"}
 
 
+def test_a_folder_reached_over_its_parent(saved, params, assert_same, monkeypatch):
+    monkeypatch.chdir(saved)
+    assert_same(params, checkpoints.load_params(pathlib.Path("..") / saved.name))
+
+
 def test_shapes_without_reading(saved, params):
     expected = jax.tree.map(lambda x: (x.shape, x.dtype), params)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), checkpoints.abstract_params(saved)) == expected
