@@ -133,13 +133,13 @@ def _generation_options(command):
         click.option("--steps", type=int, help="Sampling steps per token [checkpoint's]."),
         click.option("--cfg", type=float, help="Guidance, 1 for none [checkpoint's]."),
         click.option("--schedule", help="Guidance along the tokens: constant, linear or rising [checkpoint's]."),
-        click.option("--sampler", help="august2025, 1.1, sde, cps, ode or heun [checkpoint's]."),
+        click.option("--sampler", help="august2025, 1.1, sde, cps, ode, heun or ab2 [checkpoint's]."),
         click.option("--shift", type=float, help="Time shift [checkpoint's]."),
         click.option("--noise-level", type=float, help="Of the sde and cps samplers [checkpoint's]."),
         click.option("--use-norm/--no-norm", default=None, help="Normalize each sampled token [checkpoint's]."),
         click.option("--positive", help="Text appended to the prompt [checkpoint's]."),
         click.option("--negative", help="Text the unconditional branch reads [checkpoint's]."),
-        click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Cast parameters and compute [as stored]."),
+        click.option("--dtype", type=click.Choice(["float32", "bfloat16", "int8"]), help="Of the weights [as stored]."),
         click.option("--preview", type=click.Path(path_type=pathlib.Path), help="Keep the partial image in this file."),
         click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON."),
     ]
@@ -188,7 +188,7 @@ def edit(image: pathlib.Path, instruction: str, more: tuple[pathlib.Path, ...], 
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 always takes the most likely.")
 @click.option("--top-p", type=float, default=1.0, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Cast parameters and compute [as stored].")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "int8"]), help="Of the weights [as stored].")
 @click.option("--interleave", type=click.Path(path_type=pathlib.Path), help="Folder for images drawn between the text.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def write(prompt: str, checkpoint, images, max_tokens, temperature, top_p, seed, dtype, interleave, as_json):

@@ -15,6 +15,8 @@ A step goes from t to s = t + dt. By release:
   "ode"         February 2026: plain Euler, x = x + dt v.
   "heun"        second order: the mean of v at t and at the Euler point at s. The last step is plain Euler, so the field
                 is never asked at t = 1, which training never shows it; N steps take 2 N - 1 evaluations.
+  "ab2"         second order at Euler's price: Adams and Bashforth's two-step rule for any spacing, x = x + dt ((1 + r) v - r v'),
+                v' the velocity before, r = dt / (2 dt'); the first step is plain Euler. N steps take N evaluations.
 
 Letters: N steps, E evaluations, R rows, C channels of one image token.
 """
@@ -54,7 +56,7 @@ def evaluation_times(sampler: str, steps: int, shift: float = 1.0, last_step: fl
 def noise_shape(sampler: str, steps: int) -> int:
     """How many noise arrays [R, C] a run takes: the start, then one per noisy step."""
     _check(sampler, steps)
-    return {"ode": 1, "heun": 1, "august2025": steps}.get(sampler, steps + 1)
+    return {"ode": 1, "heun": 1, "ab2": 1, "august2025": steps}.get(sampler, steps + 1)
 
 
 def sample(
@@ -217,6 +219,12 @@ def _heun(t: np.ndarray, s: np.ndarray, level: float) -> Columns:
     return tuple(rows[:, :-1])
 
 
+def _ab2(t: np.ndarray, s: np.ndarray, level: float) -> Columns:
+    dt = s - t
+    r = np.append(0, dt[1:] / dt[:-1]) / 2
+    return 1 + 0 * t, dt * (1 + r), -dt * r, 0 * t
+
+
 SAMPLERS = {
     "august2025": _august2025,
     "1.1": _euler_maruyama,
@@ -224,4 +232,5 @@ SAMPLERS = {
     "cps": _cps,
     "ode": _ode,
     "heun": _heun,
+    "ab2": _ab2,
 }

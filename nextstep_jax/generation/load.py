@@ -9,7 +9,7 @@ from nextstep_jax import checkpoints
 from nextstep_jax.config import DTYPES, ImageTokenizerConfig, NextStepConfig
 from nextstep_jax.data.vocabulary import SpecialIds, Vocabulary
 from nextstep_jax.errors import InputError
-from nextstep_jax.models.forms import fuse_projections
+from nextstep_jax.models.forms import fuse_projections, quantize_kernels
 
 
 def builtin_checkpoint() -> pathlib.Path:
@@ -33,14 +33,15 @@ def load_model(checkpoint: str | os.PathLike | None = None, dtype: str | None = 
 
     Args:
       dtype: of the model's parameters and compute; None keeps the parameters as stored and computes in the decoder's dtype
-        (float32 where float16 is stored).
+        (float32 where float16 is stored). "int8" rounds the large kernels (models/forms.py) and leaves the rest as for None.
 
     Raises:
       InputError: not a checkpoint, or one without a model or an image tokenizer.
       DamagedDataError: parameters that are not what was saved.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}")
+    if dtype is not None and dtype not in (*DTYPES, "int8"):
+        raise InputError(f"dtype must be one of {', '.join((*DTYPES, 'int8'))}, found {dtype!r}")
+    quantized, dtype = dtype == "int8", None if dtype == "int8" else dtype
     checkpoint = builtin_checkpoint() if checkpoint is None else pathlib.Path(checkpoint)
     config, tokenizer_config, values = read_configs(checkpoint)
     if config is None:
@@ -55,6 +56,7 @@ def load_model(checkpoint: str | os.PathLike | None = None, dtype: str | None = 
         dtype = "float32"  # float16 saves space on disk; its range is too short to compute in
     params = checkpoints.load_params(checkpoint, dtype={"model": dtype, "image_tokenizer": "float32"})
     config = config.with_transformer(dtype=dtype or stored, fused_projections=True, scan_layers=False, remat="none")
+    fused = fuse_projections(params["model"])
     tokenizer_json = checkpoints.load_file(checkpoint, "tokenizer.json")
     vocabulary = None
     if tokenizer_json is not None:
@@ -62,7 +64,7 @@ def load_model(checkpoint: str | os.PathLike | None = None, dtype: str | None = 
         vocabulary.require_match(config)
     return dict(
         config=config,
-        params=fuse_projections(params["model"]),
+        params=quantize_kernels(fused) if quantized else fused,
         tokenizer_config=tokenizer_config,
         tokenizer_params=params["image_tokenizer"],
         special=vocabulary.special if vocabulary else SpecialIds.from_config(config),

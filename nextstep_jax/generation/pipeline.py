@@ -82,7 +82,8 @@ class Pipeline:
         """Load a converted or trained checkpoint folder; without one, the small model that ships with the package.
 
         Args:
-          dtype: to cast the parameters to and compute in; None keeps what is stored.
+          dtype: to cast the parameters to and compute in; None keeps what is stored; "int8" keeps the large kernels in one
+            byte a number, each output with a scale of its own, and computes as for None.
         """
         return cls(**load_model(checkpoint, dtype))
 

@@ -2,9 +2,10 @@
 
 Canonical: one subtree per layer (`layers_0`, `blocks_3`), separate projections; this is what lies on disk and what the
 names table speaks of. Stacked: `layers` and `blocks` with a leading [L] axis, for scanned training. Fused: one qkv and
-one gate-up kernel per layer, for decoding. Each function returns a new tree of the same nested dicts.
+one gate-up kernel per layer, for decoding. Quantized: fused, with the large kernels in int8. Each function returns a new tree of the same nested dicts.
 """
 
+import functools
 import re
 from collections.abc import Callable
 
@@ -44,6 +45,45 @@ def fuse_projections(params: dict) -> dict:
         name: _fuse_layer(layer) if name.startswith("layers_") else layer for name, layer in params["decoder"].items()
     }
     return out
+
+
+# The kernels that make up nearly all of what a token reads, and how many leading axes of each are summed away. Everything else
+# stays as it is: embeddings, language head, norms, biases, projectors, and the flow head's ends and time embedding.
+_QUANTIZED = {"qkv": 1, "o": 2, "gate_up": 1, "down": 1, "mlp_in": 1, "mlp_out": 1, "modulation": 1}
+_QUANTIZED_PARENTS = r"layers_\d+|blocks_\d+"
+
+
+def quantize_kernels(params: dict) -> dict:
+    """Fused -> quantized: int8 kernels and float32 `kernel_scale`, one number for each output, kernel ~ int8 * scale.
+
+    Symmetric rounding to nearest with the largest entry at 127, so that zero stays zero.
+    """
+    out = dict(params)
+    for parent in ("decoder", "flow_head"):
+        out[parent] = {
+            name: _quantize(child) if re.fullmatch(_QUANTIZED_PARENTS, name) else child
+            for name, child in params[parent].items()
+        }
+    return out
+
+
+def _quantize(tree: dict) -> dict:
+    out = {}
+    for name, child in tree.items():
+        if name in _QUANTIZED and "kernel" in child:
+            child = child | quantize_kernel(child["kernel"], _QUANTIZED[name])
+        elif isinstance(child, dict):
+            child = _quantize(child)
+        out[name] = child
+    return out
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def quantize_kernel(kernel: jax.Array, contracted: int) -> dict:
+    """{"kernel": int8 of the same shape, "kernel_scale": float32 of its axes after the first `contracted`}."""
+    values = kernel.astype(jnp.float32)
+    scale = jnp.maximum(jnp.max(jnp.abs(values), axis=tuple(range(contracted))) / 127, jnp.finfo(jnp.float32).tiny)
+    return {"kernel": jnp.round(values / scale).astype(jnp.int8), "kernel_scale": scale}
 
 
 def _fuse_layer(layer: dict) -> dict:

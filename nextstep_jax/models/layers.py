@@ -3,6 +3,7 @@
 Letters: B batch, S sequence, D model width, N heads, H head dim. Statistics and angles are float32 whatever the compute dtype.
 """
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -48,8 +49,37 @@ def apply_rope(x: Array, table: tuple[Array, Array]) -> Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
+# CPUs only: a product of so few rows is read-bound, and the general routine packs the kernel into panels before it starts.
+# Row by row the kernel is read from memory once and for the other rows from cache (measured: 1.7 times quicker at two rows,
+# 1.5 at three, even at five).
+_FEW_ROWS = 4
+
+
+def project(equation: str, x: Array, kernel: Array) -> Array:
+    """`einsum(equation, x, kernel)` for a kernel whose leading axes are x's trailing ones and are summed away.
+
+    Which of two programs is compiled follows from the platform that it is lowered for.
+    """
+    operands, result = equation.split("->")
+    contracted = sum(letter not in result for letter in operands.split(",")[1])
+    lead = x.shape[: x.ndim - contracted]
+    rows = math.prod(lead)
+
+    def general(x: Array, kernel: Array) -> Array:
+        return jnp.einsum(equation, x, kernel)
+
+    def by_row(x: Array, kernel: Array) -> Array:
+        flat = kernel.reshape(math.prod(kernel.shape[:contracted]), -1)
+        y = jnp.stack([row @ flat for row in x.reshape(rows, -1)])
+        return y.reshape(*lead, *kernel.shape[contracted:])
+
+    if not 1 < rows <= _FEW_ROWS or x.dtype != jnp.float32:
+        return general(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=by_row, default=general)
+
+
 class Projection(nn.Module):
-    """`einsum(equation, x, kernel) + bias`, in `dtype`.
+    """`einsum(equation, x, kernel) + bias`, in `dtype`; a kernel of int8 has its `kernel_scale` beside it (models/forms.py).
 
     Attributes:
       equation: e.g. "BSD,DNH->BSNH".
@@ -68,7 +98,13 @@ class Projection(nn.Module):
     def __call__(self, x: Array) -> Array:
         init = nn.initializers.normal(self.stddev) if self.stddev else nn.initializers.zeros
         kernel = self.param("kernel", init, tuple(self.shape))
-        y = jnp.einsum(self.equation, x.astype(self.dtype), kernel.astype(self.dtype))
+        x = x.astype(self.dtype)
+        if kernel.dtype == jnp.int8:
+            # The barrier keeps the widened kernel from being computed once, before the loop of tokens, and then read in full.
+            x, kernel = jax.lax.optimization_barrier((x, kernel))
+        y = project(self.equation, x, kernel.astype(self.dtype))
+        if self.has_variable("params", "kernel_scale"):
+            y = y * self.get_variable("params", "kernel_scale").astype(self.dtype)
         if self.bias_axes:
             bias = self.param("bias", nn.initializers.zeros, tuple(self.shape[-self.bias_axes :]))
             y = y + bias.astype(self.dtype)

@@ -106,6 +106,9 @@ def _oracle(velocity, noise, sampler, steps, shift, level):
             x = x + dt * v
         elif sampler == "heun":
             x = x + dt * (v + velocity(x + dt * v, s)) / 2
+        elif sampler == "ab2":
+            slope = 0 if n == 0 else (v - before) / (t - grid[n - 1])
+            x, before = x + dt * v + dt**2 / 2 * slope, v
         elif sampler in ("august2025", "1.1"):
             x = x + (v + (1 - t) * score) * dt + np.sqrt(2 * (1 - t)) * np.sqrt(dt) * next(fresh)
         elif sampler == "sde":
@@ -140,7 +143,7 @@ def test_matches_the_formula_in_float64(sampler, steps, shift, level):
     np.testing.assert_allclose(found, expected, atol=2e-5 * max(1, np.abs(expected).max()))
 
 
-@pytest.mark.parametrize(("sampler", "order"), [("ode", 1), ("heun", 2)])
+@pytest.mark.parametrize(("sampler", "order"), [("ode", 1), ("heun", 2), ("ab2", 2)])
 def test_order_of_convergence(sampler, order):
     """Halving the step divides the error by 2^order (dx/dt = cos(2 t) x, solved exactly by exp(sin(2 t) / 2))."""
     exact = np.exp(np.sin(2.0) / 2)
@@ -156,7 +159,7 @@ def test_order_of_convergence(sampler, order):
 # --- properties -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampler", ["ode", "heun"])
+@pytest.mark.parametrize("sampler", ["ode", "heun", "ab2"])
 @settings(max_examples=10, deadline=None)
 @given(st.integers(1, 12), st.floats(0.2, 5), st.integers(0, 1000))
 def test_constant_velocity_is_followed_exactly(sampler, steps, shift, seed):

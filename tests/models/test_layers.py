@@ -1,0 +1,40 @@
+"""The product of a few rows, and kernels of one byte a number."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nextstep_jax.models.forms import quantize_kernel
+from nextstep_jax.models.layers import Projection, project
+
+
+@pytest.mark.parametrize("rows", [(1, 1), (2, 1), (1, 3), (2, 2), (5, 1)])
+@pytest.mark.parametrize(("equation", "inner", "outer"), [("BSD,DNH->BSNH", (6,), (2, 5)), ("BSNH,NHD->BSD", (2, 3), (7,))])
+def test_few_rows_are_the_same_product(rows, equation, inner, outer):
+    x, kernel = jax.random.normal(jax.random.key(0), (*rows, *inner)), jax.random.normal(jax.random.key(1), (*inner, *outer))
+    expected = np.einsum(equation, np.asarray(x, np.float64), np.asarray(kernel, np.float64))
+    np.testing.assert_allclose(jax.jit(project, static_argnums=0)(equation, x, kernel), expected, atol=1e-5)
+    gradient = jax.grad(lambda kernel: jnp.sum(project(equation, x, kernel) ** 2))(kernel)
+    summed = jax.grad(lambda kernel: jnp.sum(jnp.einsum(equation, x, kernel) ** 2))(kernel)
+    np.testing.assert_allclose(gradient, summed, rtol=1e-4, atol=1e-4)
+
+
+def test_few_rows_have_a_program_of_their_own_on_cpus_alone():
+    arguments = "BSD,DF->BSF", jnp.ones((2, 1, 8)), jnp.ones((8, 16))
+    lowered = jax.jit(project, static_argnums=0).trace(*arguments)
+    dots = {name: lowered.lower(lowering_platforms=(name,)).as_text().count("dot_general") for name in ("cpu", "cuda")}
+    assert dots == {"cpu": 2, "cuda": 1}
+
+
+def test_quantized_projection_is_near_the_exact_one():
+    """Each entry is off by at most half a step of its output's scale."""
+    kernel = jax.random.normal(jax.random.key(0), (4, 8, 6)) * jnp.arange(6)  # the first output is all zeros
+    small = quantize_kernel(kernel, 2)
+    assert small["kernel"].dtype == jnp.int8 and small["kernel_scale"].shape == (6,)
+    assert np.all(np.abs(small["kernel"] * small["kernel_scale"] - kernel) <= 0.5001 * small["kernel_scale"])
+    projection = Projection("BSNH,NHD->BSD", (4, 8, 6))
+    x = jax.random.normal(jax.random.key(1), (2, 1, 4, 8))
+    found = projection.apply({"params": small}, x)
+    restored = small["kernel"].astype(jnp.float32) * small["kernel_scale"]
+    np.testing.assert_allclose(found, projection.apply({"params": {"kernel": restored}}, x), rtol=1e-4, atol=1e-4)
