@@ -15,8 +15,8 @@ A step goes from t to s = t + dt. By release:
   "ode"         February 2026: plain Euler, x = x + dt v.
   "heun"        second order: the mean of v at t and at the Euler point at s. The last step is plain Euler, so the field
                 is never asked at t = 1, which training never shows it; N steps take 2 N - 1 evaluations.
-  "ab2"         second order at Euler's price: Adams and Bashforth's two-step rule for any spacing, x = x + dt ((1 + r) v - r v'),
-                v' the velocity before, r = dt / (2 dt'); the first step is plain Euler. N steps take N evaluations.
+  "ab2"         second order at Euler's price, the two-step rule of Adams and Bashforth: x = x + dt ((1 + r) v - r v'), with v'
+                the velocity before and r = dt / (2 dt'). The first step is plain Euler; N steps take N evaluations.
 
 Letters: N steps, E evaluations, R rows, C channels of one image token.
 """

@@ -2,7 +2,8 @@
 
 Canonical: one subtree per layer (`layers_0`, `blocks_3`), separate projections; this is what lies on disk and what the
 names table speaks of. Stacked: `layers` and `blocks` with a leading [L] axis, for scanned training. Fused: one qkv and
-one gate-up kernel per layer, for decoding. Quantized: fused, with the large kernels in int8. Each function returns a new tree of the same nested dicts.
+one gate-up kernel per layer, for decoding. Quantized: fused, with the large kernels in int8. Each function returns a new tree
+of the same nested dicts.
 """
 
 import functools

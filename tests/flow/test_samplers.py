@@ -98,6 +98,7 @@ def _oracle(velocity, noise, sampler, steps, shift, level):
     grid = uniform / (shift - (shift - 1) * uniform)
     if sampler == "august2025":
         grid = [*grid, grid[-1] + 0.04]
+    before = None
     for n, (t, s) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
         dt, v, last = s - t, velocity(x, t), n == steps - 1
         start, end = x - t * v, x + (1 - t) * v
