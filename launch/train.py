@@ -3,13 +3,17 @@
     python -m launch.train --config configs/NAME.py --workdir DIR [--config.key=value ...]
     python -m launch.train --config configs/NAME.py:laptop --workdir DIR      the same, shrunk for a laptop
 
-A stopped run continues from its newest checkpoint with the same command. Exit codes: 0 done or stopped by SIGTERM with
-everything saved; 1 the training failed; 2 a config, file or option that cannot be used; 3 damaged data.
+A stopped run continues from its newest checkpoint with the same command: there is no option for it. Exit codes: 0 done or
+stopped by SIGTERM with everything saved; 1 the training failed, or another process of the run was lost; 2 a config, file or
+option that cannot be used; 3 damaged data.
 
-On a cluster every process runs this command; JAX finds the others from the environment (Cloud TPU, Slurm) with --distributed.
+On a cluster every process runs this command with --distributed; JAX finds the others from the environment (Cloud TPU VMs, TPUs
+on GKE, Slurm). When one of them dies the others end too: at once, with exit code 1, where a collective reports it (CPU, GPU),
+else when its heartbeat has been missing for a minute. Start all of them again.
 """
 
 import logging
+import os
 import sys
 
 import jax
@@ -21,6 +25,7 @@ from nextstep_jax.errors import InputError, NextStepError
 from nextstep_jax.training.loop import train
 
 FLAGS = flags.FLAGS
+_HEARTBEAT = 60  # seconds without a sign of life after which a process counts as dead
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The stage: configs/NAME.py, or configs/NAME.py:laptop.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and the trained model.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes: find the others first.")
@@ -31,12 +36,33 @@ def main(argv: list[str]) -> int:
     try:
         _parse(argv)
         if _DISTRIBUTED.value:
-            jax.distributed.initialize()
+            _find_others()
         train(_CONFIG.value, _WORKDIR.value)
     except NextStepError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return _fail(str(error), error.exit_code)
+    except jax.errors.JaxRuntimeError as error:
+        if not jax.distributed.is_initialized():
+            raise
+        said = str(error).splitlines()[0]
+        return _fail(f"another process of this run is gone or out of reach ({said}); start all processes again", 1)
     return 0
+
+
+def _find_others() -> None:
+    """Connect to the other processes. InputError when the environment does not say where they are."""
+    try:
+        jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT)
+    except ValueError as error:
+        raise InputError(f"--distributed: no cluster found in the environment ({error})") from error
+
+
+def _fail(message: str, code: int) -> int:
+    """Print the line. One of several processes then ends on the spot: leaving in order would wait for the others."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
 def _parse(argv: list[str]) -> None:

@@ -37,6 +37,7 @@ from nextstep_jax.errors import DamagedDataError, InputError
 
 _PARTIAL, _DELETING = ".partial", ".deleting"
 _VISIBLE = 60.0  # seconds after which a file that another process wrote must be seen
+_LAST_MOMENT = 20.0  # seconds for a save under way when the run fails
 _LIBRARIES = ("nextstep-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy", "grain")
 
 logger = logging.getLogger(__name__)
@@ -112,8 +113,11 @@ class TrainCheckpointer:
     def __enter__(self) -> "TrainCheckpointer":
         return self
 
-    def __exit__(self, *_) -> None:
-        self.close()
+    def __exit__(self, kind, *_) -> None:
+        if kind is not None and jax.process_count() > 1:
+            self._abandon()
+        else:
+            self.close()
 
     # --- saving -------------------------------------------------------------------------------------------------------
 
@@ -152,7 +156,7 @@ class TrainCheckpointer:
         if jax.process_index() == 0:
             shapes = {path: {"shape": list(leaf.shape), "dtype": leaf.dtype.name} for path, leaf in leaves.items()}
             content |= self._description | {"leaves": shapes}
-        self._saving = threading.Thread(target=self._finish, args=(step, content, digests), name="checkpoint_save")
+        self._saving = threading.Thread(target=self._finish, args=(step, content, digests), name="checkpoint_save", daemon=True)
         self._saving.start()
 
     def wait(self) -> None:
@@ -171,6 +175,13 @@ class TrainCheckpointer:
                 signal.signal(signal.SIGTERM, self._default_handler)
             if self._lock is not None:
                 self._lock.release()
+
+    def _abandon(self) -> None:
+        """After an error, when other processes may be gone: give a save under way a moment, then leave the folder."""
+        if self._saving is not None:
+            self._saving.join(_LAST_MOMENT)
+        if self._lock is not None:
+            self._lock.release()
 
     def reached_preemption(self, step: int) -> bool:
         """Whether the run was asked to stop (SIGTERM) and should save and leave after this step.

@@ -189,3 +189,5 @@ def export(stage: Stage, state: TrainState, directory: pathlib.Path, dtype: str)
         shutil.rmtree(directory, ignore_errors=True)
         os.replace(fresh, directory)
         logger.info("Wrote %s", directory)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("exported")  # whoever ends with exit code 0 finds it

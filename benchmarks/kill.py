@@ -1,0 +1,345 @@
+"""Does a run survive kill -9? Kills a training at random moments, restarts it, and compares it with one that was left alone.
+
+    python -m benchmarks.kill --kills 200 [--processes 4] [--json FILE]
+
+The training is stage 1 on shapes with a tiny model, through launch/train.py: text, pairs and stories, packed in four lanes; an
+average of the parameters; a checkpoint after every second step, so that many kills fall into a save. A run is killed and
+started again until it ends by itself, then the next one begins, until there were enough kills. Half of the kills come within a
+second of the first step, a quarter as soon after that as a save is seen on disk, a quarter anywhere from the start of the
+process. Of every run must be identical to the one left alone:
+
+- the samples of every step, by name, each time that the step is done: none is lost, none is seen twice;
+- every line of metrics.jsonl but for its times, whenever a run was killed that had written it;
+- the last checkpoint's digests of all leaves (parameters, moments, average, counters), and the exported parameters.
+
+With several processes (jax.distributed and gloo on this machine, found as Slurm's are) one of them is killed, and the others
+must stop by themselves with exit code 1 and a line that says why. The run left alone has as many processes; its distance from
+that of a single process, which sums in another order, is printed.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+import launch.train
+from nextstep_jax import checkpoints
+from nextstep_jax.checkpoints.steps import read_step
+from nextstep_jax.data.build import build
+from nextstep_jax.data.encode import encode
+from nextstep_jax.data.sources import open_source
+from nextstep_jax.training import metrics
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEPS = 60
+LANES = 4
+PATIENCE = 120.0  # seconds in which the processes left over must stop
+ENDS = 600.0  # seconds in which a process must do something
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--processes", type=int, default=1, choices=(1, 2, 4))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", help="also write the figures to this file")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = prove(pathlib.Path(folder), arguments.kills, arguments.processes, random.Random(arguments.seed))
+    for name, value in result.items():
+        print(f"{name.replace('_', ' '):36}{value}")
+    if arguments.json:
+        pathlib.Path(arguments.json).write_text(json.dumps(result) + "\n")
+    return 0
+
+
+def prove(folder: pathlib.Path, kills: int, count: int, draw: random.Random) -> dict[str, float]:
+    """Kill `kills` times in runs of `count` processes. Returns the figures; SystemExit names what differed."""
+    began = time.monotonic()
+    make_data(folder / "data")
+    alone = finish(Run(folder, "alone", count))
+    figures = {"processes": count, "kills": 0, "inside_a_save": 0, "while_starting": 0, "runs": 0, "steps_done_again": 0}
+    if count > 1:
+        figures["largest_difference_from_one_process"] = distance(finish(Run(folder, "single", 1)).path, alone.path)
+    slowest = 0.0
+    while figures["kills"] < kills:
+        run = Run(folder, f"killed_{figures['runs']}", count)
+        while figures["kills"] < kills:
+            with Life(run) as life:
+                if not life.kill(draw, alone.starting):
+                    life.require_good_end()
+                    break
+                slowest = max(slowest, life.require_others_stopped())
+            figures["kills"] += 1
+            figures["inside_a_save"] += life.saving
+            figures["while_starting"] += not life.stepped()
+            require_same_metrics(alone, run)
+            say(f"kill {figures['kills']}: {'in a save' if life.saving else 'not in a save'}, {len(run.log())} steps so far")
+        else:
+            finish(run)
+        require_same_metrics(alone, run)
+        require_same_samples(alone, run)
+        require_same_end(alone, run)
+        figures["runs"] += 1
+        figures["steps_done_again"] += len(run.log()) - STEPS
+        say(f"{run.name}: identical; so far {json.dumps(figures)}")
+        shutil.rmtree(run.path)
+    if count > 1:
+        figures["seconds_until_others_stopped"] = round(slowest, 1)
+    return figures | {"minutes": round((time.monotonic() - began) / 60, 1)}
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# --- the training -----------------------------------------------------------------------------------------------------
+
+
+def make_data(root: pathlib.Path) -> None:
+    """Some pairs and stories of shapes with made-up latents: colours of 8x8 blocks in 16 channels."""
+    mix = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
+
+    def latents(pixels: np.ndarray) -> np.ndarray:
+        n, height, width, _ = pixels.shape
+        return pixels.reshape(n, height // 8, 8, width // 8, 8, 3).mean((2, 4)) @ mix
+
+    for kind in ("pair", "interleaved"):
+        build(open_source(f"shapes:{kind}:train:200"), root / "pixels" / kind)
+        encode(root / "pixels" / kind, latents, root / kind, area=64)
+
+
+@dataclasses.dataclass
+class Run:
+    """A work directory, and what its processes write beside it."""
+
+    folder: pathlib.Path
+    name: str
+    count: int
+    steps: int = STEPS
+    starting: float = 0.0  # seconds from the start of a process to its first step
+
+    @property
+    def path(self) -> pathlib.Path:
+        return self.folder / self.name
+
+    def settings(self) -> list[str]:
+        values = {
+            "data.root": self.folder / "data",
+            "data.length": 160,
+            "data.batch_size": LANES,
+            "data.lanes": LANES,
+            "steps": self.steps,
+            "model.transformer.layers": 1,
+            "model.flow_head.layers": 1,
+            "ema": 0.9,
+            "log_every": 1,
+            "checkpoint.every": 2,
+        }
+        config = f"{ROOT / 'configs' / 'nextstep_14b_stage1.py'}:laptop"
+        return ["--config", config, "--workdir", str(self.path), *(f"--config.{key}={value}" for key, value in values.items())]
+
+    def log(self) -> list[tuple[int, list[str]]]:
+        """(step, names of its samples in the order of the batch), each time that all processes did it."""
+        found = []
+        for life in range(len(list(self.folder.glob(f"{self.name}.*.0.out")))):
+            parts = []
+            for process in range(len(list(self.folder.glob(f"{self.name}.{life:03}.*.out")))):
+                file = self.folder / f"{self.name}.{life:03}.{process}.steps"
+                lines = file.read_text().splitlines() if file.exists() else []
+                parts.append(dict(json.loads(line) for line in lines if line.endswith("]]")))
+            found += [(step, [n for part in parts for n in part[step]]) for step in parts[0] if all(step in p for p in parts)]
+        return found
+
+    def metrics(self) -> list[dict]:
+        """The whole lines of metrics.jsonl, without times."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [{k: v for k, v in json.loads(line).items() if "second" not in k} for line in lines if line.endswith("}")]
+
+
+def finish(run: Run) -> Run:
+    """Let the run's processes go on to the end."""
+    with Life(run) as life:
+        life.wait_for_first_step()
+        run.starting = time.monotonic() - life.began
+        life.require_good_end()
+    say(f"{run.name}: done, {run.starting:.1f} s to the first step, {time.monotonic() - life.began:.1f} s in all")
+    return run
+
+
+class Life:
+    """The processes of a run from one start to their end."""
+
+    def __init__(self, run: Run):
+        self._run, self.began, self.saving = run, time.monotonic(), False
+        self._number = len(list(run.folder.glob(f"{run.name}.*.0.out")))
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            self._port = probe.getsockname()[1]
+        self._processes = [self._start(process) for process in range(run.count)]
+
+    def _file(self, process: int, kind: str) -> pathlib.Path:
+        return self._run.folder / f"{self._run.name}.{self._number:03}.{process}.{kind}"
+
+    def _start(self, process: int) -> subprocess.Popen:
+        command = [sys.executable, "-m", "benchmarks.kill", "--log", str(self._file(process, "steps")), *self._run.settings()]
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+            "JAX_COMPILATION_CACHE_DIR": str(self._run.folder / "compiled"),  # a restart need not compile
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "XLA_FLAGS": "",
+        }
+        if self._run.count > 1:
+            command.append("--distributed")
+            environment |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{self._port}", "SLURM_STEP_NODELIST": "localhost"}
+            environment |= {"SLURM_JOB_ID": "1", "SLURM_NTASKS": str(self._run.count)}
+            environment |= {"SLURM_PROCID": str(process), "SLURM_LOCALID": str(process)}
+        with open(self._file(process, "out"), "w") as output:
+            return subprocess.Popen(command, stdout=output, stderr=output, env=environment, cwd=ROOT)
+
+    def stepped(self) -> bool:
+        return all(self._file(process, "steps").exists() for process in range(self._run.count))
+
+    def wait_for_first_step(self) -> None:
+        while not self.stepped() and not self._over() and time.monotonic() - self.began < ENDS:
+            time.sleep(0.01)
+
+    def _over(self) -> bool:
+        """Whether a process has ended."""
+        return any(process.poll() is not None for process in self._processes)
+
+    def send(self, process: int, number: int) -> None:
+        """Send a process a signal."""
+        self._processes[process].send_signal(number)
+
+    def kill(self, draw: random.Random, starting: float) -> bool:
+        """Kill one process at a random moment. False if the run had ended before."""
+        moment = draw.choice(("soon", "soon", "saving", "any"))
+        if moment == "any":
+            time.sleep(draw.uniform(0, 1.3 * starting))
+        else:
+            self.wait_for_first_step()
+            time.sleep(draw.uniform(0, 1.0))
+        while moment == "saving" and not self._in_a_save() and not self._over():
+            time.sleep(0.001)
+        self._victim = draw.randrange(self._run.count)
+        if self._over():
+            return False
+        self.send(self._victim, signal.SIGKILL)
+        self.wait(self._victim, ENDS)
+        self.saving = self._in_a_save()
+        return True
+
+    def _in_a_save(self) -> bool:
+        return any((self._run.path / "checkpoints").glob("*.partial"))
+
+    def require_good_end(self) -> None:
+        """All processes end by themselves, with exit code 0."""
+        for process in range(self._run.count):
+            if code := self.wait(process, ENDS):
+                raise SystemExit(f"process {process} of {self._run.name} ended with {code}:\n{self.said(process)}")
+
+    def require_others_stopped(self) -> float:
+        """The seconds until the last of the other processes had stopped. They must say what happened and exit with 1."""
+        killed = time.monotonic()
+        for process in range(self._run.count):
+            if process != self._victim:
+                code = self.wait(process, PATIENCE)
+                said = self.said(process)
+                if code != 1 or not re.search(r"^error: .*process", said, re.MULTILINE):
+                    raise SystemExit(f"process {process} ended with {code} after the kill of {self._victim}:\n{said}")
+        return time.monotonic() - killed
+
+    def said(self, process: int) -> str:
+        return self._file(process, "out").read_text()
+
+    def wait(self, process: int, seconds: float) -> int:
+        """The exit code of a process, negative for a signal. SystemExit if it does not end in time."""
+        try:
+            return self._processes[process].wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise SystemExit(f"process {process} still runs after {seconds} s:\n{self.said(process)}") from None
+
+    def __enter__(self) -> "Life":
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Nothing is left running, whatever happened."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+
+def train(argv: list[str]) -> int:
+    """In a process of its own, `--log FILE` and the options of launch/train.py: train, and log the names of every step's
+    samples. Returns the exit code.
+    """
+    log, sys.argv = argv[1], ["launch.train", *argv[2:]]
+    remember = metrics.FiniteGuard.remember
+
+    def logged(self, step: int, names: tuple[str, ...]) -> None:
+        with open(log, "a") as file:
+            file.write(json.dumps([step, names]) + "\n")
+        remember(self, step, names)
+
+    metrics.FiniteGuard.remember = logged
+    return launch.train.main(sys.argv)
+
+
+# --- the comparison ---------------------------------------------------------------------------------------------------
+
+
+def require_same_samples(alone: Run, run: Run) -> None:
+    """Every step was given the samples that it is given in the run left alone, each time that it was done."""
+
+    expected = dict(alone.log())
+    for step, names in run.log():
+        if names != expected[step]:
+            raise SystemExit(f"{run.name}: step {step} was given other samples than in the run left alone")
+    if missing := expected.keys() - dict(run.log()).keys():
+        raise SystemExit(f"{run.name}: the steps {sorted(missing)} were never done")
+
+
+def require_same_metrics(alone: Run, run: Run) -> None:
+    expected = {line["step"]: line for line in alone.metrics()}
+    for line in run.metrics():
+        if line != expected[line["step"]]:
+            raise SystemExit(f"{run.name}: metrics of step {line['step']} differ: {line}, expected {expected[line['step']]}")
+
+
+def require_same_end(alone: Run, run: Run) -> None:
+    if len(run.metrics()) != run.steps:
+        raise SystemExit(f"{run.name}: metrics.jsonl has {len(run.metrics())} lines, expected {run.steps}")
+    last = str(run.steps)
+    expected, found = (read_step(each.path / "checkpoints" / last)[0]["leaves"] for each in (alone, run))
+    different = [path for path in expected if expected[path] != found.get(path)]
+    if different or expected.keys() != found.keys():
+        raise SystemExit(f"{run.name}: {len(different)} leaves of the last state differ, the first is {different[:1]}")
+    whole, mine = (dict(checkpoints.iterate_params(each.path / "export")) for each in (alone, run))
+    if whole.keys() != mine.keys() or any(whole[path].tobytes() != mine[path].tobytes() for path in whole):
+        raise SystemExit(f"{run.name}: the exported parameters differ")
+
+
+def distance(one: pathlib.Path, other: pathlib.Path) -> float:
+    """The largest difference between two exports' parameters."""
+    whole, mine = (dict(checkpoints.iterate_params(path / "export")) for path in (one, other))
+    return max(float(np.abs(whole[path].astype(np.float32) - mine[path].astype(np.float32)).max()) for path in whole)
+
+
+if __name__ == "__main__":
+    sys.exit(train(sys.argv[1:]) if sys.argv[1:2] == ["--log"] else main())

@@ -1,0 +1,53 @@
+"""The compiler flags that the launchers set, by generation of accelerator, with a word on each.
+
+TPU flags go into LIBTPU_INIT_ARGS, GPU flags into XLA_FLAGS; both refuse a flag that they do not know, so a renamed one stops a
+run at its start. All of these exist in jaxlib 0.10.2 and in the libtpu of that release. Their effect on speed was not measured.
+"""
+
+_OVERLAP = {
+    # Weights split over `fsdp` are gathered layer by layer: run these collectives beside the matrix products, in steps.
+    "xla_tpu_enable_async_collective_fusion": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
+    "xla_tpu_overlap_compute_collective_tc": "true",
+    "xla_enable_async_all_gather": "true",
+}
+_SLICES = {
+    # Gradients are summed between slices over the data-centre network: move those sums to where their results are needed, and
+    # let sums of different sizes share one.
+    "xla_tpu_enable_data_parallel_all_reduce_opt": "true",
+    "xla_tpu_data_parallel_opt_different_sized_ops": "true",
+}
+FLAGS: dict[str, dict[str, str]] = {
+    "v5e": {**_OVERLAP, **_SLICES},
+    "v5p": {
+        **_OVERLAP,
+        **_SLICES,
+        # Two cores act as one chip: keep gathers out of the fusions that are split over them, so that they can overlap.
+        "xla_tpu_megacore_fusion_allow_ags": "false",
+    },
+    "v6e": {
+        **_OVERLAP,
+        **_SLICES,
+        # Of 128 MiB of on-chip memory let one fusion use 96: larger tiles for larger matrix units.
+        "xla_tpu_scoped_vmem_limit_kib": "98304",
+    },
+    "hopper": {
+        # Start collectives early and wait for them late.
+        "xla_gpu_enable_latency_hiding_scheduler": "true",
+        # In the loop over layers, gather the next layer's weights and scatter the last one's gradients beside this one's work.
+        "xla_gpu_enable_pipelined_all_gather": "true",
+        "xla_gpu_enable_pipelined_reduce_scatter": "true",
+        # The scheduler can only move what is large enough to be worth it: combine up to 1 GiB at a time.
+        "xla_gpu_all_gather_combine_threshold_bytes": "1073741824",
+        "xla_gpu_reduce_scatter_combine_threshold_bytes": "1073741824",
+        # cuBLAS for matrix products; Triton's tuning takes long and wins little on large ones.
+        "xla_gpu_enable_triton_gemm": "false",
+    },
+}
+
+
+def environment(generation: str) -> dict[str, str]:
+    """The environment variable that carries a generation's flags, and its value."""
+    name = "XLA_FLAGS" if generation == "hopper" else "LIBTPU_INIT_ARGS"
+    return {name: " ".join(f"--{flag}={value}" for flag, value in FLAGS[generation].items())}
