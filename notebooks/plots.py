@@ -24,7 +24,7 @@ def show(
     side: float = 1.25,
     colours: Sequence[str] = (),
 ) -> None:
-    """Pictures in rows of `columns`, `side` inches each, a title over each in its colour, a label in front of each row."""
+    """Pictures in rows of `columns`, `side` inches each, titles in their colours over the first, a label before each row."""
     columns = min(columns, len(pictures))
     titles = ["\n".join(textwrap.fill(line, round(15 * side)) for line in title.split("\n")) for title in titles]
     count = -(-len(pictures) // columns)
@@ -36,7 +36,7 @@ def show(
         axis.set(xticks=[], yticks=[], frame_on=False)
     for i, (axis, picture) in enumerate(zip(axes.flat, pictures, strict=False)):
         axis.imshow(picture, interpolation="nearest")
-        if titles:
+        if i < len(titles):
             axis.set_title(titles[i], fontsize=7.5, pad=3, color=colours[i] if colours else "black")
     for axis, label in zip(axes[:, 0], rows, strict=False):
         axis.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=6)

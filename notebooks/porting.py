@@ -20,6 +20,7 @@
 # %%
 import collections
 import pathlib
+import re
 import tempfile
 
 import jax
@@ -119,14 +120,17 @@ print(f"{len(released)} tensors released, {len(ours)} exported, {len(same)} of t
 # %% [markdown]
 # ## On eight devices
 # A mesh of 4 x 2: `fsdp` splits the model width, `tensor` splits heads, MLP, and vocabulary. The table says for every parameter
-# what each of its dimensions is split over ("-": not at all) and how much of it a device holds. A dimension that the axis does
-# not divide stays whole: the single key/value heads of a larger mesh are an example.
+# what each of its dimensions is split over ("-": not at all) and how much of it a device holds. A dimension that an axis does
+# not divide stays whole. Small vectors (norms, biases) are copied to every device and left out here.
 
 # %%
 mesh = make_mesh({"fsdp": 4, "tensor": 2})
 abstract = checkpoints.abstract_params(work / "checkpoint")
 table = sharding_table(abstract, mesh).splitlines()
-print("\n".join([line for line in table if "model/" in line[:6] and "layers_" not in line or "layers_0" in line] + table[-1:]))
+chosen = re.compile(
+    r"parameter|total|model/(embedding|lm_head|decoder/layers_0|image_|flow_head/(blocks_0|input)).*(kernel|embedding)"
+)
+print("\n".join(line for line in table if chosen.match(line)))
 
 # %% [markdown]
 # `load_params` reads each device's slices straight to it. Below, where the devices' parts of four parameters lie.
@@ -146,8 +150,8 @@ for axis, (name, array) in zip(axes, examples.items(), strict=True):
     for device, index in array.sharding.devices_indices_map(array.shape).items():
         owner[index[:2]] = device.id
         rows, columns = (range(*piece.indices(size)) for piece, size in zip(index[:2], array.shape[:2], strict=True))
-        axis.text(np.mean(columns), np.mean(rows), str(device.id), ha="center", va="center", color="white")
-    axis.imshow(owner, aspect="auto", cmap="viridis", interpolation="nearest")
+        axis.text(np.mean(columns), np.mean(rows), str(device.id), ha="center", va="center")
+    axis.imshow(owner, aspect="auto", cmap="Set2", interpolation="nearest")
     axis.set(title=name, xticks=[], yticks=[], xlabel=f"{array.shape[1]}", ylabel=f"{array.shape[0]}")
 figure.suptitle("Device that holds each part", y=1.0)
 figure.tight_layout()
