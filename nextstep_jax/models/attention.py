@@ -3,14 +3,27 @@
 Letters: B batch, S queries, T keys, N query heads, K key/value heads, H head dim. Query head n uses key head n // (N / K).
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
+
+from nextstep_jax.errors import InputError
+from nextstep_jax.sharding.rules import LOGICAL_RULES, constrain
 
 Array = jax.Array
 
+# Name of what the attention's backward pass needs besides q, k and v, for rematerialization policies.
+ATTENTION_OUT = "attention_out"
+
 _MASKED = -1e30  # finite, so that a row with no visible key averages instead of turning into NaN
+
+
+# What the dimensions of a layer's cached keys and values are.
+CACHE_AXES = ("batch", None, "kv_heads", "head_dim")
 
 
 class LayerCache(NamedTuple):
@@ -37,9 +50,14 @@ def write_cache(cache: LayerCache, keys: Array, values: Array, index: Array) -> 
     """Put [B, S, K, H] keys and values at slots index, index + 1, …"""
     at = (0, index, 0, 0)
     return LayerCache(
-        jax.lax.dynamic_update_slice(cache.keys, keys.astype(cache.keys.dtype), at),
-        jax.lax.dynamic_update_slice(cache.values, values.astype(cache.values.dtype), at),
+        shard_cache(jax.lax.dynamic_update_slice(cache.keys, keys.astype(cache.keys.dtype), at)),
+        shard_cache(jax.lax.dynamic_update_slice(cache.values, values.astype(cache.values.dtype), at)),
     )
+
+
+def shard_cache(x: Array) -> Array:
+    """Cached keys or values [B, T, K, H] where they belong on a mesh: rows and heads split, slots not."""
+    return constrain(x, *CACHE_AXES)
 
 
 def attention_weights(q: Array, k: Array, mask: Array) -> Array:
@@ -63,36 +81,97 @@ def causal_attention(q: Array, k: Array, v: Array, segment_ids: Array, kernel: s
     """
     kernel = _choose(kernel, q)
     if kernel == "splash":
-        return _splash(q, k, v, segment_ids)
+        return _splash(q, k, v, segment_ids)  # names its own residuals
     if kernel == "cudnn":
         mask = segment_mask(segment_ids)[:, None]
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
-    return masked_attention(q, k, v, segment_mask(segment_ids))
+        y = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+    else:
+        y = masked_attention(q, k, v, segment_mask(segment_ids))
+    return checkpoint_name(y, ATTENTION_OUT)
+
+
+def _platform() -> str:
+    """What the program is for: the platform of the mesh entered with `jax.set_mesh`, which need not be this machine's."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
 
 
 def _choose(kernel: str, q: Array) -> str:
     if kernel != "auto":
         return kernel
-    platform = jax.default_backend()
-    if platform == "tpu" and q.shape[1] % 128 == 0 and q.shape[-1] % 128 == 0:
+    platform = _platform()
+    if platform == "tpu" and q.shape[1] % _LANES == 0 and q.shape[-1] % _LANES == 0:
         return "splash"
-    if platform == "gpu" and q.dtype != jnp.float32:
+    if platform in ("gpu", "cuda", "rocm") and q.dtype != jnp.float32:
         return "cudnn"
     return "xla"
 
 
+# --- the TPU kernel ---------------------------------------------------------------------------------------------------
+
+_LANES = 128  # the kernel's blocks are multiples of it
+_BLOCK = 1024  # queries and keys of a block, where they divide the row
+_BLOCK_KEYS = 2048  # keys of a block in the backward kernel
+
+
 def _splash(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
+    """`causal_attention` by the splash kernel, on every device for its own rows, heads and queries.
+
+    Keys and values are gathered over the `sequence` axis, their heads are never repeated. Off TPU the kernel is interpreted.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    s, n, h = q.shape[1:]
-    mask = masks.MultiHeadMask([masks.CausalMask((s, s)) for _ in range(n)])
-    kernel = splash.make_splash_mqa if k.shape[2] == 1 else splash.make_splash_mha
-    attend = kernel(mask, head_shards=1, q_seq_shards=1)
+    length, heads, head_dim = q.shape[1:]
+    mesh = jax.sharding.get_abstract_mesh()
+    rows, along, across = _axes(mesh, "batch"), _axes(mesh, "sequence"), _axes(mesh, "kv_heads")
+    if k.shape[2] % _size(mesh, across):
+        across = ()  # some device would hold part of a head
+    queries = length // _size(mesh, along)
+    if queries % _LANES:
+        raise InputError(f"attention_kernel splash needs rows of a multiple of {_LANES} positions a device, found {queries}")
+    block, keys = math.gcd(queries, _BLOCK), math.gcd(length, _BLOCK)
+    sizes = splash.BlockSizes(
+        block_q=block,
+        block_kv=keys,
+        block_q_dkv=block,
+        block_kv_dkv=math.gcd(length, _BLOCK_KEYS),
+        block_kv_dkv_compute=keys,
+        use_fused_bwd_kernel=True,  # one pass over the scores gives the gradients of q, k and v
+    )
+    attend = splash.make_splash_mha(
+        masks.MultiHeadMask([masks.CausalMask((length, length))] * (heads // _size(mesh, across))),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=_size(mesh, along),
+        residual_checkpoint_name=ATTENTION_OUT,
+        interpret=_platform() != "tpu",
+    )
 
-    def one_row(q, k, v, ids):
-        # The kernel wants heads first and does not scale the scores.
-        q, k, v = (jnp.swapaxes(x, 0, 1) for x in (q * h**-0.5, k, v))
-        return jnp.swapaxes(attend(q, k, v, segment_ids=splash.SegmentIds(ids, ids)), 0, 1)
+    def local(attend, q, k, v, query_ids, key_ids):
+        def one_row(q, k, v, query_ids, key_ids):
+            # The kernel wants heads first and does not scale the scores.
+            q, k, v = (jnp.swapaxes(x, 0, 1) for x in (q * head_dim**-0.5, k, v))
+            return jnp.swapaxes(attend(q, k, v, segment_ids=splash.SegmentIds(query_ids, key_ids)), 0, 1)
 
-    return jax.vmap(one_row)(q, k, v, segment_ids)
+        return jax.vmap(one_row)(q, k, v, query_ids, key_ids)
+
+    arguments = (attend, q, k, v, segment_ids, segment_ids)
+    if _size(mesh, (*rows, *along, *across)) == 1:
+        return local(*arguments)
+    of_queries = PartitionSpec(rows or None, along or None, across or None)
+    of_keys = PartitionSpec(rows or None, None, across or None)
+    mask_spec = jax.sharding.NamedSharding(mesh, PartitionSpec(None, along or None))
+    specs = (attend.manual_sharding_spec(mask_spec), of_queries, of_keys, of_keys, of_queries[:2], of_keys[:2])
+    specs = tuple(PartitionSpec(*spec) if isinstance(spec, tuple) else spec for spec in specs)
+    # The kernel does not say over which axes its result varies, hence no check of it.
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=of_queries, check_vma=False)(*arguments)
+
+
+def _axes(mesh, name: str) -> tuple[str, ...]:
+    """The axes of `mesh` that a logical dimension is really split over."""
+    return tuple(axis for axis in LOGICAL_RULES[name] if mesh.shape.get(axis, 1) > 1)
+
+
+def _size(mesh, axes: tuple[str, ...]) -> int:
+    return math.prod(mesh.shape[axis] for axis in axes)

@@ -51,7 +51,8 @@ class TimeEmbedding(nn.Module):
     @nn.compact
     def __call__(self, t: Array) -> Array:
         w = self.width
-        y = nn.silu(Projection("...I,IO->...O", (TIME_FEATURES, w), 1, self.dtype, name="in")(time_features(t)))
+        y = Projection("...I,IO->...O", (TIME_FEATURES, w), 1, self.dtype, name="in")(time_features(t))
+        y = nn.silu(constrain(y, "positions", "width"))  # else the partitioner spreads the width and sees every position
         return Projection("...I,IO->...O", (w, w), 1, self.dtype, name="out")(y)
 
 
@@ -135,8 +136,10 @@ class FlowHead(nn.Module):
         self.final = FinalLayer(c.width, self.config.token_channels, t.dtype)
 
     def velocity(self, x: Array, t: Array, condition: Array) -> Array:
-        """Velocity [P, C] float32 at points x [P, C], times t [P], conditions [P, D]."""
-        steer = constrain(nn.silu(self.time_embed(t) + self.condition(condition)), "positions", "width")
+        """Velocity [P, C] float32 at points x [P, C], times t [P]; of R conditions [R, D] each steers the next P / R points."""
+        times = constrain(self.time_embed(constrain(t, "positions")), "positions", "width")
+        conditions = constrain(self.condition(condition), "positions", "width")
+        steer = nn.silu(times + jnp.repeat(conditions, t.shape[0] // condition.shape[0], axis=0))
         y = constrain(self.input(x), "positions", "width")
         if self.config.transformer.scan_layers:
             y, _ = self.blocks(y, steer)

@@ -4,6 +4,8 @@ Letters: B batch (R rows when decoding), S sequence, T cache slots, D width, C c
 P gathered positions.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -32,17 +34,41 @@ def gen_pos_embed(grid: int, width: int) -> np.ndarray:
     return np.concatenate([columns, rows], axis=1).astype(np.float32)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def look_up(table: Array, ids: Array, dtype: str) -> Array:
+    """Rows [..., D] in `dtype` of a float32 table [V, D], at ids [...].
+
+    On a mesh the table is gathered along D, in `dtype`: split along D, the lookup would give every device a strip of all rows'
+    embeddings, and the partitioner would copy them whole on the way to where they belong. Gradients add up in float32.
+    """
+    return jnp.take(constrain(table.astype(dtype), "vocab", "width"), ids, axis=0)
+
+
+def _look_up_forward(table: Array, ids: Array, dtype: str):
+    return look_up(table, ids, dtype), (table, ids)
+
+
+def _look_up_backward(dtype: str, saved, gradient: Array):
+    table, ids = saved
+    sums = jnp.zeros(table.shape, jnp.float32).at[ids].add(gradient.astype(jnp.float32))
+    return constrain(sums, "vocab", "embed").astype(table.dtype), None
+
+
+look_up.defvjp(_look_up_forward, _look_up_backward)
+
+
 class Embedding(nn.Module):
     """The token table [V, D], read by id and, when tied, by the language head."""
 
     vocab_size: int
     width: int
+    dtype: str
 
     def setup(self):
         self.embedding = self.param("embedding", nn.initializers.normal(0.02), (self.vocab_size, self.width))
 
     def __call__(self, ids: Array) -> Array:
-        return jnp.take(self.embedding, ids, axis=0)
+        return look_up(self.embedding, ids, self.dtype)
 
 
 class LanguageHead(nn.Module):
@@ -65,7 +91,7 @@ class NextStep(nn.Module):
 
     def setup(self):
         c, t = self.config, self.config.transformer
-        self.embedding = Embedding(t.vocab_size, t.width)
+        self.embedding = Embedding(t.vocab_size, t.width, t.dtype)
         self.image_in_projector = Projection("...C,CD->...D", (c.token_channels, t.width), 1, t.dtype)
         self.decoder = Decoder(t)
         if not t.tie_embeddings:
@@ -80,7 +106,7 @@ class NextStep(nn.Module):
 
     def embed_text(self, text_ids: Array) -> Array:
         """Embeddings [..., D] of ids [...]."""
-        return self.embedding(text_ids).astype(self.config.transformer.dtype)
+        return self.embedding(text_ids)
 
     def embed_image(self, image_tokens: Array) -> Array:
         """Embeddings [..., D] of image tokens [..., C]."""
@@ -122,7 +148,7 @@ class NextStep(nn.Module):
         return self.image_out_projector(hidden)
 
     def velocity(self, x: Array, t: Array, condition: Array) -> Array:
-        """Velocity [P, C] of points [P, C] at times [P] under conditions [P, D]; see `FlowHead`."""
+        """Velocity [P, C] of points [P, C] at times [P] under conditions [R, D]; see `FlowHead`."""
         return self.flow_head.velocity(x, t, condition)
 
     def embed_times(self, times: Array) -> Array:
@@ -154,5 +180,5 @@ def empty_batch(config: NextStepConfig, rows: int = 1, length: int = 2) -> Batch
 
 def init_params(config: NextStepConfig, key: Array) -> dict:
     """Freshly drawn parameters in the form `config` asks for (unrolled, scanned, fused)."""
-    model = NextStep(config)
+    model = NextStep(config.with_transformer(attention_kernel="xla"))  # others want longer rows than this one
     return model.init(key, empty_batch(config), method="initialize")["params"]

@@ -13,12 +13,14 @@ from jax.ad_checkpoint import checkpoint_name
 
 from nextstep_jax.config import TransformerConfig
 from nextstep_jax.models.attention import (
+    ATTENTION_OUT,
     LayerCache,
     attention_weights,
     cache_mask,
     causal_attention,
     masked_attention,
     segment_mask,
+    shard_cache,
     write_cache,
 )
 from nextstep_jax.models.layers import Projection, RMSNorm, apply_rope, rope_table
@@ -40,7 +42,7 @@ def init_cache(config: TransformerConfig, rows: int, slots: int) -> Cache:
     shape = (rows, slots, config.kv_heads, config.head_dim)
 
     def layer():
-        return LayerCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+        return LayerCache(*(shard_cache(jnp.zeros(shape, config.dtype)) for _ in range(2)))
 
     return Cache(tuple(layer() for _ in range(config.layers)), jnp.zeros((), jnp.int32))
 
@@ -74,7 +76,7 @@ class Attention(nn.Module):
     def __call__(self, x: Array, rope: RopeTable, segment_ids: Array) -> Array:
         q, k, v = (checkpoint_name(y, "qkv") for y in self.project(x, rope))
         y = causal_attention(q, k, v, segment_ids, self.config.attention_kernel)
-        return self.o(checkpoint_name(y, "attention_out"))
+        return self.o(y)
 
     def weights(self, x: Array, rope: RopeTable, segment_ids: Array) -> Array:
         """How much each position looks at which: [B, N, S, S] float32, rows sum to 1."""
@@ -102,8 +104,8 @@ class SwiGLU(nn.Module):
         else:
             gate = Projection("BSD,DF->BSF", (c.width, c.mlp_width), dtype=c.dtype, name="gate")(x)
             up = Projection("BSD,DF->BSF", (c.width, c.mlp_width), dtype=c.dtype, name="up")(x)
-        hidden = checkpoint_name(nn.silu(gate) * up, "mlp_hidden")
-        return Projection("BSF,FD->BSD", (c.mlp_width, c.width), dtype=c.dtype, name="down")(hidden)
+        gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
+        return Projection("BSF,FD->BSD", (c.mlp_width, c.width), dtype=c.dtype, name="down")(nn.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -120,7 +122,7 @@ class Block(nn.Module):
 
     def __call__(self, x: Array, rope: RopeTable, segment_ids: Array) -> tuple[Array, None]:
         x = constrain(checkpoint_name(x, "block_in"), "batch", "sequence", "width")
-        x = x + self.attention(self.attention_norm(x), rope, segment_ids)
+        x = checkpoint_name(x + self.attention(self.attention_norm(x), rope, segment_ids), "block_middle")
         x = x + self.mlp(self.mlp_norm(x))
         return constrain(x, "batch", "sequence", "width"), None
 
@@ -143,12 +145,21 @@ def remat_policy(name: str):
             offload_src="device",
             offload_dst="pinned_host",
         )
-    return {
-        "full": policies.nothing_saveable,
-        "attention": policies.save_only_these_names("attention_out"),
-        "projections": policies.save_only_these_names("qkv", "attention_out"),
-        "dots": policies.checkpoint_dots_with_no_batch_dims,
-    }[name]
+    if name == "dots":
+        return policies.save_from_both_policies(
+            policies.checkpoint_dots_with_no_batch_dims, policies.save_only_these_names(ATTENTION_OUT)
+        )
+    return policies.save_only_these_names(*_SAVED[name])
+
+
+# What the backward pass keeps besides a block's input, see TransformerConfig.remat.
+_SAVED = {
+    "full": (),
+    "attention": (ATTENTION_OUT,),
+    "projections": ("qkv", ATTENTION_OUT, "block_middle"),
+    "gate": ("qkv", ATTENTION_OUT, "block_middle", "gate"),
+    "mlp": ("qkv", ATTENTION_OUT, "block_middle", "gate", "up"),
+}
 
 
 class Decoder(nn.Module):

@@ -21,6 +21,7 @@ from nextstep_jax.errors import InputError
 from nextstep_jax.flow.paths import interpolate, logit_normal_times, velocity_target
 from nextstep_jax.models.nextstep import NextStep
 from nextstep_jax.objectives.cross_entropy import cross_entropy
+from nextstep_jax.sharding.rules import constrain
 
 Array = jax.Array
 
@@ -129,7 +130,8 @@ def draw_noise(
     """Noise [B, n, M, C] and times [B, n, M] for `multitask_loss`; `law` is a timestep law of `flow.paths`."""
     noise_key, time_key = jax.random.split(key)
     shape = (rows, capacity, draws)
-    return jax.random.normal(noise_key, (*shape, channels)), law(time_key, shape)
+    noise = constrain(jax.random.normal(noise_key, (*shape, channels)), "batch", "sequence", None, None)
+    return noise, constrain(law(time_key, shape), "batch", "sequence", None)
 
 
 def count_totals(batch: Batch, text_capacity: int | None = None, image_capacity: int | None = None) -> Totals:
@@ -187,10 +189,8 @@ def _image_losses(
     condition = _take(hidden, indices)
     if project_out:
         condition = call("project_out", condition)
-    draws, width = noise.shape[2], condition.shape[-1]
-    condition = jnp.repeat(condition.reshape(-1, width), draws, axis=0)
     points = interpolate(x, noise, t).reshape(-1, noise.shape[3])
-    velocity = call("velocity", points, t.reshape(-1), condition).reshape(noise.shape)
+    velocity = call("velocity", points, t.reshape(-1), condition.reshape(-1, condition.shape[-1])).reshape(noise.shape)
     losses = jnp.mean(jnp.square(velocity - velocity_target(x, noise)), axis=(2, 3))
     return Targets(indices + 1, _take(weights, indices) * mask, losses, dropped)
 

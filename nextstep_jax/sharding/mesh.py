@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nextstep_jax.errors import InputError
@@ -13,11 +15,15 @@ from nextstep_jax.sharding.rules import MESH_AXES, partition_spec
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of all `devices` (default: every device of every process); enter it with `jax.set_mesh`.
 
+    The slices of a multi-slice TPU job lie along `data`, the only axis whose traffic is small enough for the network between
+    them.
+
     Args:
       sizes: devices along each of MESH_AXES; absent axes are 1, and one axis may be -1: whatever is left.
 
     Raises:
-      InputError: an unknown axis, more than one -1, or sizes whose product is not the number of devices.
+      InputError: an unknown axis, more than one -1, sizes whose product is not the number of devices, or a `data` axis that
+        does not divide into the slices.
     """
     devices = jax.devices() if devices is None else devices
     unknown = set(sizes) - set(MESH_AXES)
@@ -34,7 +40,18 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     if math.prod(shape) != len(devices):
         raise InputError(f"mesh {dict(zip(MESH_AXES, shape, strict=True))} does not fit {len(devices)} devices")
     # Auto: Explicit axes make Linen's logical constraints raise.
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
+    return Mesh(_arrange(shape, devices), MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
+
+
+def _arrange(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices as an array of `shape`, neighbours along an axis next to each other in the machine."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if shape[0] % slices:
+        raise InputError(f"mesh axis data must be a multiple of the {slices} slices, found {shape[0]}")
+    within, between = (shape[0] // slices, *shape[1:]), (slices, *[1] * (len(shape) - 1))
+    return mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
 
 
 def batch_shardings(batch, mesh: Mesh, names: tuple[str, ...] = ("batch", "sequence")):

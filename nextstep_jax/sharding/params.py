@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nextstep_jax.errors import InputError
-from nextstep_jax.sharding.rules import LOGICAL_RULES
+from nextstep_jax.sharding.rules import LOGICAL_RULES, shape_spec
 
 ROOTS = ("model", "image_tokenizer", "discriminator")
 
@@ -87,20 +87,16 @@ def parameter_spec(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec
     Raises:
       InputError: naming the parameter, when two of its dimensions are mapped to the same mesh axis.
     """
-    names, used, entries = logical_axes(path, len(shape)), {}, []
-    for dim, (name, size) in enumerate(zip(names, shape, strict=True)):
-        axes = [axis for axis in (LOGICAL_RULES[name] if name else ()) if axis in mesh.axis_names]
-        for axis in axes:
+    names, used = logical_axes(path, len(shape)), {}
+    for dim, name in enumerate(names):
+        for axis in (axis for axis in (LOGICAL_RULES[name] if name else ()) if axis in mesh.axis_names):
             if axis in used:
                 other = used[axis]
                 raise InputError(
                     f"{path}: dimensions {other} ({names[other]}) and {dim} ({name}) are both split over mesh axis {axis!r}"
                 )
             used[axis] = dim
-        while axes and size % math.prod(mesh.shape[axis] for axis in axes):
-            axes.pop()
-        entries.append(axes[0] if len(axes) == 1 else (tuple(axes) or None))
-    return PartitionSpec(*entries)
+    return shape_spec(names, tuple(shape), mesh)
 
 
 def shards(spec: PartitionSpec, mesh: Mesh) -> int:

@@ -4,6 +4,8 @@ Mesh axes: `data` (between slices, over DCN), `fsdp`, `tensor`, `sequence`. A lo
 or none; axes the current mesh lacks are ignored, so the same program runs on one device and on a pod.
 """
 
+import math
+
 import jax
 from jax.sharding import PartitionSpec
 
@@ -34,8 +36,28 @@ def partition_spec(names: tuple[str | None, ...], mesh_axes: tuple[str, ...] = M
     entries = []
     for name in names:
         axes = tuple(a for a in LOGICAL_RULES[name] if a in mesh_axes) if name is not None else ()
-        entries.append(axes[0] if len(axes) == 1 else (axes or None))
+        entries.append(spec_entry(axes))
     return PartitionSpec(*entries)
+
+
+def dividing_axes(name: str | None, size: int, mesh) -> tuple[str, ...]:
+    """The axes of `mesh` that a dimension called `name` is split over: those of the table, without the last ones while they do
+    not divide its `size`. Such a dimension stays whole along them.
+    """
+    axes = [axis for axis in (LOGICAL_RULES[name] if name else ()) if axis in mesh.axis_names]
+    while axes and size % math.prod(mesh.shape[axis] for axis in axes):
+        axes.pop()
+    return tuple(axes)
+
+
+def spec_entry(axes: tuple[str, ...]) -> str | tuple[str, ...] | None:
+    """Mesh axes as an entry of a PartitionSpec."""
+    return axes[0] if len(axes) == 1 else (axes or None)
+
+
+def shape_spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh) -> PartitionSpec:
+    """How dimensions called `names`, of these sizes, are split on `mesh`."""
+    return PartitionSpec(*(spec_entry(dividing_axes(*dim, mesh)) for dim in zip(names, shape, strict=True)))
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
@@ -43,4 +65,4 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, partition_spec(names, mesh.axis_names))
+    return jax.lax.with_sharding_constraint(x, shape_spec(names, x.shape, mesh))

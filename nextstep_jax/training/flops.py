@@ -3,7 +3,7 @@
 MFU = useful FLOPs of a step / (step time * devices * peak FLOP/s of one device). Useful FLOPs are those of the mathematics,
 each multiply-add counted as two: matrix products and attention over visible pairs, forward once and backward twice.
 Recomputation (remat), padding, masked pairs, norms and optimizer are not counted, so no implementation choice can raise the
-figure.
+figure. All counts are floats: as 32-bit integers those of a large model overflow.
 
 Letters: D width, F MLP width, L layers, N/K query and key/value heads, H head dim, V vocabulary, C channels of an image token,
 W flow-head width, M its hidden width.
@@ -12,21 +12,23 @@ W flow-head width, M its hidden width.
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from nextstep_jax.batch import Batch
 from nextstep_jax.config import FlowHeadConfig, ImageTokenizerConfig, NextStepConfig, TransformerConfig
+from nextstep_jax.sharding.topologies import CHIPS
 
 Array = jax.Array
 
 # Dense bfloat16 peak of one device (for TPUs: one JAX device), by how its `device_kind` begins; FLOP/s.
 PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
+    "TPU v4": CHIPS["v4"].flops,
+    "TPU v5 lite": CHIPS["v5e"].flops,
+    "TPU v5e": CHIPS["v5e"].flops,
+    "TPU v5p": CHIPS["v5p"].flops,
+    "TPU v5": CHIPS["v5p"].flops,
+    "TPU v6 lite": CHIPS["v6e"].flops,
+    "TPU v6e": CHIPS["v6e"].flops,
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
@@ -53,12 +55,16 @@ class Work(NamedTuple):
 def work_of(batch: Batch) -> Work:
     """The work in a batch: positions restart in every segment, so a position's number + 1 is its count of visible keys."""
     real = batch.segment_ids > 0
+
+    def count(mask: Array) -> Array:
+        return mask.sum(dtype=jnp.float32)
+
     return Work(
-        tokens=real.sum(),
+        tokens=count(real),
         pairs=((batch.positions + 1.0) * real).sum(),
-        image_tokens=(batch.is_image & real).sum(),
-        text_targets=(batch.text_weight > 0).sum(),
-        image_targets=(batch.image_weight > 0).sum(),
+        image_tokens=count(batch.is_image & real),
+        text_targets=count(batch.text_weight > 0),
+        image_targets=count(batch.image_weight > 0),
     )
 
 
@@ -74,7 +80,7 @@ def transformer_forward(config: TransformerConfig, work: Work):
     c = config
     attention = c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads)
     products = c.layers * (attention + 3 * c.width * c.mlp_width)
-    return 2 * products * work.tokens + 4 * c.layers * c.heads * c.head_dim * work.pairs
+    return 2.0 * products * work.tokens + 4.0 * c.layers * c.heads * c.head_dim * work.pairs
 
 
 def flow_head_forward(config: FlowHeadConfig, channels: int, condition_width: int, tokens):
@@ -82,7 +88,7 @@ def flow_head_forward(config: FlowHeadConfig, channels: int, condition_width: in
     w, hidden = config.width, round(config.width * config.mlp_ratio)
     block = 2 * w * hidden + 3 * w * w
     drawn = 256 * w + w * w + channels * w + config.layers * block + 2 * w * w + w * channels
-    return 2 * tokens * (condition_width * w + config.batch_mul * drawn)
+    return 2.0 * (condition_width * w + config.batch_mul * drawn) * tokens
 
 
 def multitask_flops(config: NextStepConfig, work: Work):

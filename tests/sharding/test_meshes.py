@@ -1,4 +1,6 @@
-"""The same loss and gradients whatever mesh they are computed on: eight pretended devices, in a process of their own."""
+"""The same losses, gradients, attention and images whatever mesh they are computed on: eight pretended devices, in a process
+of their own.
+"""
 
 import json
 import os
@@ -44,10 +46,72 @@ def mixed_batch(channels, rows=8, length=32):
     return Batch(ids, tokens, is_image, positions, segments, text_weight, image_weight), kinds
 
 
+def off(found, expected) -> float:
+    """The largest difference, the largest expected entry being 1."""
+    return float(np.abs(np.asarray(found) - np.asarray(expected)).max() / np.abs(np.asarray(expected)).max())
+
+
 def compute():
-    """Print, for each mesh, the loss and how far its gradients are from those of one device (largest entry of each parameter =
-    1).
-    """
+    """Print how far everything computed on a mesh is from what one device computes."""
+    print(json.dumps({"training": training(), "splash": splash(), "generation": generation()}))
+
+
+def splash():
+    """The attention kernel split over rows, heads and queries, and its gradients, from the plain one without a mesh."""
+    import jax
+
+    from nextstep_jax.models.attention import causal_attention
+    from nextstep_jax.sharding.mesh import make_mesh
+
+    rng = np.random.default_rng(0)
+    q, k, v, g = (rng.normal(size=(2, 256, heads, 128)).astype(np.float32) for heads in (4, 2, 2, 4))
+    ids = np.sort(rng.integers(1, 4, (2, 256)), axis=1).astype(np.int32)
+
+    def run(kernel, q, k, v):
+        y, pull = jax.vjp(lambda q, k, v: causal_attention(q, k, v, ids, kernel), q, k, v)
+        return y, *pull(g)
+
+    expected = jax.jit(run, static_argnums=0)("xla", q, k, v)
+    with jax.set_mesh(make_mesh({"fsdp": 2, "tensor": 2, "sequence": 2})):
+        found = jax.jit(run, static_argnums=0)("splash", q, k, v)
+    return max(map(off, found, expected))
+
+
+def generation():
+    """Image tokens of a decode split over `tensor`, from those of one device; and over what its cache is split."""
+    import jax
+    import jax.numpy as jnp
+
+    from nextstep_jax.config import preset
+    from nextstep_jax.generation.decode import Prompt, TokenSettings, advance, start
+    from nextstep_jax.models.nextstep import init_params
+    from nextstep_jax.sharding.mesh import make_mesh
+    from nextstep_jax.sharding.params import state_shardings
+
+    config, settings = preset("tiny").with_transformer(layers=2), TokenSettings(branches=2, steps=3)
+    shapes = jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32) * 0.1, shapes)
+    ids = rng.integers(0, 400, (2, 5)).astype(np.int32)
+    empty = np.zeros((2, 5, config.token_channels), np.float32)
+    prompt = Prompt(ids, empty, np.zeros((2, 5), bool), np.array([5, 3], np.int32))
+    noise = rng.normal(size=(4, settings.noise_arrays, 1, config.token_channels)).astype(np.float32)
+    guidance = np.tile(np.float32([2.0, 1.0]), (4, 1))
+
+    def generate(params):
+        state = start(config, params, prompt, branches=2, tokens=4)
+        return advance(config, settings, params, state, noise, guidance, jnp.int32(4))
+
+    expected = generate(params).tokens
+    mesh = make_mesh({"fsdp": 4, "tensor": 2})
+    with jax.set_mesh(mesh):
+        place = state_shardings({"model": params}, mesh)["model"]
+        found = generate(jax.device_put(params, place))
+    return {"tokens": off(found.tokens, expected), "cache": str(found.cache.layers[0].keys.sharding.spec)}
+
+
+def training():
+    """For each mesh, the loss, and how far the gradients of each parameter are from those of one device."""
     import jax
 
     from nextstep_jax.config import preset
@@ -74,9 +138,9 @@ def compute():
             value, grads = gradient(jax.device_put(params, place), global_batch(batch, mesh, task.batch_axes))
             grads = {path_string(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(grads)[0]}
         reference = reference or grads
-        off = {path: float(np.abs(grads[path] - g).max() / np.abs(g).max()) for path, g in reference.items()}
-        found[name] = {"loss": float(value), "worst": max(off.values()), "where": max(off, key=off.get)}
-    print(json.dumps(found))
+        distances = {path: off(grads[path], g) for path, g in reference.items()}
+        found[name] = {"loss": float(value), "worst": max(distances.values()), "where": max(distances, key=distances.get)}
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +160,19 @@ def results():
 
 @pytest.mark.parametrize("name", list(MESHES)[1:])
 def test_a_mesh_changes_neither_loss_nor_gradients(results, name):
-    assert results[name]["loss"] == pytest.approx(results["1"]["loss"], rel=1e-5)
-    assert results[name]["worst"] < 1e-5, results[name]["where"]
+    training = results["training"]
+    assert training[name]["loss"] == pytest.approx(training["1"]["loss"], rel=1e-5)
+    assert training[name]["worst"] < 1e-5, training[name]["where"]
+
+
+def test_the_attention_kernel_is_the_same_split_over_rows_heads_and_queries(results):
+    assert results["splash"] < 1e-5
+
+
+def test_decoding_split_over_heads_draws_the_same_tokens(results):
+    """Rounding differs a little in each step, and each token is the next one's input."""
+    assert results["generation"]["tokens"] < 1e-4
+    assert "'tensor'" in results["generation"]["cache"]
 
 
 if __name__ == "__main__":

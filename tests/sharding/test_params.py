@@ -2,9 +2,11 @@
 
 import dataclasses
 import re
+import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
@@ -14,6 +16,7 @@ from nextstep_jax.errors import InputError
 from nextstep_jax.models.forms import stack_layers
 from nextstep_jax.models.image_tokenizer import ImageTokenizer
 from nextstep_jax.models.nextstep import init_params
+from nextstep_jax.sharding import mesh as meshes
 from nextstep_jax.sharding import params as sharding
 from nextstep_jax.sharding.mesh import make_mesh
 from nextstep_jax.sharding.rules import LOGICAL_RULES
@@ -138,3 +141,24 @@ def test_the_table_lists_every_parameter_and_their_sum():
 def test_a_mesh_that_does_not_fit_is_an_error(sizes, message):
     with pytest.raises(InputError, match=message):
         make_mesh(sizes, jax.devices()[:1])
+
+
+def sliced_devices(slices, each):
+    """Devices of a multi-slice job: as much of them as placing looks at."""
+
+    def device(number):
+        return types.SimpleNamespace(id=number, platform="gpu", device_kind="gpu", process_index=0, slice_index=number // each)
+
+    return [device(number) for number in range(slices * each)]
+
+
+def test_slices_lie_along_the_data_axis():
+    placed = meshes._arrange((4, 2, 1, 1), sliced_devices(2, 4))
+    assert placed.shape == (4, 2, 1, 1)
+    slices = np.vectorize(lambda device: device.slice_index)(placed)[:, :, 0, 0]
+    assert slices.tolist() == [[0, 0], [0, 0], [1, 1], [1, 1]]
+
+
+def test_a_data_axis_that_does_not_divide_into_the_slices_is_an_error():
+    with pytest.raises(InputError, match="data must be a multiple of the 2 slices, found 1"):
+        meshes._arrange((1, 8, 1, 1), sliced_devices(2, 4))

@@ -31,6 +31,13 @@ def test_work_of_packed_rows_counts_what_is_visible():
     assert jax.tree.map(float, flops.work_of(batch)) == flops.Work(5, 9, 2, 1, 2)
 
 
+def test_a_14b_step_can_be_counted_inside_a_program():
+    rows = jnp.ones((1, 8), jnp.int32)
+    batch = Batch(rows, jnp.zeros((1, 8, 64)), rows > 0, rows, rows, *jnp.ones((2, 1, 8)))
+    counted = jax.jit(lambda batch: flops.multitask_flops(preset("14b"), flops.work_of(batch)))(batch)
+    assert counted == pytest.approx(float(flops.multitask_flops(preset("14b"), flops.Work(8, 16, 8, 8, 8))))
+
+
 def test_full_rows():
     assert flops.full_row_work(1000, 100, 60) == flops.Work(1000, 10 * 5050, 600, 400, 600)
 

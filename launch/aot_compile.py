@@ -1,0 +1,147 @@
+"""Compile a stage's training step, or its token loop, for a TPU that is not here, and say what it will cost.
+
+    python -m launch.aot_compile --config configs/nextstep_14b_stage1.py --topology v5p:4x4x4 [--slices 2]
+        [--what train|generate] [--tokens_per_chip 16384] [--json] [--config.key=value ...]
+
+Runs on any CPU machine with the extra `tpu` (libtpu holds the compiler). The program is the one that launch/train.py runs: the
+same loss, optimizer, EMA, shardings, donated state; nothing is executed. With --what generate it is the token loop at guidance
+7.5 on one image of 256 tokens, bfloat16 parameters split over `tensor`.
+
+What it prints are the compiler's figures, not measurements:
+
+  fits            the compiler found room for everything in the chips' memory; if not, how much it wanted
+  bytes           a chip's parameters, optimizer and average as sharded; the rest is gradients, activations and temporaries
+  collectives     from the compiled program, each as often as it runs
+  seconds         sum over all instructions of the cycles the compiler expects, each as often as it runs (XLA's own sum counts
+                  the body of the loop over layers once); attention kernels, which it does not estimate, at half the chip's
+                  peak; collectives by bytes over link speed, added where nothing runs beside them
+  program FLOPs   of the matrix products that the program executes, recomputation and empty places of the heads included
+  MFU             useful FLOPs / (seconds * chips * peak). Useful: training/flops.py, forward once and backward twice, for rows
+                  of one sample each, half of it image tokens. Packed short samples see fewer pairs in the same time.
+
+Exit codes: 0 compiled, 1 it does not fit, 2 an option, config or topology that cannot be used.
+"""
+
+import json
+import os
+import sys
+import time
+
+# libtpu only compiles here. It would wait for a metadata server, complain that this is no TPU host, and refuse to be loaded by
+# two processes at a time.
+for _name, _value in {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5p-128",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+# ruff: noqa: E402 (JAX reads the environment when it is imported)
+from absl import flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from nextstep_jax.errors import InputError, NextStepError
+from nextstep_jax.sharding.mesh import make_mesh
+from nextstep_jax.sharding.topologies import CHIPS, generation, topology_devices
+from nextstep_jax.training.ahead import compile_report, lower_generation, lower_train_step
+
+FLAGS = flags.FlagValues()  # its own: launch/train.py has a flag of the same name
+_OWN = {"flag_values": FLAGS}
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The stage: configs/NAME.py, or configs/NAME.py:laptop.", **_OWN)
+_TOPOLOGY = flags.DEFINE_string("topology", None, "GENERATION:SHAPE, e.g. v5p:4x4x4, v6e:16x16, v5e:2x4.", **_OWN)
+_SLICES = flags.DEFINE_integer("slices", 1, "How many of them, between slices along the mesh axis data.", **_OWN)
+_WHAT = flags.DEFINE_enum("what", "train", ["train", "generate"], "Which program.", **_OWN)
+_TOKENS = flags.DEFINE_integer("tokens_per_chip", 16384, "Sets the batch size; 0 leaves the config's.", **_OWN)
+_JSON = flags.DEFINE_bool("json", False, "Print one line of JSON.", **_OWN)
+
+
+def main(argv: list[str]) -> int:
+    """Parse the command line, compile, print, and return the exit code."""
+    if "--help" in argv:
+        print(__doc__)
+        return 0
+    try:
+        _parse(argv)
+        report = compile_for(_CONFIG.value, _TOPOLOGY.value, _SLICES.value, _WHAT.value, _TOKENS.value)
+    except NextStepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(report) if _JSON.value else text(report))
+    return 0 if report["fits"] else 1
+
+
+def compile_for(config, topology: str, slices: int, what: str, tokens_per_chip: int) -> dict:
+    """The report, JSON-able. InputError for what cannot be compiled."""
+    chip = CHIPS[generation(topology)]
+    devices = topology_devices(topology, slices)
+    if config.mesh.data == 1:
+        config.mesh.data = slices
+    mesh = make_mesh(config.mesh if what == "train" else {"tensor": -1}, devices)
+    if what == "train" and tokens_per_chip:
+        if tokens_per_chip * mesh.size % config.data.length:
+            rows = f"{mesh.size} chips is not a number of rows of {config.data.length} positions"
+            raise InputError(f"--tokens_per_chip {tokens_per_chip} on {rows}")
+        config.data.batch_size = tokens_per_chip * mesh.size // config.data.length
+    lowered = lower_train_step(config, mesh) if what == "train" else lower_generation(config, mesh)
+    began = time.perf_counter()
+    compiled = compile_report(lowered, chip, mesh.size)
+    report = {
+        "what": what,
+        "topology": topology,
+        "slices": slices,
+        "chips": mesh.size,
+        "mesh": dict(mesh.shape),
+        "remat": config.model.transformer.remat,
+        "accumulation": config.accumulation,
+        "tokens_per_chip": lowered.tokens / mesh.size,
+        "compile_seconds": round(time.perf_counter() - began, 1),
+    }
+    return report | compiled
+
+
+def text(report: dict) -> str:
+    """The report for people."""
+    head = f"{report['what']} on {report['slices']} x {report['topology']}, {report['chips']} chips, mesh {report['mesh']}"
+    lines = [head, f"compiled in {report['compile_seconds']:.0f} s"]
+    if not report["fits"]:
+        return "\n".join([*lines, f"does not fit: {report['reason']}"])
+    lines.append(f"fits: {report['bytes_per_chip'] / 2**30:.2f} GiB a chip at its peak, of which")
+    lines += [f"  {kind:<28}{size / 2**30:8.2f} GiB" for kind, size in report["bytes_by_kind"].items()]
+    for kind, c in report["collectives"].items():
+        lines.append(f"{kind:<30}{c['count']:8.0f} times, {c['bytes'] / 2**30:.2f} GiB a chip and run")
+    lines.append(f"estimated seconds: {report['estimated_seconds']:.4f}")
+    lines += [f"  {kind:<28}{value:8.4f}" for kind, value in report["seconds_by_kind"].items()]
+    lines.append(f"program FLOPs / useful FLOPs: {report['program_flops'] / report['useful_flops']:.3f}")
+    lines.append(f"estimated MFU: {report['estimated_mfu']:.1%} for {report['tokens_per_chip']:g} tokens a chip")
+    return "\n".join(lines)
+
+
+def _parse(argv: list[str]) -> None:
+    """InputError, on one line, for anything the flags or the config file object to."""
+    try:
+        rest = FLAGS(argv)
+        if _CONFIG.value is not None:
+            _CONFIG.value.lock()  # a file that could not be read says so only when it is used
+    except OSError as error:
+        file = " ".join(str(error.__cause__ or error).split())
+        raise InputError(f"--config: the file cannot be read ({file})") from error
+    except Exception as error:  # whatever a config file raises comes through here
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        # ml_collections quotes the whole traceback of a config file that raised: its last line is the error.
+        line = lines[-1] if "Error whilst parsing config file" in lines[0] else " ".join(lines)
+        raise InputError(line.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from error
+    if len(rest) > 1:
+        raise InputError(f"unexpected argument {rest[1]!r}; options are written --config.key=value")
+    for name, flag in (("config", _CONFIG), ("topology", _TOPOLOGY)):
+        if flag.value is None:
+            raise InputError(
+                f"--{name} is missing; usage: python -m launch.aot_compile --config configs/NAME.py --topology v5p:4x4x4"
+            )
+
+
+if __name__ == "__main__":
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    sys.exit(main(sys.argv))

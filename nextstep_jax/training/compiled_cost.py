@@ -1,0 +1,244 @@
+"""What a compiled program costs, read from its optimized HLO: FLOPs, collectives and an estimate of its time.
+
+XLA's own `cost_analysis()` counts the body of a loop once, however often it runs, so a scanned step of 48 layers looks 48 times
+too cheap. Here every instruction counts as often as it runs: trip counts are read from the loops' conditions.
+
+The TPU compiler writes the cycles it expects into most instructions (`estimated_cycles`). It writes none into Pallas kernels
+and collectives; these are estimated from their FLOPs and bytes. All of it is an estimate: nothing here has run.
+"""
+
+import math
+import re
+from collections import defaultdict
+from typing import NamedTuple
+
+from nextstep_jax.sharding.topologies import Chip
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+# Share of the chip's peak that the attention kernel is taken to reach; the compiler says nothing about it.
+KERNEL_EFFICIENCY = 0.5
+# Bytes/s of one chip between slices: 200 Gbit/s a host of four chips.
+BETWEEN_SLICES = 6.25e9
+
+_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4, "s64": 8, "u64": 8}
+_BYTES |= {"f16": 2, "bf16": 2, "f32": 4, "f64": 8, "c64": 8}
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
+
+
+class Instruction(NamedTuple):
+    """One line of HLO: `shape` and `rest` (operands and attributes) as text."""
+
+    name: str
+    shape: str
+    opcode: str
+    rest: str
+
+
+class Collective(NamedTuple):
+    """All collectives of one type in one run, on one device: how many, and the bytes of their largest operand or result."""
+
+    count: float
+    bytes: float
+
+
+class Cost(NamedTuple):
+    """One run of a program on one device.
+
+    Attributes:
+      flops: multiply-adds of matrix products, times two; recomputed ones too.
+      compute_seconds: of the instructions that the compiler gives cycles for.
+      kernels, kernel_seconds: launches and time of attention kernels.
+      blocking_seconds: of collectives that nothing overlaps.
+      overlapped_seconds: of collectives that run beside computation.
+      collectives: by type.
+    """
+
+    flops: float
+    compute_seconds: float
+    kernels: float
+    kernel_seconds: float
+    blocking_seconds: float
+    overlapped_seconds: float
+    collectives: dict[str, Collective]
+
+    @property
+    def seconds(self) -> float:
+        """Computation or what runs beside it, whichever takes longer, and then what blocks."""
+        return max(self.compute_seconds + self.kernel_seconds, self.overlapped_seconds) + self.blocking_seconds
+
+
+def read_cost(hlo: str, chip: Chip, devices: int) -> Cost:
+    """The cost of a program on `devices` chips, from `compiled.as_text()`."""
+    computations, entry = parse(hlo)
+    runs, fused = count_runs(computations, entry)
+    flops = cycles = kernels = kernel_flops = 0.0
+    counts, sizes, blocking, overlapped = defaultdict(float), defaultdict(float), 0.0, 0.0
+    for name, instructions in computations.items():
+        times, shapes = runs[name], {i.name: i.shape for i in instructions}
+        for i in instructions if times else ():
+            flops += times * product_flops(i, shapes)
+            found = re.search(r'"estimated_cycles":"(\d+)"', i.rest)
+            if found and not fused[name]:  # inside a fusion, they are the fusion's
+                cycles += times * int(found[1])
+            if i.opcode == "custom-call" and i.name.startswith("splash"):
+                kernels += times
+                kernel_flops += times * attention_flops(i, shapes)
+            kind = i.opcode.removesuffix("-start")
+            if kind in COLLECTIVES:
+                starts = kind != i.opcode
+                # The result of a start repeats its operand.
+                arrays = _parts(i.shape) if starts else (i.shape, *operands(i, shapes))
+                size = max(map(bytes_of, arrays), default=0.0)
+                if kind == "all-reduce" and fused[name]:
+                    kind = "reduce-scatter"  # the TPU compiler writes it as a fusion of an all-reduce and a slice
+                counts[kind] += times
+                sizes[kind] += times * size
+                seconds = times * wire_seconds(kind, size, group_size(i.rest), chip, devices)
+                blocking, overlapped = blocking + seconds * (not starts), overlapped + seconds * starts
+            if i.opcode == "send":
+                counts["send between slices"] += times
+                sizes["send between slices"] += times * bytes_of(i.shape)
+                overlapped += times * bytes_of(i.shape) / BETWEEN_SLICES
+    return Cost(
+        flops + kernel_flops,
+        cycles / chip.clock,
+        kernels,
+        kernel_flops / (KERNEL_EFFICIENCY * chip.flops),
+        blocking,
+        overlapped,
+        {kind: Collective(counts[kind], sizes[kind]) for kind in sorted(counts)},
+    )
+
+
+# --- reading the text -------------------------------------------------------------------------------------------------
+
+
+def parse(hlo: str) -> tuple[dict[str, list[Instruction]], str]:
+    """The computations of a module, and the name of the one that is run."""
+    computations, entry, current = {}, "", []
+    for line in hlo.splitlines():
+        if found := _COMPUTATION.match(line):
+            current = computations[found[2]] = []
+            entry = found[2] if found[1] else entry
+        elif found := _INSTRUCTION.match(line):
+            current.append(Instruction(*found.groups()))
+    return computations, entry
+
+
+def count_runs(computations: dict[str, list[Instruction]], entry: str) -> tuple[dict[str, float], dict[str, bool]]:
+    """How often each computation runs, and whether it is inside a fusion (its caller accounts for its time)."""
+    runs, fused, order, seen = defaultdict(float), defaultdict(bool), [], set()
+
+    def visit(name: str) -> None:
+        if name not in seen and name in computations:
+            seen.add(name)
+            for i in computations[name]:
+                for callee, _ in _calls(i, computations):
+                    visit(callee)
+            order.append(name)
+
+    visit(entry)
+    runs[entry] = 1.0
+    for name in reversed(order):  # callers before what they call
+        for i in computations[name]:
+            for callee, times in _calls(i, computations):
+                runs[callee] += runs[name] * times
+                fused[callee] |= fused[name] or i.opcode == "fusion"
+    return runs, fused
+
+
+def _calls(i: Instruction, computations: dict[str, list[Instruction]]) -> list[tuple[str, float]]:
+    if i.opcode == "while":
+        condition, body = (re.search(rf"{key}=%?([\w.\-]+)", i.rest)[1] for key in ("condition", "body"))
+        return [(body, trip_count(i, computations[condition]))]
+    return [(name, 1.0) for name in re.findall(r"(?<![\w])calls=%?([\w.\-]+)", i.rest)]
+
+
+def trip_count(loop: Instruction, condition: list[Instruction]) -> float:
+    """Runs of a loop's body: what the compiler knows, else the constant that its counter is compared with, else 1."""
+    if found := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
+        return float(found[1])
+    constants = [re.match(r"(\d+)\)", i.rest) for i in condition if i.opcode == "constant" and i.shape.startswith("s32[]")]
+    constants = [float(found[1]) for found in constants if found]
+    return constants[0] if len(constants) == 1 else 1.0
+
+
+def dims_of(shape: str) -> list[int]:
+    """Dimensions of an array, of the first one of a tuple."""
+    found = _SHAPE.search(shape)
+    return [int(size) for size in found[2].split(",") if size] if found else []
+
+
+def bytes_of(shape: str) -> float:
+    """Bytes of an array, or of a tuple's arrays together."""
+    parts = _SHAPE.findall(shape)
+    return sum(_BYTES.get(dtype, 0) * math.prod(int(size) for size in dims.split(",") if size) for dtype, dims in parts)
+
+
+def _parts(shape: str) -> list[str]:
+    return [f"{dtype}[{dims}]" for dtype, dims in _SHAPE.findall(shape)]
+
+
+def operands(i: Instruction, shapes: dict[str, str]) -> list[str]:
+    """Shapes of an instruction's operands, those defined in the same computation."""
+    names = re.findall(r"%([\w.\-]+)", i.rest.split("), ")[0])
+    return [shapes[name] for name in names if name in shapes]
+
+
+def group_size(rest: str) -> int:
+    """Devices that take part in one collective, from either spelling of its replica groups; 2 where it has none."""
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
+        return int(found[2])
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+        return found[1].count(",") + 1
+    if found := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", rest):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        return math.prod(int(sizes.get(axis, 1)) for axis in re.findall(r"'(\w+)'", found[2]))
+    return 2
+
+
+# --- what an instruction costs ----------------------------------------------------------------------------------------
+
+
+def product_flops(i: Instruction, shapes: dict[str, str]) -> float:
+    """FLOPs of a dot, or of a convolution, which is what the TPU compiler makes of products; 0 for anything else."""
+    if i.opcode not in ("dot", "convolution"):
+        return 0.0
+    inputs, outputs = operands(i, shapes), math.prod(dims_of(i.shape))
+    if len(inputs) < 2:
+        return 0.0
+    left, right = dims_of(inputs[0]), dims_of(inputs[1])
+    if i.opcode == "dot":
+        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.rest)
+        return 2.0 * outputs * math.prod(left[int(d)] for d in contracted[1].split(",") if d) if contracted else 2.0 * outputs
+    left_labels, right_labels, out_labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.rest).groups()
+    out, total = dims_of(i.shape), 2.0 * right[right_labels.index("i")]
+    for label, size in zip(out_labels, out, strict=True):
+        if not label.isdigit():
+            total *= size
+        elif "lhs_dilate" in i.rest:
+            total *= size  # a batch dimension in disguise: each output sees one pair
+        else:
+            total *= min(size, left[left_labels.index(label)]) * right[right_labels.index(label)]
+    return total
+
+
+def attention_flops(i: Instruction, shapes: dict[str, str]) -> float:
+    """FLOPs of a splash kernel on causal rows: two products of the forward pass, five of the backward pass."""
+    inputs = [dims for shape in operands(i, shapes) if len(dims := dims_of(shape)) >= 3 and dims[-1] >= 64]
+    queries, keys = max(inputs, key=math.prod), max(dims[-2] for dims in inputs)
+    return (4.0 if "fwd" in i.name else 10.0) * math.prod(queries) * keys / 2
+
+
+def wire_seconds(kind: str, size: float, group: int, chip: Chip, devices: int) -> float:
+    """Seconds that a collective of `size` bytes over `group` devices keeps the links busy.
+
+    A group is taken to use as many of the links as it fills of the machine's dimensions.
+    """
+    if group < 2:
+        return 0.0
+    bandwidth = chip.links * min(1.0, math.log(group) / math.log(max(devices, 2)))
+    passes = 2.0 if kind == "all-reduce" else 1.0
+    return passes * size * (group - 1) / group / bandwidth

@@ -1,0 +1,88 @@
+"""Ahead-of-time compilation: a shrunk stage through the real TPU compiler, and one line for every mistake."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import launch.aot_compile
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs" / "nextstep_14b_stage1.py")
+
+
+def compile_for_tpu(*arguments) -> tuple[int, dict]:
+    """Exit code and report of the command, in a process of its own: libtpu is told where it is when it is loaded."""
+    command = [sys.executable, "-m", "launch.aot_compile", "--config", CONFIG + ":laptop", "--json", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.count("\n") == 1, done.stderr[-3000:]
+    return done.returncode, json.loads(done.stdout)
+
+
+LIMIT = 40e6
+SHRUNK = [
+    *("--topology", "v5e:2x2", "--tokens_per_chip", "512"),
+    "--config.data.length=512",
+    "--config.mesh.tensor=2",
+    "--config.model.transformer.layers=2",
+    "--config.model.transformer.head_dim=128",
+    "--config.model.transformer.dtype=bfloat16",
+    "--config.model.transformer.remat=attention",
+]
+
+
+def test_the_training_step_compiles_for_a_tpu_and_fits():
+    code, report = compile_for_tpu(*SHRUNK)
+    assert code == 0 and report["fits"] is True
+    assert (report["chips"], report["tokens_per_chip"]) == (4, 512)
+    assert report["compile_seconds"] > 0 and 0 < report["estimated_mfu"] < 1
+    # Splash, forward and backward once in each layer: the rematerialized forward pass does not launch it again.
+    assert report["attention_kernels"] == 4
+    # What it takes today, and a tenth: more is a regression.
+    assert report["bytes_per_chip"] < LIMIT
+    assert report["bytes_by_kind"]["optimizer"] == pytest.approx(2 * report["bytes_by_kind"]["parameters"], rel=0.01)
+    # Executed products: the useful ones, the forward pass a second time, and heads run on every position.
+    assert 1.0 < report["program_flops"] / report["useful_flops"] < 2.0
+    assert report["collectives"]["all-gather"]["count"] > 0
+
+
+@pytest.fixture
+def run(monkeypatch):
+    def main(*arguments):
+        argv = ["launch/aot_compile.py", *arguments]
+        monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for the overrides
+        flags = launch.aot_compile.FLAGS
+        flags.unparse_flags()
+        for flag in ("config", "topology"):
+            flags[flag].value = None
+        for name in [name for name in flags if name.startswith("config.")]:
+            delattr(flags, name)
+        return launch.aot_compile.main(argv)
+
+    return main
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "--config is missing"),
+        (["--config", CONFIG], "--topology is missing"),
+        (["--config", CONFIG, "--topology", "v5p"], "found 'v5p'"),
+        (["--config", CONFIG, "--topology", "v9:4x4"], "found 'v9:4x4'"),
+        (["--config", CONFIG, "--topology", "v5e:4x4", "--slices", "0"], "slices must be at least 1"),
+        (["--config", CONFIG, "--topology", "v5e:4x4", "--what", "dream"], "dream"),
+        (["--config", CONFIG, "--topology", "v5e:4x4", "--config.steps=many"], "many"),
+        (["--config", CONFIG, "--topology", "v5e:4x4", "again"], "unexpected argument 'again'"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(run, arguments, message, capsys):
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_help_explains_the_estimate(run, capsys):
+    assert run("--help") == 0
+    assert "MFU             useful FLOPs / (seconds * chips * peak)" in capsys.readouterr().out

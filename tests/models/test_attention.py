@@ -1,0 +1,86 @@
+"""The attention kernels against plain attention, and which of them is chosen."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nextstep_jax.errors import InputError
+from nextstep_jax.models import attention
+from nextstep_jax.models.attention import causal_attention
+from nextstep_jax.models.transformer import remat_policy
+
+LENGTH, HEADS, KEY_HEADS, HEAD_DIM = 256, 4, 2, 128
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    """Queries, keys, values, segment ids with a boundary inside a block and padding at the end, and an output gradient."""
+    rng = np.random.default_rng(0)
+    q, k, v, g = (rng.normal(size=(1, LENGTH, n, HEAD_DIM)).astype(np.float32) for n in (HEADS, KEY_HEADS, KEY_HEADS, HEADS))
+    ids = np.repeat([1, 2, 3, 0], [100, 60, 80, 16])[None].astype(np.int32)
+    return q, k, v, ids, g * (ids > 0)[..., None, None]
+
+
+def oracle(q, k, v, ids):
+    """float64, straight from the equation."""
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    k, v = (np.repeat(x, HEADS // KEY_HEADS, axis=2) for x in (k, v))
+    scores = np.einsum("bsnh,btnh->bnst", q, k) / np.sqrt(HEAD_DIM)
+    seen = (ids[:, :, None] == ids[:, None, :]) & np.tril(np.ones((LENGTH, LENGTH), bool))
+    weights = np.exp(scores - scores.max(-1, keepdims=True)) * seen[:, None]
+    return np.einsum("bnst,btnh->bsnh", weights / weights.sum(-1, keepdims=True), v)
+
+
+def test_splash_equals_plain_attention_with_its_gradients(arrays, monkeypatch):
+    """Several blocks each way, grouped heads, packed samples, padding; the kernel is interpreted here."""
+    monkeypatch.setattr(attention, "_BLOCK", 128)
+    monkeypatch.setattr(attention, "_BLOCK_KEYS", 128)
+    q, k, v, ids, g = arrays
+
+    def run(kernel):
+        y, pull = jax.vjp(lambda q, k, v: causal_attention(q, k, v, jnp.asarray(ids), kernel), q, k, v)
+        return y, pull(jnp.asarray(g))
+
+    (y, gradients), (plain, expected) = run("splash"), run("xla")
+    real = ids[0] > 0
+    np.testing.assert_allclose(y[:, real], oracle(q, k, v, ids)[:, real], atol=2e-5)
+    np.testing.assert_allclose(plain[:, real], oracle(q, k, v, ids)[:, real], atol=2e-5)
+    for found, wanted in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+def kernels(policy: str, arrays) -> int:
+    """Kernels in the gradient of attention rematerialized with `policy`, lowered for TPU."""
+    q, k, v, ids, g = arrays
+    attend = jax.checkpoint(lambda *x: causal_attention(*x, jnp.asarray(ids), "splash"), policy=remat_policy(policy))
+    gradient = jax.jit(jax.grad(lambda *x: jnp.vdot(jnp.sin(attend(*x)), g), argnums=(0, 1, 2)))
+    return gradient.trace(q, k, v).lower(lowering_platforms=("tpu",)).as_text().count("@tpu_custom_call")
+
+
+@pytest.mark.parametrize("policy, count", [("full", 3), ("attention", 2), ("projections", 2), ("mlp", 2), ("dots", 2)])
+def test_policies_that_keep_the_attention_do_not_run_its_kernel_again(arrays, monkeypatch, policy, count):
+    monkeypatch.setattr(attention, "_platform", lambda: "tpu")
+    assert kernels(policy, arrays) == count
+
+
+def test_splash_names_rows_it_cannot_take():
+    q = jnp.zeros((1, 8, 2, HEAD_DIM))
+    with pytest.raises(InputError, match="multiple of 128 positions a device, found 8"):
+        causal_attention(q, q, q, jnp.zeros((1, 8), jnp.int32), "splash")
+
+
+@pytest.mark.parametrize(
+    "platform, dtype, length, expected",
+    [
+        ("tpu", "bfloat16", 256, "splash"),
+        ("tpu", "bfloat16", 100, "xla"),
+        ("cuda", "bfloat16", 100, "cudnn"),
+        ("cuda", "float32", 100, "xla"),
+        ("cpu", "bfloat16", 256, "xla"),
+    ],
+)
+def test_auto_takes_what_the_platform_is_best_at(monkeypatch, platform, dtype, length, expected):
+    monkeypatch.setattr(attention, "_platform", lambda: platform)
+    assert attention._choose("auto", jax.ShapeDtypeStruct((1, length, 4, 128), dtype)) == expected
+    assert attention._choose("xla", jax.ShapeDtypeStruct((1, length, 4, 128), dtype)) == "xla"

@@ -1,0 +1,79 @@
+"""Reading what a compiled program costs, on programs whose cost is known."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from nextstep_jax.sharding.topologies import CHIPS
+from nextstep_jax.training import compiled_cost
+
+CHIP = CHIPS["v5p"]
+
+# A loop of three, as the TPU compiler writes it: a fusion with its cycles, an attention kernel, a gather that blocks, one that
+# does not, and a reduce-scatter.
+LOOP = """\
+%fused (p: bf16[64,64]) -> f32[64,64] {
+  %p = bf16[64,64]{1,0} parameter(0)
+  ROOT %product = f32[64,64]{1,0} convolution(%p, %p), dim_labels=bf_io->bf, backend_config={"estimated_cycles":"7"}
+}
+%scatter (q: f32[64,64]) -> f32[16,64] {
+  %q = f32[64,64]{1,0} parameter(0)
+  %sum = f32[64,64]{1,0} all-reduce(%q), replica_groups=[1,4]<=[4], to_apply=%add
+}
+%body (state: (s32[], bf16[64,64])) -> (s32[], bf16[64,64]) {
+  %state = (s32[], /*index=1*/bf16[64,64]{1,0:T(8,128)(2,1)}) parameter(0)
+  %x = bf16[64,64]{1,0} get-tuple-element(%state), index=1
+  %work = f32[64,64]{1,0} fusion(%x), kind=kOutput, calls=%fused, backend_config={"window":{"estimated_cycles":"1750000"}}
+  %k = bf16[2,256,128]{2,1,0} parameter(1)
+  %splash_mha_fwd.1 = bf16[2,256,128]{2,1,0} custom-call(%k, %k, %k), custom_call_target="tpu_custom_call"
+  %gather = bf16[256,64]{1,0} all-gather(%x), replica_groups=mesh['a'=1,'b'=4] {'b'}, dimensions={0}
+  %begin = (bf16[64,64], bf16[256,64]) all-gather-start(%x), replica_groups={{0,1,2,3}}, dimensions={0}
+  %shard = f32[16,64]{1,0} fusion(%work), kind=kCustom, calls=%scatter
+}
+%condition (state: (s32[], bf16[64,64])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(3)
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+ENTRY %main (a: bf16[64,64]) -> bf16[64,64] {
+  %loop = (s32[], bf16[64,64]{1,0}) while(%t), condition=%condition, body=%body
+}
+"""
+
+
+def test_everything_in_a_loop_counts_as_often_as_it_runs():
+    cost = compiled_cost.read_cost(LOOP, CHIP, devices=4)
+    kernel = 3 * 4 * (2 * 256 * 128) * 256 / 2
+    assert cost.flops == 3 * 2 * 64**3 + kernel
+    assert cost.compute_seconds == pytest.approx(3 * 1e-3)
+    assert cost.kernels == 3
+    assert cost.kernel_seconds == pytest.approx(kernel / (compiled_cost.KERNEL_EFFICIENCY * CHIP.flops))
+    gathered, scattered = 256 * 64 * 2, 64 * 64 * 4
+    assert cost.collectives == {"all-gather": (6, 6 * gathered), "reduce-scatter": (3, 3 * scattered)}
+    assert cost.blocking_seconds == pytest.approx(3 * (gathered + scattered) * 3 / 4 / CHIP.links)
+    assert cost.overlapped_seconds == pytest.approx(3 * gathered * 3 / 4 / CHIP.links)
+    assert cost.seconds == pytest.approx(cost.compute_seconds + cost.kernel_seconds + cost.blocking_seconds)
+
+
+def test_flops_of_a_scanned_product_and_its_gradient():
+    """XLA's own count sees the body of the scan once."""
+
+    def loss(weights, x):
+        return jax.lax.scan(lambda x, w: (jnp.sin(x @ w), None), x, weights)[0].sum()
+
+    weights, x = jnp.ones((5, 32, 32)), jnp.ones((16, 32))
+    compiled = jax.jit(jax.grad(loss)).lower(weights, x).compile()
+    cost = compiled_cost.read_cost(compiled.as_text(), CHIP, devices=1)
+    assert cost.flops == 3 * 5 * 2 * 16 * 32 * 32
+    assert not cost.collectives and not cost.kernels
+
+
+@pytest.mark.parametrize(
+    "groups, size",
+    [
+        ("replica_groups=[16,4]<=[64]", 4),
+        ("replica_groups={{0,2},{1,3}}", 2),
+        ("replica_groups=mesh['axis_0'=16,'axis_1'=2,'axis_2'=4] {'axis_0','axis_2'}", 64),
+    ],
+)
+def test_group_sizes(groups, size):
+    assert compiled_cost.group_size(f"%x), channel_id=1, {groups}, use_global_device_ids=true") == size
