@@ -28,7 +28,7 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 from plots import FAST, show
 
-sys.path.insert(0, "..")  # where configs/ is
+sys.path.insert(0, str(pathlib.Path("..").resolve()))  # where configs/ is
 
 from configs import shapes_nextstep
 from nextstep_jax.data import shapes
@@ -68,7 +68,7 @@ for name, count in counts.items():
 
 # %%
 sheets = [contact_sheet(open_source(str(work / "pixels" / kind)), 2 if FAST else 4) for kind in ("pair", "edit", "interleaved")]
-figure, axes = plt.subplots(1, 3, figsize=(9.5, 4.5))
+figure, axes = plt.subplots(3, 1, figsize=(9, 8))
 for axis, sheet, name in zip(axes, sheets, ("pairs", "edits", "stories"), strict=True):
     axis.imshow(sheet)
     axis.set(title=name, xticks=[], yticks=[])
@@ -86,16 +86,16 @@ def small_run(**changes):
     config = shapes_nextstep.base()
     config.image_tokenizer_checkpoint = str(builtin_checkpoint())
     config.data.root = str(work / "data")
-    config.steps = 12 if FAST else 400
+    config.steps = 8 if FAST else 400
     config.optimizer.warmup = config.steps // 8
     config.ema = 0.98
-    config.model.transformer.layers = 2 if FAST else 4
+    config.model.transformer.layers = 1 if FAST else 4
     config.log_every, config.samples.every = max(1, config.steps // 40), config.steps // 4
     config.validation.every, config.validation.batches, config.checkpoint.every = config.steps // 4, 2, 0
     if FAST:
         config.data.batch_size = 2
         config.model.transformer.width, config.model.transformer.mlp_width = 64, 128
-        config.model.flow_head.width = 64
+        config.model.flow_head.layers, config.model.flow_head.width = 1, 64
     config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
     return config
 
@@ -129,14 +129,15 @@ used = batch.segment_ids > 0
 content = np.where(used, 1 + batch.is_image, 0)
 target = np.where(batch.image_weight > 0, 3, np.where(batch.text_weight > 0, 2, used.astype(int)))
 pictures = {
-    "kind of data": (kinds, ["padding", *KIND_IDS]),
-    "content": (content, ["padding", "text", "image token"]),
-    "target of": (target, ["padding", "no head", "language head", "flow head"]),
+    "kind of data": (kinds, ["padding", *KIND_IDS], ["#eeeeee", "C0", "C2", "C4", "C5"]),
+    "content": (content, ["padding", "text", "image token"], ["#eeeeee", "C0", "C1"]),
+    "target of": (target, ["padding", "no head", "language head", "flow head"], ["#eeeeee", "#aaaaaa", "C0", "C1"]),
 }
 figure, axes = plt.subplots(3, 1, figsize=(9.5, 6.5), sharex=True)
-for axis, (title, (values, labels)) in zip(axes, pictures.items(), strict=True):
-    colours = ListedColormap(["#e8e8e8", *(plt.get_cmap("tab10")(i) for i in range(len(labels) - 1))])
-    shown = axis.imshow(values, aspect="auto", cmap=colours, vmin=-0.5, vmax=len(labels) - 0.5, interpolation="nearest")
+for axis, (title, (values, labels, colours)) in zip(axes, pictures.items(), strict=True):
+    shown = axis.imshow(
+        values, aspect="auto", cmap=ListedColormap(colours), vmin=-0.5, vmax=len(labels) - 0.5, interpolation="nearest"
+    )
     for row, places in enumerate(borders):
         axis.vlines(places, row - 0.5, row + 0.5, color="white", lw=1.2)
     bar = figure.colorbar(shown, ax=axis, ticks=range(len(labels)), pad=0.01)
@@ -201,7 +202,7 @@ for axis, name, label in zip(axes, names, labels, strict=True):
     axis.plot(*metrics[name], label=f"{config.optimizer.learning_rate:g}")
     axis.plot(*slower[name], label=f"{slow.optimizer.learning_rate:g}")
     axis.set(xlabel="step", ylabel=label)
-axes[0].legend(title="config.optimizer.learning_rate")
+axes[1].legend(title="learning rate")
 figure.tight_layout()
 plt.show()
 last = [list(read_samples(work / name).values())[-1] for name in ("run", "slow")]
