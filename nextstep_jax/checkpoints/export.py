@@ -3,7 +3,7 @@
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,10 +21,11 @@ def export_params(
     source: str | os.PathLike,
     destination: str | os.PathLike,
     *,
-    collection: str = "params",
+    collections: Sequence[str] = ("params",),
     part: str | None = None,
     step: int | None = None,
     base: str | os.PathLike | None = None,
+    files: Mapping[str, bytes] | None = None,
     config: Mapping[str, Any] | None = None,
     dtype: Any = None,
 ) -> int:
@@ -33,10 +34,13 @@ def export_params(
     Args:
       source: a run's folder.
       destination: the checkpoint folder to make.
-      collection: key of the state that holds the parameters, for instance "ema".
-      part: "model" or "image_tokenizer", if the collection holds that part's parameters directly; None if it holds the parts.
+      collections: keys of the state that hold parameters, for instance ("ema", "params"): each leaf is taken from the first
+        that has it.
+      part: "model" or "image_tokenizer", if the collections hold that part's parameters directly; None if they hold the parts.
+        A part that `config` does not name stays behind.
       step: which step; None: the newest.
       base: a checkpoint folder that gives the parts and files (text tokenizer) that this run has no say in.
+      files: further files of the checkpoint; None: the base's.
       config: contents of config.json; None: what the run stored as `checkpoint_config`.
       dtype: convert floating-point leaves to it.
 
@@ -56,30 +60,41 @@ def export_params(
     problems = manifest.find_damage(directory, {name: file for entry in described for name, file in entry["files"].items()})
     if problems:
         raise DamagedDataError(f"{directory}: damaged: {manifest.summarize(problems)}")
-    leaves = {path: entry for path, entry in described[0]["leaves"].items() if path.startswith(f"{collection}/")}
-    if not leaves:
-        found = ", ".join(sorted({path.split("/")[0] for path in described[0]["leaves"]}))
-        raise InputError(f"{directory}: its state has no parameters under {collection}, only {found}")
     config = config or described[0]["checkpoint_config"]
     if config is None:
         raise InputError(f"{directory}: the run stored no checkpoint_config; give config")
-    prefix = f"{part}/" if part else ""
-    parts = {(prefix + path.removeprefix(f"{collection}/")).split("/")[0] for path in leaves}
+    stored, prefix = described[0]["leaves"], f"{part}/" if part else ""
+    chosen = {name: path for collection in reversed(collections) for name, path in _below(collection, stored, prefix)}
+    chosen = {name: path for name, path in chosen.items() if name.split("/")[0] in config}
+    if not chosen:
+        found = ", ".join(sorted({path.split("/")[0] for path in stored}))
+        raise InputError(f"{directory}: its state has no parameters under {' or '.join(collections)}, only {found}")
+    leaves = {path: stored[path] for path in chosen.values()}
+    parts = {name.split("/")[0] for name in chosen}
 
     def produce() -> Iterator[tuple[str, np.ndarray]]:
         for path, array in _unstacked(directory, leaves):
-            yield prefix + path.removeprefix(f"{collection}/"), _convert(array, dtype)
+            yield prefix + path.split("/", 1)[1], _convert(array, dtype)
         for path, array in params.iterate_params(base) if base else ():
             if path.split("/")[0] not in parts:
                 yield path, _convert(array, dtype)
 
     try:
-        params.save_params(destination, produce(), config, params.load_extra_files(base) if base else None)
+        if files is None and base:
+            files = params.load_extra_files(base)
+        params.save_params(destination, produce(), config, files)
     except DamagedDataError:
         if directory.exists():
             raise
         raise InputError(f"{directory}: the run removed this step while it was exported; export a newer one") from None
     return step
+
+
+def _below(collection: str, leaves: arrays.Leaves, prefix: str) -> Iterator[tuple[str, str]]:
+    """(name in the parameter checkpoint, path in the state) of a collection's leaves."""
+    for path in leaves:
+        if path.startswith(f"{collection}/"):
+            yield prefix + path.removeprefix(f"{collection}/"), path
 
 
 def _unstacked(directory: pathlib.Path, leaves: arrays.Leaves) -> Iterator[tuple[str, np.ndarray]]:

@@ -29,7 +29,7 @@ def process_file(process: int, count: int) -> str:
 
 def writer_of(name: str) -> int:
     """The process that wrote a file of the step (and knows it best: it hashes it)."""
-    found = re.search(r"(?:ocdbt\.|array_metadatas/)process_(\d+)", name)
+    found = re.search(r"(?:ocdbt\.|array_metadatas/|^\.?)process_(\d+)", name)
     return int(found[1]) if found else 0
 
 

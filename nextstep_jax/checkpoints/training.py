@@ -210,28 +210,49 @@ class TrainCheckpointer:
 
     def _finish(self, step: int, content: dict[str, Any], digests: Mapping[str, Callable[[], str]]) -> None:
         """In the background: wait for Orbax, describe what this process wrote, and make the step complete."""
-        partial, process, count = self._partial(step), jax.process_index(), jax.process_count()
-        try:
-            self._orbax.wait_until_finished()
-            if process == 0:
-                for path, digest in digests.items():
-                    content["leaves"][path]["digest"] = digest()
-            mine = [name for name in manifest.list_files(partial) if steps.writer_of(name) == process]
-            content["files"] = manifest.describe_files(partial, mine)
-            manifest.write_durably(partial / steps.process_file(process, count), manifest.seal(content))
-            self._barrier(key=f"checkpoint_{self._saves}_described", timeout_ms=1000 * self._timeout)
-            if process == 0:
-                manifest.sync_folders(partial)
-                os.rename(partial, self._directory / str(step))
-                manifest.sync_directory(self._directory)
-            self._barrier(key=f"checkpoint_{self._saves}_complete", timeout_ms=1000 * self._timeout)
-            self.last_good = step
-        except Exception as error:  # whatever it is, the run must go on
-            self._give_up(step, _reason(error))
+        problem = ""
+        for part, stage in (("described", self._describe), ("complete", self._complete)):
+            try:
+                if not problem:
+                    stage(step, content, digests)
+            except Exception as error:  # whatever it is, the run must go on
+                problem = _reason(error)
+            try:  # also after a problem, so that nobody waits for this process
+                self._barrier(key=f"checkpoint_{self._saves}_{part}", timeout_ms=1000 * self._timeout)
+            except Exception as error:
+                problem = problem or _reason(error)
+                break
+        if not problem and not _is_visible(self._directory / str(step)):
+            problem = "process 0 could not complete it"
+        if problem:
+            self._give_up(step, problem)
             self._renew_orbax()
             return
-        if process == 0:
+        self.last_good = step
+        if jax.process_index() == 0:
             self._remove_old()
+
+    def _describe(self, step: int, content: dict[str, Any], digests: Mapping[str, Callable[[], str]]) -> None:
+        """Once this process's arrays are on disk: write what it knows about its files."""
+        partial, process = self._partial(step), jax.process_index()
+        self._orbax.wait_until_finished()
+        if process == 0:
+            for path, digest in digests.items():
+                content["leaves"][path]["digest"] = digest()
+        mine = [name for name in manifest.list_files(partial) if steps.writer_of(name) == process]
+        content["files"] = manifest.describe_files(partial, mine)
+        manifest.write_durably(partial / steps.process_file(process, jax.process_count()), manifest.seal(content))
+
+    def _complete(self, step: int, *_) -> None:
+        """On process 0, once all processes have described their parts: give the step its name."""
+        partial, count = self._partial(step), jax.process_count()
+        if jax.process_index() == 0:
+            for process in range(count):
+                if not _is_visible(partial / steps.process_file(process, count)):
+                    raise OSError(f"process {process} could not save its part")
+            manifest.sync_folders(partial)
+            os.rename(partial, self._directory / str(step))
+            manifest.sync_directory(self._directory)
 
     def _give_up(self, step: int, reason: str) -> None:
         self.failed_saves += 1
@@ -283,7 +304,8 @@ class TrainCheckpointer:
                 problem = f"{self._directory}: cannot be written ({error.strerror})"
         problem = processes.broadcast(problem)
         if not problem:
-            blind = [i for i, sees in enumerate(processes.gather(str(self._sees_lock()))) if sees != "True"]
+            seen = processes.gather(str(_is_visible(self._directory.parent / OWNER_FILE)))
+            blind = [i for i, sees in enumerate(seen) if sees != "True"]
             if blind:
                 problem = (
                     f"{self._directory.parent}: processes {blind} do not see it as process 0 does; use a shared file system"
@@ -293,15 +315,6 @@ class TrainCheckpointer:
                 lock.release()
             raise InputError(problem)
         return lock
-
-    def _sees_lock(self) -> bool:
-        """Whether this process sees what process 0 wrote; network file systems may take a moment."""
-        deadline = time.monotonic() + _VISIBLE
-        while not (self._directory.parent / OWNER_FILE).exists():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.1)
-        return True
 
     # --- restoring ----------------------------------------------------------------------------------------------------
 
@@ -374,6 +387,16 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _is_visible(path: pathlib.Path) -> bool:
+    """Whether this process sees what another wrote; network file systems may take a moment."""
+    deadline = time.monotonic() + _VISIBLE
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def _reason(error: Exception) -> str:

@@ -41,9 +41,20 @@ def test_stacks_become_layers(run, state, tmp_path, assert_same):
 
 
 def test_a_collection_that_is_one_part(run, state, tmp_path, assert_same):
-    export_params(run, tmp_path / "out", collection="average", part="model", config={"model": {"other": 1}})
+    export_params(run, tmp_path / "out", collections=("average",), part="model", config={"model": {"other": 1}})
     assert_same(_layers(state), checkpoints.load_params(tmp_path / "out", subtree="model"))
     assert checkpoints.load_config(tmp_path / "out")["model"] == {"other": 1}
+
+
+def test_an_average_that_leaves_out_what_is_frozen_is_filled_up(tmp_path, assert_same):
+    """The state of adversarial training of a tokenizer whose decoder is frozen; the discriminator stays behind."""
+    params = {"image_tokenizer": {"encoder": jnp.zeros(3), "decoder": jnp.ones(4)}, "discriminator": jnp.ones(2)}
+    state = {"params": params, "ema": {"image_tokenizer": {"encoder": jnp.full(3, 0.5), "decoder": None}}}
+    with TrainCheckpointer(tmp_path / "run", config={}, checkpoint_config={"image_tokenizer": {}}) as checkpointer:
+        checkpointer.save(1, state)
+    export_params(tmp_path / "run", tmp_path / "out", collections=("ema", "params"))
+    expected = {"image_tokenizer": {"encoder": np.full(3, 0.5, np.float32), "decoder": np.ones(4, np.float32)}}
+    assert_same(expected, checkpoints.load_params(tmp_path / "out"))
 
 
 def test_an_older_step_in_another_dtype(run, state, tmp_path):
@@ -103,7 +114,7 @@ def test_a_step_removed_by_its_run_meanwhile_is_not_called_damaged(run, tmp_path
 
 def test_what_can_not_be_exported(run, tmp_path, state):
     with pytest.raises(InputError, match="no parameters under ema, only average, opt, params, skipped, step"):
-        export_params(run, tmp_path / "out", collection="ema")
+        export_params(run, tmp_path / "out", collections=("ema",))
     with pytest.raises(InputError, match="step 5 is not there, only 1, 2"):
         export_params(run, tmp_path / "out", step=5)
     with pytest.raises(InputError, match="expected a run's folder with a complete step"):

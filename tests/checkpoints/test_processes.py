@@ -8,9 +8,17 @@ import socket
 import jax
 import numpy as np
 
+from nextstep_jax.checkpoints import steps
 from nextstep_jax.checkpoints.training import TrainCheckpointer
 
 VALUES = {"b": np.linspace(0, 1, 6, dtype=np.float32), "n": np.int32(3), "w": np.arange(96, dtype=np.float32).reshape(16, 6)}
+
+
+def test_every_file_of_a_step_has_one_writer():
+    """A description that another process is just writing is not taken for one's own."""
+    names = {"state/ocdbt.process_3/d/0a": 3, "state/array_metadatas/process_1": 1, "state/manifest.ocdbt": 0}
+    names |= {"process_2-of-4.json": 2, ".process_1-of-4.json.771.partial": 1}
+    assert {name: steps.writer_of(name) for name in names} == names
 
 
 class Pair:
