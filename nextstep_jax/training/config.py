@@ -55,7 +55,8 @@ def base_config(objective: str) -> ConfigDict:
     config.max_skipped = 20  # steps in a row with a non-finite loss or gradient that stop the run
 
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
-    config.checkpoint = ConfigDict({"every": 1000, "keep": 3})
+    # The newest `keep` checkpoints stay, and those of steps that are multiples of `keep_every` (0: no others).
+    config.checkpoint = ConfigDict({"every": 1000, "keep": 3, "keep_every": 0})
     config.export_dtype = "float32"  # of the checkpoint folder written at the end
     config.log_every = 10
     config.validation = ConfigDict({"every": 0, "batches": 8})
@@ -160,7 +161,9 @@ def require_valid(config: ConfigDict) -> None:
     for name in ("steps", "accumulation", "log_every", "max_skipped"):
         if config[name] < 1:
             raise InputError(f"config.{name} must be at least 1, found {config[name]}")
-    for name in ("checkpoint.every", "validation.every", "validation.batches", "samples.every"):
+    if config.checkpoint.keep < 1:
+        raise InputError(f"config.checkpoint.keep must be at least 1, found {config.checkpoint.keep}")
+    for name in ("checkpoint.every", "checkpoint.keep_every", "validation.every", "validation.batches", "samples.every"):
         section, key = name.split(".")
         if config[section][key] < 0:
             raise InputError(f"config.{name} must be at least 0, found {config[section][key]}")
@@ -170,6 +173,11 @@ def require_valid(config: ConfigDict) -> None:
         raise InputError(f"config.profile needs 0 <= start <= stop, found {config.profile.start} and {config.profile.stop}")
     if config.objective not in OBJECTIVES:
         raise InputError(f"config.objective must be one of {', '.join(OBJECTIVES)}, found {config.objective!r}")
+    if config.samples.every and jax.process_count() > 1:
+        raise InputError(
+            f"config.samples.every is {config.samples.every}, but a run of {jax.process_count()} processes cannot draw; "
+            "set it to 0 and generate from an export (python -m launch.export)"
+        )
     rows, lanes = config.data.batch_size, config.data.lanes
     if lanes < 1 or rows < 1 or rows % lanes:
         raise InputError(f"config.data.batch_size ({rows}) is not a multiple of config.data.lanes ({lanes})")

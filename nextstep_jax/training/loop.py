@@ -75,7 +75,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> TrainState:
         logger.info("%s: %.1fM parameters, %.1fM of them trained", config.name, *(count / 1e6 for count in counts))
         if mesh.size > 1:
             logger.info("Parameters on the mesh %s:\n%s", dict(mesh.shape), sharding_table(shapes, mesh))
-        checkpointer = stack.enter_context(TrainCheckpointer(workdir, config=as_json(config), keep_last=config.checkpoint.keep))
+        keep = {"keep_last": config.checkpoint.keep, "keep_every": config.checkpoint.keep_every or None}
+        kept_config = {"config": as_json(config), "checkpoint_config": stage.export()[1]}
+        checkpointer = stack.enter_context(TrainCheckpointer(workdir, **kept_config, **keep))
         target = jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), abstract, placement)
         if restored := checkpointer.restore(target):
             state = restored.state

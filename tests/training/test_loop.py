@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+import launch.export
 from nextstep_jax import checkpoints
 from nextstep_jax.data.images import load
 from nextstep_jax.data.sequence import KIND_IDS
@@ -94,6 +95,16 @@ def test_a_stopped_run_ends_with_the_same_bits(laptop, tmp_path, monkeypatch):
     last = [metrics(tmp_path / part)[-1] for part in ("whole", "pieces")]
     assert untimed(last[0]) == untimed(last[1])
 
+    # What can be exported at any time from the run's folder is what the run wrote at its end.
+    arguments = ["--workdir", str(tmp_path / "pieces"), "--out", str(tmp_path / "exported"), "--dtype", config.export_dtype]
+    assert launch.export.main(arguments) == 0
+    folders = (tmp_path / "pieces" / "export", tmp_path / "exported")
+    at_end, later = (checkpoints.load_params(folder, subtree="model") for folder in folders)
+    assert jax.tree.structure(at_end) == jax.tree.structure(later) and same(at_end, later)
+    for read in (checkpoints.load_config, lambda folder: checkpoints.load_file(folder, "tokenizer.json")):
+        assert read(folders[0]) == read(folders[1])
+    assert launch.export.main([*arguments, "--step", "3"]) == 2
+
 
 def untimed(line):
     return {name: value for name, value in line.items() if "second" not in name}
@@ -152,6 +163,8 @@ def test_the_model_in_training_draws_its_prompts(laptop):
     [
         ({"steps": 0}, "config.steps"),
         ({"ema": 1.0}, "config.ema"),
+        ({"checkpoint.keep": 0}, "config.checkpoint.keep must"),
+        ({"data.lanes": 3}, r"batch_size \(2\) is not a multiple of config.data.lanes \(3\)"),
         ({"data.batch_size": 3, "accumulation": 2}, "not a multiple of 1 devices with rows of their own x accumulation 2"),
         ({"data.sources.pairs.path": ""}, "pairs has a share"),
         ({"data.vocabulary": ""}, "config.data.vocabulary"),
