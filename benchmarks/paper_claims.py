@@ -34,6 +34,7 @@ from nextstep_jax.data.build import build
 from nextstep_jax.data.encode import encode
 from nextstep_jax.data.images import to_float
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
+from nextstep_jax.data.shards import INDEX
 from nextstep_jax.evaluation.answers import answer_prompts
 from nextstep_jax.evaluation.latents import distance_to_normal, encode_latents, reconstruct_noisy
 from nextstep_jax.evaluation.reading import read_scene
@@ -133,13 +134,13 @@ def measure_latents(count: int) -> dict[str, Any]:
 # --- Figure 6: tokenizers ---------------------------------------------------------------------------------------------
 
 
-def train_tokenizer(gamma: float, work: pathlib.Path, tiny: bool) -> pathlib.Path:
+def train_tokenizer(gamma: float, work: pathlib.Path, steps: int, tiny: bool) -> pathlib.Path:
     """The checkpoint folder of a tokenizer trained with noise up to gamma; from where it stopped, if it did."""
-    folder = work / f"tokenizer_gamma_{gamma:g}"
+    folder = work / f"tokenizer_gamma_{gamma:g}_steps_{steps}"
     if not (folder / "export").exists():
         config = paper_tokenizer.get_config("laptop" if tiny else None)
         config.image_tokenizer.perturbation = gamma
-        config.steps = 4 if tiny else config.steps
+        config.steps = steps
         train(config, folder)
     return folder / "export"
 
@@ -203,12 +204,13 @@ class OneObject:
 def make_data(work: pathlib.Path, tokenizer: pathlib.Path, gamma: float, sizes: dict[str, int]) -> pathlib.Path:
     """A folder with the datasets `pair` and `heldout` as latents of a tokenizer."""
     config, params = load_tokenizer(tokenizer)
-    root = work / f"data_gamma_{gamma:g}"
+    root = work / "data" / tokenizer.parent.name
     for name, split in (("pair", "train"), ("heldout", "heldout")):
-        if not (work / "pixels" / name / "index.json").exists():
-            build(OneObject(split, sizes[name]), work / "pixels" / name)
+        pixels = work / "pixels" / f"{name}_{sizes[name]}"
+        if not (pixels / INDEX).exists():
+            build(OneObject(split, sizes[name]), pixels)
         encode(
-            work / "pixels" / name,
+            pixels,
             functools.partial(encode_latents, config, params),
             root / name,
             area=64,
@@ -220,16 +222,16 @@ def make_data(work: pathlib.Path, tokenizer: pathlib.Path, gamma: float, sizes: 
 
 
 def train_generator(
-    gamma: float, head: str, work: pathlib.Path, tokenizer: pathlib.Path, data: pathlib.Path, tiny: bool
+    gamma: float, head: str, work: pathlib.Path, tokenizer: pathlib.Path, data: pathlib.Path, steps: int, tiny: bool
 ) -> pathlib.Path:
     """The run's folder of a model on a tokenizer's latents, its export inside; from where it stopped, if it did."""
-    folder = work / f"generator_gamma_{gamma:g}_head_{head}"
+    folder = work / f"generator_gamma_{gamma:g}_head_{head}_steps_{steps}"
     if not (folder / "export").exists():
         config = paper_generator.get_config("laptop" if tiny else None)
         layers, width = HEADS[head]
         config.model.flow_head.update({"layers": layers, "width": width})
         config.image_tokenizer_checkpoint, config.data.root = str(tokenizer), str(data)
-        config.steps = 4 if tiny else config.steps
+        config.steps = steps
         train(config, folder)
     return folder
 
@@ -271,6 +273,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} [all]")
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS, help="folder of the JSON files")
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("runs/paper"), help="folder of trainings and data")
+    parser.add_argument("--tokenizer-steps", type=int, help="of each tokenizer's training [its config's]")
+    parser.add_argument("--generator-steps", type=int, help="of each model's training [its config's]")
     parser.add_argument("--tiny", action="store_true", help="a trial that proves nothing")
     args = parser.parse_args(arguments)
     if unknown := set(args.parts) - set(PARTS):
@@ -287,24 +291,26 @@ def main(arguments: list[str] | None = None) -> None:
         result(args.results / "latents.json", made_with, functools.partial(measure_latents, count))
 
     config = paper_tokenizer.get_config()
-    trained = {"tiny": tiny, "tokenizer_steps": config.steps, "seed": config.seed}
+    tokenizer_steps = args.tokenizer_steps or (4 if tiny else config.steps)
+    trained = {"tiny": tiny, "tokenizer_steps": tokenizer_steps, "seed": config.seed}
     for gamma in GAMMAS if "tokenizers" in parts else ():
 
         def make(gamma=gamma):
-            return measure_tokenizer(train_tokenizer(gamma, args.work, tiny), count)
+            return measure_tokenizer(train_tokenizer(gamma, args.work, tokenizer_steps, tiny), count)
 
         result(args.results / f"tokenizer_gamma_{gamma:g}.json", trained | {"gamma": gamma, "pictures": count}, make)
 
     config = paper_generator.get_config()
-    trained |= {"generator_steps": config.steps, "generator_seed": config.seed, "seeds": SEEDS, "data": sizes}
+    steps = args.generator_steps or (4 if tiny else config.steps)
+    trained |= {"generator_steps": steps, "generator_seed": config.seed, "seeds": SEEDS, "data": sizes}
     # In the order in which they say most, should the time run out.
     models = [(HEAD_GAMMA, "base"), (HEAD_GAMMA, "large"), (HEAD_GAMMA, "small"), (0.0, "base"), (1.0, "base")]
     for gamma, head in models if "generators" in parts else ():
 
         def make(gamma=gamma, head=head):
-            tokenizer = train_tokenizer(gamma, args.work, tiny)
+            tokenizer = train_tokenizer(gamma, args.work, tokenizer_steps, tiny)
             data = make_data(args.work, tokenizer, gamma, sizes)
-            return measure_generator(train_generator(gamma, head, args.work, tokenizer, data, tiny), 5 * per_category)
+            return measure_generator(train_generator(gamma, head, args.work, tokenizer, data, steps, tiny), 5 * per_category)
 
         made_with = trained | {"gamma": gamma, "head": [head, *HEADS[head]]}
         result(args.results / f"generator_gamma_{gamma:g}_head_{head}.json", made_with, make)
