@@ -25,7 +25,7 @@ from nextstep_jax.config_spellings import (
 )
 from nextstep_jax.errors import InputError
 
-REMAT_POLICIES = ("none", "full", "attention", "projections", "dots", "offload")
+REMAT_POLICIES = ("none", "full", "attention", "projections", "gate", "mlp", "dots", "offload")
 ATTENTION_KERNELS = ("auto", "xla", "cudnn", "splash")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -51,8 +51,10 @@ class TransformerConfig:
       dtype: compute dtype of the matrix products. Norm statistics, softmax and RoPE angles stay in float32.
       scan_layers: one scanned block over `[L, ...]` parameters (training) or L unrolled blocks (decoding).
       fused_projections: one qkv and one gate-up kernel per block (decoding) instead of three and two.
-      remat: what the backward pass keeps: "none" keeps all, "full" only each block's input, "attention" also the attention
-        output, "projections" also q, k and v, "dots" every matrix product; "offload" moves block inputs to host memory.
+      remat: what the backward pass keeps, everything else is computed again: "none" keeps all, "full" only each block's input,
+        "attention" also the attention's output and normalizers (the kernel does not run again), "projections" also q, k, v and
+        the stream between attention and MLP, "gate" also the MLP's gate, "mlp" gate and up (no product runs again), "dots"
+        every matrix product; "offload" moves block inputs to host memory.
       attention_kernel: "auto" picks splash on TPU, cuDNN on GPU (half precision) and plain XLA elsewhere.
     """
 
@@ -119,6 +121,8 @@ class ImageTokenizerConfig:
       resolution: side in pixels it was trained at; any multiple of `downsample * patch` works.
       channels, channel_multipliers, blocks_per_level, latent_channels: the convolutional plan.
       stem_patch: space-to-depth before the first convolution (and its inverse after the last), for small models.
+      encoder_tile: side in pixels of the squares that the encoder sees one by one, so that a latent tells nothing of what lies
+        outside its square; None: the whole image, as released.
       norm_groups: groups of every GroupNorm.
       scaling, shift: latent = (posterior sample - shift) * scaling.
       deterministic: the posterior's sample is its mean.
@@ -134,6 +138,7 @@ class ImageTokenizerConfig:
     blocks_per_level: int = 2
     latent_channels: int = 16
     stem_patch: int = 1
+    encoder_tile: int | None = None
     norm_groups: int = 32
     scaling: float = 0.3611
     shift: float = 0.1159
@@ -155,8 +160,14 @@ class ImageTokenizerConfig:
             "norm_groups",
         ):
             _require_positive(self, name)
-        if self.normalize_patch is not None:
-            _require_positive(self, "normalize_patch")
+        for name in ("encoder_tile", "normalize_patch"):
+            if getattr(self, name) is not None:
+                _require_positive(self, name)
+        if self.encoder_tile and self.encoder_tile % (self.downsample * (self.normalize_patch or 1)):
+            raise InputError(
+                f"encoder_tile must be a multiple of the {self.downsample * (self.normalize_patch or 1)} pixels that are "
+                f"normalized together, found {self.encoder_tile}"
+            )
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
             raise InputError(f"channel_multipliers must be positive, found {self.channel_multipliers}")
         for multiplier in self.channel_multipliers:

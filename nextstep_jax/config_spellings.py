@@ -62,6 +62,7 @@ TOKENIZER_KEYS = {
     "normalize": "encoder_norm",
     "normalize_patch": "psz",
     "stem_patch": "stem_patch",
+    "encoder_tile": "encoder_tile",
     "norm_groups": "norm_groups",
     "perturbation": "perturbation",
 }

@@ -133,6 +133,20 @@ def depth_to_space(x: Array, patch: int) -> Array:
     return x.reshape(batch, height * patch, width * patch, c // patch**2)
 
 
+def cut_tiles(x: Array, side: int) -> Array:
+    """[B, H, W, c] -> [B * n, side, side, c]: an image's n squares in reading order."""
+    batch, height, width, c = x.shape
+    x = x.reshape(batch, height // side, side, width // side, side, c).swapaxes(2, 3)
+    return x.reshape(-1, side, side, c)
+
+
+def join_tiles(x: Array, batch: int, rows: int) -> Array:
+    """The inverse of `cut_tiles`, for `batch` images of `rows` rows of squares."""
+    _, side, _, c = x.shape
+    x = x.reshape(batch, rows, -1, side, side, c).swapaxes(2, 3)
+    return x.reshape(batch, rows * side, -1, c)
+
+
 def upsample(x: Array) -> Array:
     """Nearest neighbour, twice the height and the width."""
     batch, height, width, c = x.shape
@@ -315,16 +329,21 @@ class ImageTokenizer(nn.Module):
         """Pixels [B, height, width, 3] in [-1, 1] -> posterior over latents [B, h, w, c]; its mean normalized if so configured.
 
         Raises:
-          InputError: height or width is not a multiple of the tokenizer's downsampling (times the normalized patch).
+          InputError: height or width is not a multiple of the tokenizer's downsampling (times the normalized patch), or of its
+            tile.
         """
-        _, height, width, channels = pixels.shape
-        step = self.config.downsample
+        batch, height, width, channels = pixels.shape
+        tile = self.config.encoder_tile
+        step = tile or self.config.downsample
         if height % step or width % step or channels != self.config.in_channels:
             raise InputError(
                 f"pixels must be [B, height, width, {self.config.in_channels}] with sides that are multiples of {step}, "
                 f"found {pixels.shape}"
             )
-        mean, logvar = jnp.split(self.encoder(pixels).astype(jnp.float32), 2, axis=-1)
+        moments = self.encoder(cut_tiles(pixels, tile) if tile else pixels)
+        if tile:
+            moments = join_tiles(moments, batch, height // tile)
+        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         if self.config.normalize:
             mean = normalize_latents(mean, self.config.normalize_patch)
         return Posterior(mean, jnp.clip(logvar, *LOGVAR_RANGE))

@@ -132,8 +132,9 @@ def source(path: str = "", share: float = 1.0, kind: str = "", thinking: bool = 
 def model_fields(config: NextStepConfig | ImageTokenizerConfig) -> ConfigDict:
     """A frozen architecture as settings; optional numbers stay settable."""
     fields = ConfigDict(dataclasses.asdict(config))
-    if isinstance(config, ImageTokenizerConfig) and config.normalize_patch is None:
-        fields.normalize_patch = placeholder(int)
+    for name, value in fields.items():
+        if value is None:
+            fields[name] = placeholder(int)
     return fields
 
 

@@ -28,7 +28,10 @@ def arrays(batch, height, width, channels, out, seed=0):
 
 def assert_gradients_agree(batch, height, width, channels, out, stride):
     x, kernel = arrays(batch, height, width, channels, out)
-    np.testing.assert_array_equal(convolve(x, kernel, stride), plain(x, kernel, stride))
+    if height * width > convolution._TINY_PIXELS:
+        np.testing.assert_array_equal(convolve(x, kernel, stride), plain(x, kernel, stride))
+    else:  # one product, whose sums have another order
+        np.testing.assert_allclose(convolve(x, kernel, stride), plain(x, kernel, stride), rtol=0, atol=2e-5)
     for ours, theirs in zip(gradients(convolve, x, kernel, stride), gradients(plain, x, kernel, stride), strict=True):
         assert ours.shape == theirs.shape
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * max(1.0, np.abs(theirs).max()))

@@ -226,6 +226,25 @@ def test_space_to_depth_has_its_inverse():
     np.testing.assert_array_equal(image_tokenizer.depth_to_space(deep, 3), x)
 
 
+def test_a_tile_encoder_sees_each_tile_alone():
+    plan = dict(stem_patch=8, channels=32, channel_multipliers=(1, 1), blocks_per_level=1, normalize=True, deterministic=True)
+    config = ImageTokenizerConfig(**plan, encoder_tile=32)
+    pixels = jax.random.uniform(jax.random.key(0), (2, 64, 96, 3), minval=-1)
+    encode = jax.jit(lambda params, x: ImageTokenizer(config).apply({"params": params}, x, method="encode").mean)
+    params = jax.jit(ImageTokenizer(config).init)(jax.random.key(1), pixels)["params"]
+    whole = encode(params, pixels)
+    assert whole.shape == (2, 4, 6, 16)
+    for row, column in ((0, 0), (1, 2)):
+        tile = pixels[:, 32 * row : 32 * row + 32, 32 * column : 32 * column + 32]
+        latents = whole[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+        np.testing.assert_allclose(encode(params, tile), latents, rtol=0, atol=1e-4)
+    assert ImageTokenizerConfig.from_released(config.to_released()) == config
+    with pytest.raises(InputError, match="multiples of 32"):
+        encode(params, pixels[:, :48])
+    with pytest.raises(InputError, match="encoder_tile must be a multiple of the 32 pixels"):
+        ImageTokenizerConfig(**plan, normalize_patch=2, encoder_tile=16)
+
+
 def test_half_precision_keeps_statistics_and_results_in_float32(tiny_params, golden):
     x = nhwc(golden["64x64.x"])
     full = run(config_of("tiny_vae"), tiny_params, x, "encode")
