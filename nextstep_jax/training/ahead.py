@@ -138,7 +138,7 @@ def lower_generation(config: ConfigDict, mesh: Mesh, prompt: int = 128) -> Lower
     tokens = (model.latent_size // model.patch) ** 2
     rows = settings.branches
     with jax.set_mesh(mesh):
-        params = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
+        params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
         params = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.bfloat16), params)
         params = placed({"model": params}, state_shardings({"model": params}, mesh))["model"]
         ids = jax.ShapeDtypeStruct((rows, prompt), jnp.int32)

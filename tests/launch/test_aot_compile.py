@@ -48,6 +48,15 @@ def test_the_training_step_compiles_for_a_tpu_and_fits():
     assert report["collectives"]["all-gather"]["count"] > 0
 
 
+def test_the_token_loop_compiles_for_a_tpu():
+    """One image token: every layer once, and the flow head at every step of the sampler."""
+    vocabulary = "--config.model.transformer.vocab_size=16384"  # or the time embedding were a large part of the parameters
+    code, report = compile_for_tpu("--topology", "v5e:2x2", "--what", "generate", vocabulary)
+    assert code == 0 and report["mesh"]["tensor"] == 4
+    assert report["bytes_by_kind"]["cache"] > 0 and report["estimated_seconds"] > 0
+    assert 1.0 < report["program_flops"] / report["useful_flops"] < 1.5
+
+
 @pytest.fixture
 def run(monkeypatch):
     def main(*arguments):
