@@ -47,6 +47,7 @@ def main() -> None:
 def run(a: argparse.Namespace) -> dict:
     """The figures of one setting."""
     import jax
+    import numpy as np
     import optax
 
     from nextstep_jax.config import preset
@@ -63,7 +64,9 @@ def run(a: argparse.Namespace) -> dict:
     places = samples * IMAGE / a.length
     task = make_task(config, 1.0 - places, places, a.length)
     key = jax.random.key(0)
-    params = jax.jit(task.init)(key)
+    draw = np.random.default_rng(0)
+    shapes = jax.eval_shape(task.init, key)  # one program that draws them all would take longer to compile than the step
+    params = jax.tree.map(lambda leaf: jax.device_put(np.float32(0.02) * draw.standard_normal(leaf.shape, np.float32)), shapes)
     schedule = optax.constant_schedule(1e-4)
     optimizer = make_optimizer(params, schedule, weight_decay=0.1)
     state = jax.jit(lambda params: create_state(params, optimizer, ema=False))(params)

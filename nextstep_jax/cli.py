@@ -5,12 +5,15 @@ import json
 import os
 import pathlib
 import sys
+import time
 
 import click
 
 from nextstep_jax import __version__
 from nextstep_jax.cli_data import data
 from nextstep_jax.errors import InputError, NextStepError
+
+_BEGAN = time.perf_counter()
 
 # jax and the networks are imported inside the commands: `--help` and bad usage answer at once.
 
@@ -131,6 +134,7 @@ def _generation_options(command):
         click.option("--width", type=int, help="Pixels."),
         click.option("--aspect", help="width:height, one of the 17 buckets, e.g. 16:9."),
         click.option("--steps", type=int, help="Sampling steps per token [checkpoint's]."),
+        click.option("--last-steps", type=int, help="Steps of an image's last tokens, falling from --steps; 0 for no change."),
         click.option("--cfg", type=float, help="Guidance, 1 for none [checkpoint's]."),
         click.option("--schedule", help="Guidance along the tokens: constant, linear or rising [checkpoint's]."),
         click.option("--sampler", help="august2025, 1.1, sde, cps, ode, heun or ab2 [checkpoint's]."),
@@ -142,6 +146,7 @@ def _generation_options(command):
         click.option("--dtype", type=click.Choice(["float32", "bfloat16", "int8"]), help="Of the weights [as stored]."),
         click.option("--preview", type=click.Path(path_type=pathlib.Path), help="Keep the partial image in this file."),
         click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON."),
+        click.option("--profile", is_flag=True, help="Print where the time went."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -153,12 +158,13 @@ def _generation_options(command):
 @_generation_options
 def generate(prompts: tuple[str, ...], **options):
     """Draw an image of each PROMPT."""
-    pipeline, settings, size = _prepare(options, edit=False)
-    with _chunk_bar(options, pipeline) as on_chunk:
-        images = pipeline.generate(
-            prompts, n=options["count"], seed=options["seed"], settings=settings, on_chunk=on_chunk, **size
-        )
-    _save(images, options)
+    with _profile(options["profile"]):
+        pipeline, settings, size = _prepare(options, edit=False)
+        with _chunk_bar(options, pipeline) as on_chunk:
+            images = pipeline.generate(
+                prompts, n=options["count"], seed=options["seed"], settings=settings, on_chunk=on_chunk, **size
+            )
+        _save(images, options)
 
 
 @cli.command()
@@ -169,15 +175,16 @@ def generate(prompts: tuple[str, ...], **options):
 @_generation_options
 def edit(image: pathlib.Path, instruction: str, more: tuple[pathlib.Path, ...], **options):
     """Change IMAGE as INSTRUCTION says."""
-    pipeline, settings, size = _prepare(options, edit=True)
-    sources = pipeline.load_images([image, *more], settings)
-    for path, pixels in zip((image, *more), sources, strict=True):
-        click.echo(f"{path}: read at {pixels.shape[1]}x{pixels.shape[0]} pixels", err=True)
-    with _chunk_bar(options, pipeline) as on_chunk:
-        images = pipeline.edit(
-            sources, instruction, n=options["count"], seed=options["seed"], settings=settings, on_chunk=on_chunk, **size
-        )
-    _save(images, options)
+    with _profile(options["profile"]):
+        pipeline, settings, size = _prepare(options, edit=True)
+        sources = pipeline.load_images([image, *more], settings)
+        for path, pixels in zip((image, *more), sources, strict=True):
+            click.echo(f"{path}: read at {pixels.shape[1]}x{pixels.shape[0]} pixels", err=True)
+        with _chunk_bar(options, pipeline) as on_chunk:
+            images = pipeline.edit(
+                sources, instruction, n=options["count"], seed=options["seed"], settings=settings, on_chunk=on_chunk, **size
+            )
+        _save(images, options)
 
 
 @cli.command()
@@ -191,20 +198,22 @@ def edit(image: pathlib.Path, instruction: str, more: tuple[pathlib.Path, ...], 
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "int8"]), help="Of the weights [as stored].")
 @click.option("--interleave", type=click.Path(path_type=pathlib.Path), help="Folder for images drawn between the text.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
-def write(prompt: str, checkpoint, images, max_tokens, temperature, top_p, seed, dtype, interleave, as_json):
+@click.option("--profile", is_flag=True, help="Print where the time went.")
+def write(prompt: str, checkpoint, images, max_tokens, temperature, top_p, seed, dtype, interleave, as_json, profile):
     """Continue PROMPT with text, or describe --image."""
     if not prompt.strip() and not images:
         raise InputError("a prompt must not be empty")
     if interleave is not None:
         _require_writable(interleave / "image-0.png")
-    pipeline = _load(checkpoint, dtype)
     how = dict(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    if interleave is None:
-        parts = [pipeline.write(prompt, images, **how)]
-    else:
-        from nextstep_jax.generation.interleaved import compose
+    with _profile(profile):
+        pipeline = _load(checkpoint, dtype)
+        if interleave is None:
+            parts = [pipeline.write(prompt, images, **how)]
+        else:
+            from nextstep_jax.generation.interleaved import compose
 
-        parts = compose(pipeline, prompt, images, **how)
+            parts = compose(pipeline, prompt, images, **how)
     shown = []
     for part in parts:
         if isinstance(part, str):
@@ -232,10 +241,15 @@ def evaluate():
 @click.option("--prompts", "prompts_file", type=click.Path(path_type=pathlib.Path), help="Prompts, one a line [held-out ones].")
 @click.option("--per-category", type=click.IntRange(min=1), help="Held-out prompts of each category.  [default: 40]")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--sampler", help="As of `generate` [checkpoint's].")
+@click.option("--steps", type=int, help="Sampling steps per token [checkpoint's].")
+@click.option("--last-steps", type=int, help="Steps of an image's last tokens [checkpoint's].")
+@click.option("--cfg", type=float, help="Guidance, 1 for none [checkpoint's].")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "int8"]), help="Of the weights [as stored].")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=pathlib.Path), help="Also write the scores and failures as JSON."
 )
-def shapes(checkpoint, prompts_file, per_category, seed, json_file):
+def shapes(checkpoint, prompts_file, per_category, seed, dtype, json_file, **changes):
     """ShapeEval: pictures, edits and captions of the built-in dataset's world, judged by reading their pixels."""
     from nextstep_jax.data.files import write_json
     from nextstep_jax.evaluation import shapes as shape_eval
@@ -247,7 +261,7 @@ def shapes(checkpoint, prompts_file, per_category, seed, json_file):
         prompts = shape_eval.read_prompts(prompts_file)
     else:
         prompts = shape_eval.default_prompts(per_category or shape_eval.PER_CATEGORY)
-    pipeline = _load(checkpoint, None)
+    pipeline = _load(checkpoint, dtype).with_overrides(changes)
     with _bar("answering", unit="prompt") as update:
         answers = answer_prompts(pipeline, prompts, seed, update)
     report = shape_eval.evaluate(prompts, answers)
@@ -266,6 +280,23 @@ def _load(checkpoint: pathlib.Path | None, dtype: str | None):
     return Pipeline.from_checkpoint(checkpoint, dtype)
 
 
+@contextlib.contextmanager
+def _profile(wanted: bool):
+    """Print, after what is inside, the seconds of its parts; "import" counts from the start of this module."""
+    if not wanted:
+        yield
+        return
+    import nextstep_jax.generation.pipeline  # noqa: F401  (timed here as a part of its own)
+    from nextstep_jax.generation import profiling
+
+    with profiling.listen() as profile:
+        profile.add("import", time.perf_counter() - _BEGAN)
+        start = time.perf_counter()
+        yield
+        profile.add("the rest", time.perf_counter() - start - sum(profile.seconds.values()) + profile.seconds["import"])
+    click.echo(profile.table(), err=True)
+
+
 def _keep_compiled_programs() -> None:
     """Compiled programs outlive the process, so that a second run starts at once."""
     import jax
@@ -282,7 +313,7 @@ def _prepare(options: dict, edit: bool):
     if options["preview"] is not None:
         _require_writable(options["preview"])
     pipeline = _load(options["checkpoint"], options["dtype"])
-    names = ("cfg", "image_cfg", "schedule", "sampler", "steps", "shift", "noise_level", "positive", "negative")
+    names = ("cfg", "image_cfg", "schedule", "sampler", "steps", "last_steps", "shift", "noise_level", "positive", "negative")
     changes = {name: options[name] for name in names if name in options}
     settings = pipeline.settings(edit, normalize_tokens=options["use_norm"], **changes)
     size = {name: options[name] for name in ("height", "width", "aspect")}
@@ -293,9 +324,12 @@ def _prepare(options: dict, edit: bool):
 
 def _save(images: list, options: dict) -> None:
     paths = _paths(options["out"], len(images))
-    for path, image in zip(paths, images, strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
+    from nextstep_jax.generation.profiling import part
+
+    with part("save"):
+        for path, image in zip(paths, images, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
     if options["as_json"]:
         records = [{"path": str(path)} | image.record for path, image in zip(paths, images, strict=True)]
         click.echo(json.dumps(records))

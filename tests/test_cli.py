@@ -50,8 +50,10 @@ def test_generate_edit_write(run, tiny_checkpoint, tmp_path):
     code, out, _ = run("edit", out_file, "a blue square", "--out", tmp_path / "edit.png", "--image-cfg", 2, *options)
     assert code == 0 and json.loads(out)[0]["settings"]["image_cfg"] == 2
     assert Image.open(tmp_path / "edit.png").size == (64, 64)
-    code, out, _ = run("write", "a red", "--max-tokens", 4, *options)
+    code, out, err = run("write", "a red", "--max-tokens", 4, "--profile", *options)
     assert code == 0 and "text" in json.loads(out)["parts"][0]
+    parts = [line.split()[0] for line in err.splitlines() if line.endswith(" s")]
+    assert parts[:2] == ["import", "load"] and "text" in parts and parts[-1] == "total"
 
 
 def test_several_images_are_numbered_and_previews_kept(run, tiny_checkpoint, tmp_path):

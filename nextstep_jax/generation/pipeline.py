@@ -11,7 +11,8 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from nextstep_jax.data.vocabulary import SpecialIds, Vocabulary
 from nextstep_jax.errors import InputError
 from nextstep_jax.generation import decode, text
 from nextstep_jax.generation.load import load_model
+from nextstep_jax.generation.profiling import part
 from nextstep_jax.generation.prompts import EncodedImage, Part, align_rows, area_prefix, make_row
 from nextstep_jax.generation.settings import Settings, recommended
 from nextstep_jax.generation.tokenizer import decode_images, encode_images
@@ -85,7 +87,8 @@ class Pipeline:
           dtype: to cast the parameters to and compute in; None keeps what is stored; "int8" keeps the large kernels in one
             byte a number, each output with a scale of its own, and computes as for None.
         """
-        return cls(**load_model(checkpoint, dtype))
+        with part("load"):
+            return cls(**load_model(checkpoint, dtype))
 
     # --- sizes --------------------------------------------------------------------------------------------------------
 
@@ -103,6 +106,16 @@ class Pipeline:
         if self.vocabulary is None:
             settings = settings.replace(positive="", negative="")
         return settings.replace(**changes)
+
+    def with_overrides(self, changes: Mapping[str, Any]) -> "Pipeline":
+        """The same model with other default settings, for images and edits alike; None leaves one as it is."""
+        changes = {name: value for name, value in changes.items() if value is not None}
+        overrides = self.overrides | changes
+        if "edit" in overrides:
+            overrides["edit"] = overrides["edit"] | changes
+        pipeline = dataclasses.replace(self, overrides=overrides)
+        pipeline.settings(), pipeline.settings(edit=True)  # refuses what cannot be used
+        return pipeline
 
     def grid(
         self, settings: Settings, height: int | None = None, width: int | None = None, aspect: str | None = None
@@ -209,20 +222,24 @@ class Pipeline:
         key = jax.random.fold_in(jax.random.key(seed), _POSTERIOR)
         encoded = []
         for i, pixels in enumerate(images):
-            tokens = encode_images(
-                self.tokenizer_config,
-                self.config.patch,
-                self.tokenizer_params,
-                image_files.to_float(pixels)[None],
-                jax.random.fold_in(key, i),
-            )
+            with part("encode") as done:
+                tokens = done(
+                    encode_images(
+                        self.tokenizer_config,
+                        self.config.patch,
+                        self.tokenizer_params,
+                        image_files.to_float(pixels)[None],
+                        jax.random.fold_in(key, i),
+                    )
+                )
             side = self.token_pixels
             encoded.append(EncodedImage(np.asarray(tokens[0]), pixels.shape[0] // side, pixels.shape[1] // side))
         return encoded
 
     def decode(self, tokens: np.ndarray | Array, h: int, w: int) -> list[Pixels]:
         """uint8 images of tokens [B, h * w, C]."""
-        pixels = decode_images(self.tokenizer_config, self.config.patch, h, w, self.tokenizer_params, tokens)
+        with part("decode") as done:
+            pixels = done(decode_images(self.tokenizer_config, self.config.patch, h, w, self.tokenizer_params, tokens))
         return list(image_files.to_uint8(np.asarray(pixels)))
 
     def sample_tokens(
@@ -253,11 +270,17 @@ class Pipeline:
         ]
         self._require_window(max(len(row.ids) for row in rows), tokens)
         keys = keys[np.minimum(np.arange(len(padded)), count - 1)]
-        noise = decode.draw_noise(keys, tokens, how.noise_arrays, self.config.token_channels)
-        state = decode.start(self.config, self.params, align_rows(rows), how.branches, tokens)
+        with part("prefill") as done:
+            noise = decode.draw_noise(keys, tokens, how.noise_arrays, self.config.token_channels)
+            state = done(decode.start(self.config, self.params, align_rows(rows), how.branches, tokens))
         chunk = tokens if on_chunk is None else max(1, tokens // CHUNKS)
-        for stop in [*range(chunk, tokens, chunk), tokens]:
-            state = decode.advance(self.config, how, self.params, state, noise, settings.guidance(tokens), stop)
+        plan = settings.steps_along(tokens)
+        for stop in sorted({*range(chunk, tokens, chunk), *(stop for stop, _ in plan)}):
+            steps = next(steps for last, steps in plan if stop <= last)
+            now = dataclasses.replace(how, steps=steps)
+            draws = noise[:, : now.noise_arrays]
+            with part("tokens") as done:
+                state = done(decode.advance(self.config, now, self.params, state, draws, settings.guidance(tokens), stop))
             if on_chunk is not None:
                 partial = np.asarray(state.tokens[:count])
                 on_chunk(stop, tokens, lambda partial=partial: self.decode(partial, h, w))
@@ -332,12 +355,13 @@ class Pipeline:
         markers = {i for i in dataclasses.astuple(self.special) if isinstance(i, int)} - {self.special.times}
         allowed[list(markers - set(stop_ids) - set(allowed_special))] = False
         prompt = align_rows([row])
-        state = text.start_text(self.config, self.params, prompt, _power_of_two(max_tokens))
+        with part("prefill") as done:
+            state = done(text.start_text(self.config, self.params, prompt, _power_of_two(max_tokens)))
         keys = jax.random.key(require_seed(seed))[None]
         stops = np.asarray(stop_ids, np.int32)
-        state = text.advance_text(
-            self.config, self.params, state, keys, float(temperature), float(top_p), allowed, stops, max_tokens
-        )
+        with part("text") as done:
+            arguments = (keys, float(temperature), float(top_p), allowed, stops, max_tokens)
+            state = done(text.advance_text(self.config, self.params, state, *arguments))
         ids = np.asarray(state.ids)[0, : int(state.lengths[0])].tolist()
         return (ids[:-1], ids[-1]) if ids and ids[-1] in set(stop_ids) else (ids, None)
 

@@ -11,6 +11,8 @@ from nextstep_jax.flow.guidance import SCHEDULES, num_branches, schedule
 from nextstep_jax.flow.samplers import evaluation_times
 from nextstep_jax.generation.decode import TokenSettings
 
+STAGES = 4  # in which a number of steps that changes along the image falls
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -21,6 +23,8 @@ class Settings:
       image_cfg: guidance towards the input images of an edit; 1 is none.
       schedule: how cfg and image_cfg change along the tokens, one of flow.guidance.SCHEDULES.
       sampler, steps, shift, noise_level: the flow sampler, see flow.samplers.
+      last_steps: steps of an image's last tokens; the number falls to it from `steps` in a few stages (`steps_along`). 0: no
+        change. Later tokens have seen more of the image and leave less to the flow head.
       normalize_tokens: LayerNorm over each sampled token (the releases' use_norm).
       rescale: shrink guided velocities to the conditional norm.
       positive: appended to the prompt, after a space.
@@ -33,6 +37,7 @@ class Settings:
     schedule: str = "constant"
     sampler: str = "sde"
     steps: int = 30
+    last_steps: int = 0
     shift: float = 1.0
     noise_level: float = 0.8
     normalize_tokens: bool = False
@@ -45,7 +50,10 @@ class Settings:
         if self.schedule not in SCHEDULES:
             raise InputError(f"guidance schedule must be one of {', '.join(SCHEDULES)}, found {self.schedule!r}")
         num_branches(self.cfg, self.image_cfg)
-        evaluation_times(self.sampler, self.steps, self.shift)  # refuses what the sampler cannot run with
+        for steps in (self.steps, self.last_steps or self.steps):
+            evaluation_times(self.sampler, steps, self.shift)  # refuses what the sampler cannot run with
+        if self.last_steps > self.steps:
+            raise InputError(f"last_steps must be at most steps ({self.steps}), found {self.last_steps}")
         if not 0 <= self.noise_level <= 1:
             raise InputError(f"noise level must be in [0, 1], found {self.noise_level}")
 
@@ -60,6 +68,14 @@ class Settings:
             normalize_tokens=self.normalize_tokens,
             rescale=self.rescale,
         )
+
+    def steps_along(self, tokens: int) -> list[tuple[int, int]]:
+        """(stop, steps) of each stage: its tokens end before `stop` and take so many steps, by a program of their own."""
+        if not self.last_steps:
+            return [(tokens, self.steps)]
+        stages = min(STAGES, tokens)
+        counts = np.rint(np.linspace(self.steps, self.last_steps, stages)).astype(int).tolist()
+        return [(tokens * (i + 1) // stages, count) for i, count in enumerate(counts)]
 
     def guidance(self, tokens: int) -> np.ndarray:
         """[n, 2] float32: cfg and image_cfg at each of n tokens."""

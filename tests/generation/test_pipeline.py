@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from nextstep_jax.errors import InputError
+from nextstep_jax.generation import profiling
 from nextstep_jax.generation.interleaved import compose, think_and_generate
 from nextstep_jax.generation.pipeline import Pipeline
 from nextstep_jax.generation.settings import RECOMMENDED, Settings, recommended
@@ -164,3 +166,45 @@ def test_recommended_settings_follow_the_release():
 def test_guidance_per_token(schedule):
     values = Settings(cfg=3.0, schedule=schedule).guidance(4)
     assert values.shape == (4, 2) and np.isfinite(values).all() and values[:, 0].max() <= 3.0
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 16, 18])
+def test_steps_fall_along_the_image(tokens):
+    assert Settings(steps=12).steps_along(tokens) == [(tokens, 12)]
+    plan = Settings(steps=12, last_steps=6).steps_along(tokens)
+    assert plan[0][1] == 12 and plan[-1][0] == tokens and len(plan) == min(4, tokens)
+    assert sorted(plan) == plan and sorted((steps for _, steps in plan), reverse=True) == [steps for _, steps in plan]
+
+
+def test_fewer_steps_late_in_the_image(tiny_pipeline):
+    """Tokens of the first stages are those of the plain setting; then the numbers of steps differ, and so do the tokens."""
+    plain = tiny_pipeline.settings(sampler="sde", steps=3)
+    one, other = (
+        tiny_pipeline.generate("a red circle", settings=settings, height=32, width=32, seed=1)[0].tokens
+        for settings in (plain, plain.replace(last_steps=2))
+    )
+    np.testing.assert_allclose(one[:2], other[:2], atol=1e-5)
+    assert np.abs(one[2] - other[2]).max() > 1e-3
+
+
+def test_int8_draws_nearly_the_same_tokens(tiny_checkpoint, tiny_pipeline):
+    exact, small = (Pipeline.from_checkpoint(tiny_checkpoint, dtype=dtype) for dtype in (None, "int8"))
+    how = {"settings": exact.settings(sampler="ode", steps=3, cfg=1.0), "height": 16, "width": 16}
+    one, other = (pipeline.generate("a red circle", **how)[0].tokens for pipeline in (exact, small))
+    assert 0 < np.abs(one - other).max() < 0.1 * np.abs(one).max()
+    sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(pipeline.params["decoder"])) for pipeline in (exact, small)]
+    assert sizes[1] < 0.35 * sizes[0]
+
+
+def test_profile_names_the_parts(tiny_pipeline):
+    with profiling.listen() as profile:
+        tiny_pipeline.generate("a red circle", height=16, width=16, seed=5)
+    tiny_pipeline.generate("a red circle", height=16, width=16, seed=5)  # nobody listens any more
+    assert {"prefill", "tokens", "decode"} <= set(profile.seconds) and min(profile.seconds.values()) >= 0
+    assert profile.table().splitlines()[-1].startswith("total")
+
+
+def test_overrides_hold_for_images_and_edits(tiny_pipeline):
+    changed = tiny_pipeline.with_overrides({"steps": 7, "sampler": None})
+    assert changed.settings().steps == changed.settings(edit=True).steps == 7
+    assert changed.settings().sampler == tiny_pipeline.settings().sampler
