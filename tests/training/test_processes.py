@@ -1,0 +1,74 @@
+"""Runs that are killed, and runs of several processes (jax.distributed, gloo), end as one process that is left alone."""
+
+import dataclasses
+import random
+import signal
+import time
+
+import pytest
+
+from benchmarks import kill
+from nextstep_jax.checkpoints import steps
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    kill.make_data(folder / "data")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    return kill.finish(kill.Run(folder, "alone", 1, STEPS))
+
+
+def wait_for_checkpoint(run, newer_than=0):
+    deadline = time.monotonic() + 300
+    while max(steps.list_steps(run.path / "checkpoints"), default=0) <= newer_than and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+@pytest.mark.xdist_group("processes")
+def test_a_killed_run_ends_with_the_same_bits_and_saw_the_same_samples(folder, alone):
+    run = kill.Run(folder, "killed", 1, STEPS)
+    for newer_than in (0, 2):
+        with kill.Life(run) as life:
+            wait_for_checkpoint(run, newer_than)
+            time.sleep(random.uniform(0, 0.05))
+            life.send(0, signal.SIGKILL)
+    kill.finish(run)
+    kill.require_same_samples(alone, run)
+    kill.require_same_metrics(alone, run)
+    kill.require_same_end(alone, run)
+
+
+@pytest.mark.xdist_group("processes")
+def test_two_processes_are_one(folder, alone):
+    """One of two is killed, and the other says so and ends. Started again, one is told to stop, and both save the same step.
+    One process alone does the rest. Every batch was that of the run in one piece, in the same order.
+    """
+    run = kill.Run(folder, "two", 2, steps=10_000)  # how many must not matter: the learning rate is constant
+    with kill.Life(run) as life:
+        wait_for_checkpoint(run)
+        life.send(1, signal.SIGKILL)
+        assert life.wait(0, 120) == 1
+        assert "error: another process of this run is gone or out of reach" in life.said(0)
+    with kill.Life(run) as life:
+        wait_for_checkpoint(run, newer_than=2)
+        life.send(1, signal.SIGTERM)
+        life.require_good_end()
+        assert all("Told to stop" in life.said(process) for process in (0, 1))
+    newest = max(steps.list_steps(run.path / "checkpoints"))
+    assert (run.path / "checkpoints" / str(newest) / "process_1-of-2.json").exists()
+    run.count, run.steps = 1, max(newest + 2, STEPS)
+    kill.finish(run)
+    if run.steps > STEPS:
+        alone = kill.finish(dataclasses.replace(alone, steps=run.steps))
+    kill.require_same_samples(alone, run)
+    for mine, whole in zip(run.metrics(), alone.metrics(), strict=True):
+        assert mine["loss"] == pytest.approx(whole["loss"], rel=1e-4)
+        assert mine["gradient_norm"] == pytest.approx(whole["gradient_norm"], rel=1e-3)
+    assert kill.distance(alone.path, run.path) < 1e-3
