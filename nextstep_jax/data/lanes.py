@@ -5,7 +5,7 @@ lane n makes rows n * B/N to (n + 1) * B/N - 1 of the global batch of B. A proce
 So the batches depend on N and not on the processes, and a run can continue on any number of them that divides N.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from nextstep_jax.errors import InputError
@@ -52,7 +52,7 @@ class Lanes(Generic[Rows]):
         Raises:
           InputError: there was another number of lanes.
         """
-        states = _by_number(saved)
+        states = {number: state for process in saved for number, state in process["lanes"].items()}
         if states.keys() != {str(number) for number in range(self._count)}:
             raise InputError(
                 f"the position in the data was saved with config.data.lanes={len(states)}, now it is {self._count}; "
@@ -65,11 +65,3 @@ class Lanes(Generic[Rows]):
         """End the readers."""
         for lane in self._lanes.values():
             lane.close()
-
-
-def _by_number(saved: Iterable[Any]) -> dict[str, Any]:
-    """{lane number: state} of all processes. Before there were lanes, each process saved the state of one."""
-    states: dict[str, Any] = {}
-    for process, state in enumerate(saved):
-        states |= state["lanes"] if isinstance(state, dict) and "lanes" in state else {str(process): state}
-    return states

@@ -65,18 +65,15 @@ class BatchIterator:
 
     def get_state(self) -> dict[str, Any]:
         """Where the next batch starts: numbers, strings, lists and dicts."""
-        return {"version": 2, "made_with": self._made_with, "position": self._position}
+        return {"version": 1, "made_with": self._made_with, "position": self._position}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue from `get_state`'s result. InputError if it was made with other sources or another layout."""
-        if not isinstance(state, dict) or state.get("version") not in (1, 2) or not {"made_with", "position"} <= state.keys():
+        if not isinstance(state, dict) or state.get("version") != 1 or not {"made_with", "position"} <= state.keys():
             raise InputError("the saved position in the data is not one that this version wrote")
-        made_with = state["made_with"]
-        if state["version"] == 1:  # each process was a lane
-            made_with = made_with | {"lane": made_with["process_index"], "lanes": made_with["process_count"]}
         for name, now in self._made_with.items():
-            if made_with.get(name) != now:
-                raise InputError(f"the saved position in the data was made with {name} {made_with.get(name)}, now it is {now}")
+            if (then := state["made_with"].get(name)) != now:
+                raise InputError(f"the saved position in the data was made with {name} {then}, now it is {now}")
         self.close()
         self._position = state["position"]
 

@@ -128,6 +128,11 @@ def state_shardings(tree, mesh: Mesh):
     return structure.unflatten(placed)
 
 
+def placed(tree, shardings):
+    """A tree of shapes (anything with `shape` and `dtype`) as ShapeDtypeStructs with their shardings."""
+    return jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), tree, shardings)
+
+
 def sharding_table(params, mesh: Mesh) -> str:
     """One line per parameter: shape, how it is split, megabytes on each device; and their sum."""
     rows, total = [("parameter", "shape", "split over", "MB a device")], 0.0

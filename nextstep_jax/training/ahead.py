@@ -24,16 +24,14 @@ from nextstep_jax.generation.settings import Settings
 from nextstep_jax.models.attention import CACHE_AXES
 from nextstep_jax.models.nextstep import init_params
 from nextstep_jax.sharding.mesh import batch_shardings, replicated
-from nextstep_jax.sharding.params import state_shardings
+from nextstep_jax.sharding.params import placed, state_shardings
 from nextstep_jax.sharding.rules import shape_spec
 from nextstep_jax.sharding.topologies import Chip
 from nextstep_jax.training import multitask
 from nextstep_jax.training.compiled_cost import read_cost
 from nextstep_jax.training.config import model_config, require_valid
 from nextstep_jax.training.flops import Work, flow_head_forward, full_row_work, multitask_flops, transformer_forward
-from nextstep_jax.training.optimizer import learning_rate_schedule, make_optimizer, split_frozen
-from nextstep_jax.training.state import create_state
-from nextstep_jax.training.step import make_train_step
+from nextstep_jax.training.program import make_program
 
 
 class Lowered(NamedTuple):
@@ -69,31 +67,17 @@ def lower_train_step(config: ConfigDict, mesh: Mesh) -> Lowered:
     ):
         if size < 1 or size % parts:
             raise InputError(f"{what} must be a multiple of {parts} on this mesh, found {size}")
-    o = config.optimizer
     with jax.set_mesh(mesh):
         task = multitask.make_task(model, config.capacity.text, config.capacity.image, length)
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        shapes = jax.eval_shape(task.init, key)
-        trainable, _ = split_frozen(shapes, o.frozen)
-        schedule = learning_rate_schedule(o.schedule, o.learning_rate, o.min_learning_rate, o.warmup, config.steps)
-        numbers = {name: o[name] for name in ("b1", "b2", "eps", "weight_decay", "no_decay", "clip", "groups")}
-        optimizer = make_optimizer(trainable, schedule, **numbers)
-        create = functools.partial(create_state, optimizer=optimizer, frozen=o.frozen, ema=config.ema > 0)
-        state = jax.eval_shape(create, shapes)
-        placement = state_shardings(state, mesh)
+        program = make_program(config, task, mesh)
         batch = (abstract_batch(model, rows, length), jax.ShapeDtypeStruct((rows, length), jnp.int8))
-        step = jax.jit(
-            make_train_step(
-                task, optimizer, schedule, accumulation=config.accumulation, frozen=tuple(o.frozen), ema=config.ema
-            ),
-            out_shardings=(placement, None),
-            donate_argnums=0,
-        )
-        state, batch = placed(state, placement), placed(batch, batch_shardings(batch, mesh, task.batch_axes))
-        program = step.lower(state, batch, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh)))
+        state, batch = placed(program.state, program.placement), placed(batch, batch_shardings(batch, mesh, task.batch_axes))
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
+        lowered = program.jit_step().lower(state, batch, key)
     kinds = {"parameters": state.params, "optimizer": state.opt_state, "average": state.ema, "batch": batch}
     work = row_work(rows, length)
-    return Lowered(program, {k: bytes_per_device(v) for k, v in kinds.items()}, multitask_flops(model, work), rows * length)
+    return Lowered(lowered, {k: bytes_per_device(v) for k, v in kinds.items()}, multitask_flops(model, work), rows * length)
 
 
 def row_work(rows: int, length: int) -> Work:
@@ -111,11 +95,6 @@ def abstract_batch(config: NextStepConfig, rows: int, length: int) -> Batch:
 
     ids, weights = array(jnp.int32), array(jnp.float32)
     return Batch(ids, array(jnp.float32, config.token_channels), array(jnp.bool_), ids, ids, weights, weights)
-
-
-def placed(tree, shardings):
-    """A tree of ShapeDtypeStructs with their shardings."""
-    return jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), tree, shardings)
 
 
 def bytes_per_device(tree) -> int:

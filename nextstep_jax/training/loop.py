@@ -7,7 +7,6 @@ The work directory gets `metrics.jsonl`, checkpoints (a run that was stopped con
 """
 
 import contextlib
-import functools
 import logging
 import os
 import pathlib
@@ -24,14 +23,14 @@ from nextstep_jax import checkpoints
 from nextstep_jax.checkpoints.training import TrainCheckpointer
 from nextstep_jax.data.images import save_png
 from nextstep_jax.sharding.mesh import global_batch, make_mesh, replicated
-from nextstep_jax.sharding.params import sharding_table, state_shardings
+from nextstep_jax.sharding.params import placed, sharding_table
 from nextstep_jax.training import metrics, multitask, reconstruction
 from nextstep_jax.training.config import as_json, require_valid
-from nextstep_jax.training.optimizer import learning_rate_schedule, make_optimizer, split_frozen
+from nextstep_jax.training.program import make_program
 from nextstep_jax.training.stage import Stage
 from nextstep_jax.training.start import start_params, to_canonical
-from nextstep_jax.training.state import TrainState, create_state
-from nextstep_jax.training.step import make_train_step, make_validation_step
+from nextstep_jax.training.state import TrainState
+from nextstep_jax.training.step import make_validation_step
 
 logger = logging.getLogger(__name__)
 
@@ -58,44 +57,27 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> TrainState:
         task = stage.task
         data = stack.enter_context(contextlib.closing(stage.training_data()))
 
-        # --- The optimizer --------------------------------------------------------------------------------------------
-        o = config.optimizer
-        key = jax.device_put(jax.random.key(config.seed), replicated(mesh))
-        shapes = jax.eval_shape(task.init, key)
-        trainable, _ = split_frozen(shapes, o.frozen)
-        schedule = learning_rate_schedule(o.schedule, o.learning_rate, o.min_learning_rate, o.warmup, config.steps)
-        numbers = {name: o[name] for name in ("b1", "b2", "eps", "weight_decay", "no_decay", "clip", "groups")}
-        optimizer = make_optimizer(trainable, schedule, **numbers)
-
         # --- The state, restored or made in its place on the mesh -----------------------------------------------------
-        create = functools.partial(create_state, optimizer=optimizer, frozen=o.frozen, ema=config.ema > 0)
-        abstract = jax.eval_shape(create, shapes)
-        placement = state_shardings(abstract, mesh)
-        counts = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (shapes, trainable))
+        key = jax.device_put(jax.random.key(config.seed), replicated(mesh))
+        program = make_program(config, task, mesh)
+        counts = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (program.params, program.trainable))
         logger.info("%s: %.1fM parameters, %.1fM of them trained", config.name, *(count / 1e6 for count in counts))
         if mesh.size > 1:
-            logger.info("Parameters on the mesh %s:\n%s", dict(mesh.shape), sharding_table(shapes, mesh))
+            logger.info("Parameters on the mesh %s:\n%s", dict(mesh.shape), sharding_table(program.params, mesh))
         keep = {"keep_last": config.checkpoint.keep, "keep_every": config.checkpoint.keep_every or None}
         kept_config = {"config": as_json(config), "checkpoint_config": stage.export()[1]}
         checkpointer = stack.enter_context(TrainCheckpointer(workdir, **kept_config, **keep))
-        target = jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), abstract, placement)
-        if restored := checkpointer.restore(target):
+        if restored := checkpointer.restore(placed(program.state, program.placement)):
             state = restored.state
             data.set_state(restored.data_states)
             logger.info("Continuing after step %d", restored.step)
         else:
             params = start_params(config.start.checkpoint, config.start.fresh, task.init, key, mesh)
-            state = jax.jit(create, out_shardings=placement, donate_argnums=0)(params)
+            state = jax.jit(program.create, out_shardings=program.placement, donate_argnums=0)(params)
         first = int(state.step)
 
         # --- The compiled steps ---------------------------------------------------------------------------------------
-        train_step = jax.jit(
-            make_train_step(
-                task, optimizer, schedule, accumulation=config.accumulation, frozen=tuple(o.frozen), ema=config.ema
-            ),
-            out_shardings=(placement, None),
-            donate_argnums=0,
-        )
+        train_step = program.jit_step()
         validation_step = jax.jit(make_validation_step(task))
 
         # --- The loop -------------------------------------------------------------------------------------------------

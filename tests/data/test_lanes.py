@@ -50,12 +50,6 @@ def test_another_number_of_processes_continues_with_the_very_next_batch(before, 
     assert steps(continued, 2) == [[30, 31, 32, 33], [40, 41, 42, 43]]
 
 
-def test_a_position_saved_before_there_were_lanes_is_that_of_a_lane_a_process():
-    (run,) = processes(1, lanes=2)
-    run.set_state([{"next": 5}, {"next": 6}])
-    assert next(run) == [5, 6]
-
-
 def test_another_number_of_lanes_is_refused():
     (run,) = processes(1, lanes=2)
     saved = [part.get_state() for part in processes(2)]

@@ -123,19 +123,6 @@ def test_closing_does_not_lose_what_was_made_ahead():
     assert keys(found) == keys(expected)
 
 
-def test_a_position_saved_before_there_were_lanes_is_read():
-    layout = dataclasses.replace(LAYOUT, lane=1, lanes=2)
-    with BatchIterator(mixture(), VOCABULARY, layout) as batches:
-        take(batches, 3)
-        state = json.loads(json.dumps(batches.get_state()))
-        expected = keys(take(batches, 3))
-    made_with = state["made_with"] | {"process_index": 1, "process_count": 2}
-    del made_with["lane"], made_with["lanes"]
-    with BatchIterator(mixture(), VOCABULARY, layout) as batches:
-        batches.set_state({"version": 1, "made_with": made_with, "position": state["position"]})
-        assert keys(take(batches, 3)) == expected
-
-
 def test_a_position_of_another_mixture_is_refused():
     with BatchIterator(mixture(), VOCABULARY, LAYOUT) as batches:
         state = json.loads(json.dumps(batches.get_state()))
