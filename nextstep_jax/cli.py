@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import pathlib
 import sys
 import time
@@ -11,6 +10,8 @@ import click
 
 from nextstep_jax import __version__
 from nextstep_jax.cli_data import data
+from nextstep_jax.cli_evaluate import evaluate
+from nextstep_jax.cli_shared import keep_compiled_programs, load_pipeline, progress_bar, readable_bytes, require_writable
 from nextstep_jax.errors import InputError, NextStepError
 
 _BEGAN = time.perf_counter()
@@ -25,6 +26,7 @@ def cli():
 
 
 cli.add_command(data)
+cli.add_command(evaluate)
 
 
 def main() -> None:
@@ -58,11 +60,11 @@ def convert(src: str, dst: pathlib.Path, vae: str | None, text_tokenizer: str | 
     """
     from nextstep_jax.conversion.from_torch import convert as run
 
-    with _bar("converting") as update:
+    with progress_bar("converting") as update:
         result = run(src, dst, vae=vae, text_tokenizer=text_tokenizer, dtype=dtype, progress=update)
     for warning in result.warnings:
         click.echo(f"warning: {warning}", err=True)
-    click.echo(f"{dst}: {result.parameters:,} parameters, {_bytes(result.nbytes)}")
+    click.echo(f"{dst}: {result.parameters:,} parameters, {readable_bytes(result.nbytes)}")
     if result.dropped:
         click.echo(f"not converted, because it is computed: {', '.join(result.dropped)}")
 
@@ -74,7 +76,7 @@ def export(src: pathlib.Path, dst: pathlib.Path):
     """Write a checkpoint folder SRC as safetensors in the released layout."""
     from nextstep_jax.conversion.to_torch import export as run
 
-    with _bar("exporting") as update:
+    with progress_bar("exporting") as update:
         run(src, dst, progress=update)
     click.echo(str(dst))
 
@@ -87,8 +89,8 @@ def parity(folder: pathlib.Path, json_file: pathlib.Path | None):
     from nextstep_jax.conversion.parity import run_parity
 
     if json_file is not None:
-        _require_writable(json_file)
-    _keep_compiled_programs()
+        require_writable(json_file)
+    keep_compiled_programs()
     report = run_parity(folder, lambda part: click.echo(f"comparing {part}", err=True))
     click.echo(report.table())
     if json_file is not None:
@@ -116,7 +118,7 @@ def info(checkpoint: pathlib.Path | None, as_json: bool):
             continue
         click.echo(f"{section}:")
         for name, value in rows.items():
-            shown = _bytes(value) if section.startswith("memory") else f"{value:,}" if isinstance(value, int) else value
+            shown = readable_bytes(value) if section.startswith("memory") else f"{value:,}" if isinstance(value, int) else value
             click.echo(f"  {name:<24} {shown}")
 
 
@@ -204,10 +206,10 @@ def write(prompt: str, checkpoint, images, max_tokens, temperature, top_p, seed,
     if not prompt.strip() and not images:
         raise InputError("a prompt must not be empty")
     if interleave is not None:
-        _require_writable(interleave / "image-0.png")
+        require_writable(interleave / "image-0.png")
     how = dict(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     with _profile(profile):
-        pipeline = _load(checkpoint, dtype)
+        pipeline = load_pipeline(checkpoint, dtype)
         if interleave is None:
             parts = [pipeline.write(prompt, images, **how)]
         else:
@@ -228,56 +230,7 @@ def write(prompt: str, checkpoint, images, max_tokens, temperature, top_p, seed,
         click.echo("\n".join(next(iter(part.values())) for part in shown))
 
 
-# --- evaluating -------------------------------------------------------------------------------------------------------
-
-
-@cli.group()
-def evaluate():
-    """Score what a model makes."""
-
-
-@evaluate.command()
-@click.option("--checkpoint", type=click.Path(path_type=pathlib.Path), help="Checkpoint folder [built-in model].")
-@click.option("--prompts", "prompts_file", type=click.Path(path_type=pathlib.Path), help="Prompts, one a line [held-out ones].")
-@click.option("--per-category", type=click.IntRange(min=1), help="Held-out prompts of each category.  [default: 40]")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--sampler", help="As of `generate` [checkpoint's].")
-@click.option("--steps", type=int, help="Sampling steps per token [checkpoint's].")
-@click.option("--last-steps", type=int, help="Steps of an image's last tokens [checkpoint's].")
-@click.option("--cfg", type=float, help="Guidance, 1 for none [checkpoint's].")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "int8"]), help="Of the weights [as stored].")
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=pathlib.Path), help="Also write the scores and failures as JSON."
-)
-def shapes(checkpoint, prompts_file, per_category, seed, dtype, json_file, **changes):
-    """ShapeEval: pictures, edits and captions of the built-in dataset's world, judged by reading their pixels."""
-    from nextstep_jax.data.files import write_json
-    from nextstep_jax.evaluation import shapes as shape_eval
-    from nextstep_jax.evaluation.answers import answer_prompts
-
-    if json_file is not None:
-        _require_writable(json_file)
-    if prompts_file is not None:
-        prompts = shape_eval.read_prompts(prompts_file)
-    else:
-        prompts = shape_eval.default_prompts(per_category or shape_eval.PER_CATEGORY)
-    pipeline = _load(checkpoint, dtype).with_overrides(changes)
-    with _bar("answering", unit="prompt") as update:
-        answers = answer_prompts(pipeline, prompts, seed, update)
-    report = shape_eval.evaluate(prompts, answers)
-    click.echo(shape_eval.format_report(report))
-    if json_file is not None:
-        write_json(json_file, report)
-
-
-# --- shared -----------------------------------------------------------------------------------------------------------
-
-
-def _load(checkpoint: pathlib.Path | None, dtype: str | None):
-    from nextstep_jax.generation.pipeline import Pipeline
-
-    _keep_compiled_programs()
-    return Pipeline.from_checkpoint(checkpoint, dtype)
+# --- helpers ----------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -297,22 +250,12 @@ def _profile(wanted: bool):
     click.echo(profile.table(), err=True)
 
 
-def _keep_compiled_programs() -> None:
-    """Compiled programs outlive the process, so that a second run starts at once."""
-    import jax
-
-    default = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "nextstep_jax"
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(default))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
 def _prepare(options: dict, edit: bool):
     """(pipeline, settings, size): everything that can be refused is refused before anything is drawn."""
-    _require_writable(options["out"])
+    require_writable(options["out"])
     if options["preview"] is not None:
-        _require_writable(options["preview"])
-    pipeline = _load(options["checkpoint"], options["dtype"])
+        require_writable(options["preview"])
+    pipeline = load_pipeline(options["checkpoint"], options["dtype"])
     names = ("cfg", "image_cfg", "schedule", "sampler", "steps", "last_steps", "shift", "noise_level", "positive", "negative")
     changes = {name: options[name] for name in names if name in options}
     settings = pipeline.settings(edit, normalize_tokens=options["use_norm"], **changes)
@@ -345,27 +288,6 @@ def _paths(out: pathlib.Path, count: int) -> list[pathlib.Path]:
     return [out] if count == 1 else [out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(count)]
 
 
-def _require_writable(path: pathlib.Path) -> None:
-    folder = path if path.is_dir() else path.parent
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise InputError(f"{path}: cannot be written ({existing} is not a folder that can be written to)")
-
-
-@contextlib.contextmanager
-def _bar(label: str, unit: str = "B"):
-    """A progress bar, over bytes unless told otherwise: yields update(done, total)."""
-    from tqdm import tqdm
-
-    with tqdm(desc=label, unit=unit, unit_scale=unit == "B", file=sys.stderr, disable=None) as bar:
-
-        def update(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield update
-
-
 @contextlib.contextmanager
 def _chunk_bar(options: dict, pipeline):
     """A progress bar over image tokens that also keeps the preview file: yields on_chunk, None if nobody watches."""
@@ -383,10 +305,3 @@ def _chunk_bar(options: dict, pipeline):
                 save_png(options["preview"], partial()[0])
 
         yield on_chunk if watched else None
-
-
-def _bytes(count: int) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.3g} {unit}" if unit != "B" else f"{count} B"
-        count /= 1000

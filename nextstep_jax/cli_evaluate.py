@@ -1,0 +1,79 @@
+"""`nextstep-jax evaluate`: score what a model makes."""
+
+import json
+import pathlib
+
+import click
+
+from nextstep_jax.cli_shared import keep_compiled_programs, load_pipeline, progress_bar, require_writable
+
+
+@click.group()
+def evaluate():
+    """Score what a model makes."""
+
+
+@evaluate.command()
+@click.option("--checkpoint", type=click.Path(path_type=pathlib.Path), help="Checkpoint folder [built-in model].")
+@click.option("--prompts", "prompts_file", type=click.Path(path_type=pathlib.Path), help="Prompts, one a line [held-out ones].")
+@click.option("--per-category", type=click.IntRange(min=1), help="Held-out prompts of each category.  [default: 40]")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--sampler", help="As of `generate` [checkpoint's].")
+@click.option("--steps", type=int, help="Sampling steps per token [checkpoint's].")
+@click.option("--last-steps", type=int, help="Steps of an image's last tokens [checkpoint's].")
+@click.option("--cfg", type=float, help="Guidance, 1 for none [checkpoint's].")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "int8"]), help="Of the weights [as stored].")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=pathlib.Path), help="Also write the scores and failures as JSON."
+)
+def shapes(checkpoint, prompts_file, per_category, seed, dtype, json_file, **changes):
+    """ShapeEval: pictures, edits and captions of the built-in dataset's world, judged by reading their pixels."""
+    from nextstep_jax.data.files import write_json
+    from nextstep_jax.evaluation import shapes as shape_eval
+    from nextstep_jax.evaluation.answers import answer_prompts
+
+    if json_file is not None:
+        require_writable(json_file)
+    if prompts_file is not None:
+        prompts = shape_eval.read_prompts(prompts_file)
+    else:
+        prompts = shape_eval.default_prompts(per_category or shape_eval.PER_CATEGORY)
+    pipeline = load_pipeline(checkpoint, dtype).with_overrides(changes)
+    with progress_bar("answering", unit="prompt") as update:
+        answers = answer_prompts(pipeline, prompts, seed, update)
+    report = shape_eval.evaluate(prompts, answers)
+    click.echo(shape_eval.format_report(report))
+    if json_file is not None:
+        write_json(json_file, report)
+
+
+@evaluate.command()
+@click.argument("source")
+@click.option("--checkpoint", type=click.Path(path_type=pathlib.Path), help="Checkpoint folder [built-in model].")
+@click.option("--area", default=256, show_default=True, help="Side, in pixels, of the square whose area the images get.")
+@click.option("--limit", type=click.IntRange(min=1), default=500, show_default=True, help="Images to reconstruct.")
+@click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Images a call.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def tokenizer(source, checkpoint, area, limit, batch, as_json):
+    """PSNR and SSIM of the images of SOURCE after encoding and decoding; and, of 64-pixel pictures, how many ShapeEval still
+    reads the same.
+
+    SOURCE is what `nextstep-jax data build` takes: a folder, tars, a built dataset, shapes:pair:heldout:420.
+    """
+    from nextstep_jax.data.images import buckets
+    from nextstep_jax.data.sources import open_source
+    from nextstep_jax.evaluation.tokenizer import evaluate_tokenizer, load_reconstruction, pictures
+    from nextstep_jax.generation.load import builtin_checkpoint
+
+    buckets(area)
+    keep_compiled_programs()
+    originals = pictures(open_source(source), area, limit)
+    scores = evaluate_tokenizer(originals, load_reconstruction(str(checkpoint or builtin_checkpoint())), batch)
+    if as_json:
+        click.echo(json.dumps(scores))
+        return
+    click.echo(f"{scores['n']} images, PSNR {scores['psnr']:.2f} dB")
+    if scores["ssim"] is not None:
+        click.echo(f"SSIM {scores['ssim']:.4f}")
+    if scores["read_alike"] is not None:
+        click.echo(f"read alike {scores['read_alike']:.3f}")
