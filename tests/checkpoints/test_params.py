@@ -97,7 +97,8 @@ def test_a_small_model_takes_few_files_and_little_more_than_its_bytes(tmp_path):
     tree = {"model": {f"layer_{i}": {"w": rng.standard_normal((100, 128)).astype(np.float32)} for i in range(150)}}
     checkpoints.save_params(tmp_path / "c", tree, CONFIG)
     files = [path for path in (tmp_path / "c").rglob("*") if path.is_file()]
-    assert len(files) == 5  # config, manifest, Orbax's tree, the database's manifest and its data
+    # Config, manifest, Orbax's tree, the database's manifest and its data: one file, or a few where writing is slow.
+    assert 5 <= len(files) <= 10
     assert sum(path.stat().st_size for path in files) < 1.05 * 150 * 100 * 128 * 4
 
 
