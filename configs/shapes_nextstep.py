@@ -14,12 +14,13 @@ First the image tokenizer (configs/shapes_tokenizer.py), then the data, encoded 
 
     python -m launch.train --config configs/shapes_nextstep.py --workdir runs/shapes_nextstep
 
-Expected: the model inside the package is 6,000 steps of this config (the first 5,000 of them on the schedule of a run of 8,000),
-then, for more pictures with captions, 4,800 steps from there with
+Expected: the model inside the package is 6,000 steps of this config (the first 5,000 of them on the schedule of a run of
+8,000), then, for more pictures with captions, 4,800 steps from there with
 
-    --workdir runs/shapes_pairs --config.start.checkpoint=STEP_6000 --config.steps=4800 --config.optimizer.learning_rate=1.5e-3 \
-    --config.optimizer.warmup=100 --config.data.sources.pairs.share=0.8 --config.data.sources.captions.share=0.1 \
-    --config.data.sources.edits.share=0.1 --config.data.sources.text.share=0.0 --config.data.sources.interleaved.share=0.0
+    --workdir runs/shapes_pairs --config.start.checkpoint=STEP_6000 --config.steps=4800 \
+    --config.optimizer.learning_rate=1.5e-3 --config.optimizer.warmup=100 \
+    --config.data.sources.pairs.share=0.8 --config.data.sources.captions.share=0.1 --config.data.sources.edits.share=0.1 \
+    --config.data.sources.text.share=0.0 --config.data.sources.interleaved.share=0.0
 
 0.3 s a step on one core, 55 minutes in all, after 20 for the tokenizer. ShapeEval 0.19 and still rising: README.md has the
 categories. The whole 12,000 steps have not been run.
