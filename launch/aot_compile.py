@@ -44,6 +44,7 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from launch.flag_parsing import parse
 from nextstep_jax.errors import InputError, NextStepError
 from nextstep_jax.sharding.mesh import make_mesh
 from nextstep_jax.sharding.topologies import CHIPS, generation, topology_devices
@@ -65,7 +66,8 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         return 0
     try:
-        _parse(argv)
+        usage = "python -m launch.aot_compile --config configs/NAME.py --topology v5p:4x4x4"
+        parse(argv, FLAGS, _CONFIG, {"config": _CONFIG, "topology": _TOPOLOGY}, usage)
         report = compile_for(_CONFIG.value, _TOPOLOGY.value, _SLICES.value, _WHAT.value, _TOKENS.value)
     except NextStepError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -118,29 +120,6 @@ def text(report: dict) -> str:
     lines.append(f"program FLOPs / useful FLOPs: {report['program_flops'] / report['useful_flops']:.3f}")
     lines.append(f"estimated MFU: {report['estimated_mfu']:.1%} for {report['tokens_per_chip']:g} tokens a chip")
     return "\n".join(lines)
-
-
-def _parse(argv: list[str]) -> None:
-    """InputError, on one line, for anything the flags or the config file object to."""
-    try:
-        rest = FLAGS(argv)
-        if _CONFIG.value is not None:
-            _CONFIG.value.lock()  # a file that could not be read says so only when it is used
-    except OSError as error:
-        file = " ".join(str(error.__cause__ or error).split())
-        raise InputError(f"--config: the file cannot be read ({file})") from error
-    except Exception as error:  # whatever a config file raises comes through here
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        # ml_collections quotes the whole traceback of a config file that raised: its last line is the error.
-        line = lines[-1] if "Error whilst parsing config file" in lines[0] else " ".join(lines)
-        raise InputError(line.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from error
-    if len(rest) > 1:
-        raise InputError(f"unexpected argument {rest[1]!r}; options are written --config.key=value")
-    for name, flag in (("config", _CONFIG), ("topology", _TOPOLOGY)):
-        if flag.value is None:
-            raise InputError(
-                f"--{name} is missing; usage: python -m launch.aot_compile --config configs/NAME.py --topology v5p:4x4x4"
-            )
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from launch.flag_parsing import parse
 from nextstep_jax.errors import InputError, NextStepError
 from nextstep_jax.training.loop import train
 
@@ -34,7 +35,8 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes
 def main(argv: list[str]) -> int:
     """Parse the command line, train, and return the exit code."""
     try:
-        _parse(argv)
+        usage = "python -m launch.train --config configs/NAME.py --workdir DIR"
+        parse(argv, FLAGS, _CONFIG, {"config": _CONFIG, "workdir": _WORKDIR}, usage)
         if _DISTRIBUTED.value:
             _find_others()
         train(_CONFIG.value, _WORKDIR.value)
@@ -63,27 +65,6 @@ def _fail(message: str, code: int) -> int:
         logging.shutdown()
         os._exit(code)
     return code
-
-
-def _parse(argv: list[str]) -> None:
-    """InputError, on one line, for anything the flags or the config file object to."""
-    try:
-        rest = FLAGS(argv)
-        if _CONFIG.value is not None:
-            _CONFIG.value.lock()  # a file that could not be read says so only when it is used
-    except OSError as error:
-        file = " ".join(str(error.__cause__ or error).split())
-        raise InputError(f"--config: the file cannot be read ({file})") from error
-    except Exception as error:  # whatever a config file raises comes through here
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        # ml_collections quotes the whole traceback of a config file that raised: its last line is the error.
-        line = lines[-1] if "Error whilst parsing config file" in lines[0] else " ".join(lines)
-        raise InputError(line.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from error
-    if len(rest) > 1:
-        raise InputError(f"unexpected argument {rest[1]!r}; options are written --config.key=value")
-    for name, flag in (("config", _CONFIG), ("workdir", _WORKDIR)):
-        if flag.value is None:
-            raise InputError(f"--{name} is missing; usage: python -m launch.train --config configs/NAME.py --workdir DIR")
 
 
 if __name__ == "__main__":
