@@ -5,12 +5,16 @@
 Every setting draws the same prompts from the same noise; the reference is the converged ODE (`heun` with `--reference` steps,
 weights as stored). `first_token` and `all_tokens` are root-mean-square distances of image tokens from the reference's, whose
 own size is printed: the first token is sampled from the same condition, later ones also carry on the difference of those
-before. Seconds are those of the prompt and the token loop; `times_faster` is against 20 Euler steps. To score a setting:
+before. `goldens` is the same distance for the PyTorch release's model in tests/goldens, every token from its stored condition,
+and `release` for int8 alone with the release's own sampler against the tokens that the release drew (the noise it adds at every
+step leaves nothing to compare another sampler with). Seconds are those of the prompt and the token loop; `times_faster` is
+against 20 Euler steps. To score a setting:
 
     nextstep-jax evaluate shapes --sampler ab2 --steps 10 --dtype int8
 """
 
 import argparse
+import pathlib
 
 import numpy as np
 
@@ -65,9 +69,6 @@ def run(a: argparse.Namespace) -> dict:
     def pipeline_of(name: str):
         return small if "int8" in name else exact
 
-    def distance(x: np.ndarray, y: np.ndarray) -> float:
-        return float(np.sqrt(np.mean(np.square(x - y))))
-
     reference = tokens(exact, sampler="heun", steps=a.reference)
     drawn = {name: tokens(pipeline_of(name), **changes) for name, changes in SETTINGS.items()}
     runs = {name: lambda name=name: tokens(pipeline_of(name), **SETTINGS[name]) for name in SETTINGS}
@@ -81,9 +82,59 @@ def run(a: argparse.Namespace) -> dict:
         }
         for name, found in drawn.items()
     }
+    of_goldens = golden_distances(a.reference)
+    for name, row in rows.items():
+        row["goldens"] = of_goldens.get(name)
     weights = {name: sum(leaf.nbytes for leaf in jax.tree.leaves(p.params)) for name, p in (("stored", exact), ("int8", small))}
     size = float(np.sqrt(np.mean(np.square(reference))))
-    return {"model": exact.name, "reference_size": size, "settings": rows, "bytes": weights}
+    release = {name: of_goldens[name] for name in ("release, float32", "release, int8", "goldens_size")}
+    return {"model": exact.name, "reference_size": size, "settings": rows, "bytes": weights, **release}
+
+
+def distance(x: np.ndarray, y: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(x - y))))
+
+
+def golden_distances(reference_steps: int) -> dict[str, float]:
+    """Distances of the golden model's tokens at guidance 3 from the converged ODE's, by the names of SETTINGS; and, with the
+    release's sampler, from those of the release.
+    """
+    import jax
+
+    from nextstep_jax.conversion.parity.goldens import Goldens
+    from nextstep_jax.conversion.parity.reference import Reference, run_on_vectors
+    from nextstep_jax.conversion.parity.walks import make_walks, plan, walk_all
+    from nextstep_jax.generation.settings import Settings
+    from nextstep_jax.models.forms import fuse_projections, quantize_kernels
+
+    goldens = Goldens(pathlib.Path(__file__).parents[1] / "tests" / "goldens")
+    reference, case = Reference.load(goldens), goldens.arrays("t2i_cfg3_const")
+    asked = reference.cases["e2e"]["t2i_cfg3_const"]
+    conditions, noise = case["c"], case["noise"]
+    projected = run_on_vectors(reference, "project_out", conditions.reshape(-1, conditions.shape[-1]))
+    projected = projected.reshape(conditions.shape)
+    tokens = conditions.shape[1]
+    guidance = Settings(cfg=asked["cfg"], schedule="constant").guidance(tokens)
+    quantized = jax.jit(lambda p: quantize_kernels(fuse_projections(p)))(reference.params)
+
+    def draw(sampler: str, steps: int, params=reference.params) -> np.ndarray:
+        planned = plan(sampler, steps, 1.0)
+        walks = [
+            walk
+            for k in range(tokens)
+            for walk in make_walks(planned, noise[k][: planned[2]], projected[:, k], 2, guidance[k], False, "noise")
+        ]
+        return walk_all(reference.config, params, 2, walks).reshape(tokens, -1, noise.shape[-1]).swapaxes(0, 1)
+
+    converged, release = draw("heun", reference_steps), case["tokens"]
+    found = {
+        name: distance(draw(one["sampler"], one["steps"], quantized if "int8" in name else reference.params), converged)
+        for name, one in SETTINGS.items()
+        if "last_steps" not in one
+    }
+    own = "august2025", asked["num_sampling_steps"]
+    found |= {"release, float32": distance(draw(*own), release), "release, int8": distance(draw(*own, quantized), release)}
+    return found | {"goldens_size": float(np.sqrt(np.mean(np.square(release))))}
 
 
 if __name__ == "__main__":

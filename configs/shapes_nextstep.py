@@ -54,13 +54,15 @@ def base():
             flow_head=FlowHeadConfig(width=192, layers=3, batch_mul=2),
             latent_size=8,
             base_grid=4,
-            text_loss_weight=0.1,  # captions are short and the run is too: the paper's 0.01 would leave them unlearned
+            text_loss_weight=0.05,  # captions are short and the run is too: the paper's 0.01 would leave them unlearned
             release="1.1",
             **special_ids(shapes_vocabulary()),
         )
     )
     config.image_tokenizer_checkpoint = "runs/shapes_decoder/export"
-    config.steps = 12_000
+    config.steps = 13_000
+    # At this width Muon learns as much as AdamW in two thirds of the time, a quarter longer a step included.
+    config.optimizer.muon = (r"(layers|blocks|time_embed|condition|modulation|projector).*kernel$",)
     config.optimizer.learning_rate = 2e-3
     config.optimizer.min_learning_rate = 2e-5
     config.optimizer.schedule = "cosine"
@@ -75,10 +77,10 @@ def base():
     config.data.length = 160
     config.data.batch_size = 8
     config.capacity.image = 0.6
-    config.data.sources.text = source("shapes:text:train:20000", share=0.04)
+    config.data.sources.text = source("shapes:text:train:20000", share=0.02)
     # Unconditional pictures come from pairs without a caption, captioning from a source of its own.
-    config.data.sources.pairs = source("pair", share=0.52, image_first=0.0, drop_text=0.1)
-    config.data.sources.captions = source("caption", share=0.15, image_first=0.0)
+    config.data.sources.pairs = source("pair", share=0.60, image_first=0.0, drop_text=0.1)
+    config.data.sources.captions = source("caption", share=0.09, image_first=0.0)
     config.data.sources.edits = source("edit", share=0.24)
     config.data.sources.interleaved = source("interleaved", share=0.05)
     config.data.validation.pairs = source("heldout")

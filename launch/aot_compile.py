@@ -9,7 +9,8 @@ same loss, optimizer, EMA, shardings, donated state; nothing is executed. With -
 
 What it prints are the compiler's figures, not measurements:
 
-  fits            the compiler found room for everything in the chips' memory; if not, how much it wanted
+  fits            the compiler found room for everything in the chips' memory, and what it set aside adds up to no more than
+                  that; if not, how much it wanted
   bytes           of a chip's memory, all that is set aside: parameters, optimizer and average as sharded; gradients,
                   activations and temporaries (peak_bytes in the JSON: the most that is in use at one time)
   collectives     from the compiled program, each as often as it runs
@@ -110,8 +111,10 @@ def text(report: dict) -> str:
     head = f"{report['what']} on {report['slices']} x {report['topology']}, {report['chips']} chips, mesh {report['mesh']}"
     lines = [head, f"compiled in {report['compile_seconds']:.0f} s"]
     if not report["fits"]:
-        return "\n".join([*lines, f"does not fit: {report['reason']}"])
-    lines.append(f"fits: {report['bytes_per_chip'] / 2**30:.2f} GiB a chip, of which")
+        lines.append(f"does not fit: {report['reason']}")
+    if "bytes_by_kind" not in report:
+        return "\n".join(lines)
+    lines.append(f"{'fits: ' * report['fits']}{report['bytes_per_chip'] / 2**30:.2f} GiB a chip, of which")
     lines += [f"  {kind:<28}{size / 2**30:8.2f} GiB" for kind, size in report["bytes_by_kind"].items()]
     for kind, c in report["collectives"].items():
         lines.append(f"{kind:<30}{c['count']:8.0f} times, {c['bytes'] / 2**30:.2f} GiB a chip and run")

@@ -16,10 +16,9 @@ from ml_collections import ConfigDict
 
 from nextstep_jax.checkpoints import manifest, steps
 from nextstep_jax.checkpoints.digests import check_dtype
-from nextstep_jax.checkpoints.export import export_params
 from nextstep_jax.errors import InputError, NextStepError
 from nextstep_jax.training.loop import STAGES
-from nextstep_jax.training.multitask import tokenizer_checkpoint
+from nextstep_jax.training.stage import export_run
 
 
 def main(argv: list[str]) -> int:
@@ -49,10 +48,7 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike, step: int | None 
     if step not in complete:
         raise InputError(f"{workdir}: step {step} is not there, only {', '.join(map(str, complete))}")
     config = ConfigDict(json.loads(json.dumps(steps.read_step(folder / str(step))[0]["config"])))
-    _, values, files = STAGES[config.objective](config).export()
-    base = tokenizer_checkpoint(config) if config.objective == "multitask" else ""
-    sources = {"base": base or None, "config": values, "files": files}
-    return export_params(workdir, out, collections=("ema", "params"), step=step, dtype=dtype, **sources)
+    return export_run(STAGES[config.objective](config), workdir, out, step, dtype)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Letters: B images, n = h * w tokens of C numbers.
 import functools
 
 import jax
+import numpy as np
 
 from nextstep_jax.config import ImageTokenizerConfig
 from nextstep_jax.models.image_tokenizer import (
@@ -16,8 +17,11 @@ from nextstep_jax.models.image_tokenizer import (
     unpatchify,
     unscale_latents,
 )
+from nextstep_jax.models.tiled_decode import decode_tiled
 
 Array = jax.Array
+
+LARGEST = 2**30  # bytes of one activation at the pixels' resolution, of which the decoder holds several
 
 
 @functools.partial(jax.jit, static_argnames=("config", "patch"))
@@ -28,8 +32,24 @@ def encode_images(config: ImageTokenizerConfig, patch: int, params: dict, pixels
     return patchify(scale_latents(sample_posterior(posterior, noise, config), config), patch)
 
 
+def decode_images(
+    config: ImageTokenizerConfig, patch: int, h: int, w: int, params: dict, tokens: Array, largest: int = LARGEST
+) -> Array | np.ndarray:
+    """Pixels [B, height, width, 3], near [-1, 1], of image tokens [B, h * w, C]; in strips (the same up to rounding) where an
+    activation of all images would take more than `largest` bytes.
+    """
+    latents = _latents(config, patch, h, w, tokens)
+    positions = tokens.shape[0] * (h * w) * (patch * config.downsample // config.stem_patch) ** 2
+    if positions * config.channels * params["decoder"]["conv_out"]["kernel"].dtype.itemsize > largest:
+        return decode_tiled(config, params, latents)
+    return _decode(config, params, latents)
+
+
 @functools.partial(jax.jit, static_argnames=("config", "patch", "h", "w"))
-def decode_images(config: ImageTokenizerConfig, patch: int, h: int, w: int, params: dict, tokens: Array) -> Array:
-    """Pixels [B, height, width, 3], near [-1, 1], of image tokens [B, h * w, C]."""
-    latents = unscale_latents(unpatchify(tokens, h, w, patch), config)
+def _latents(config: ImageTokenizerConfig, patch: int, h: int, w: int, tokens: Array) -> Array:
+    return unscale_latents(unpatchify(tokens, h, w, patch), config)
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _decode(config: ImageTokenizerConfig, params: dict, latents: Array) -> Array:
     return ImageTokenizer(config).apply({"params": params}, latents, method="decode")

@@ -13,23 +13,26 @@ import jax
 
 from nextstep_jax.errors import InputError
 
+GIB = 2**30
+
 
 class Chip(NamedTuple):
-    """Published figures of one chip: dense bfloat16 FLOP/s, and bytes/s of all its links together, one direction; and its clock
-    in Hz, which follows from the peak and the number of multipliers.
+    """Published figures of one chip: dense bfloat16 FLOP/s, and bytes/s of all its links together, one direction; its clock in
+    Hz, which follows from the peak and the number of multipliers; and the bytes of its memory that the compiler gives out, as
+    the message says with which it refuses a program.
     """
 
     flops: float
     clock: float
     links: float
+    memory: float
 
 
 # By the generation's name in a topology.
 CHIPS = {
-    "v4": Chip(275e12, 1.05e9, 300e9),
-    "v5e": Chip(197e12, 1.5e9, 200e9),
-    "v5p": Chip(459e12, 1.75e9, 600e9),
-    "v6e": Chip(918e12, 1.75e9, 448e9),
+    "v5e": Chip(197e12, 1.5e9, 200e9, 15.75 * GIB),
+    "v5p": Chip(459e12, 1.75e9, 600e9, 95.74 * GIB),
+    "v6e": Chip(918e12, 1.75e9, 448e9, 31.25 * GIB),
 }
 
 

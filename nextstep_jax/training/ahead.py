@@ -26,7 +26,7 @@ from nextstep_jax.models.nextstep import init_params
 from nextstep_jax.sharding.mesh import batch_shardings, replicated
 from nextstep_jax.sharding.params import placed, state_shardings
 from nextstep_jax.sharding.rules import shape_spec
-from nextstep_jax.sharding.topologies import Chip
+from nextstep_jax.sharding.topologies import GIB, Chip
 from nextstep_jax.training import multitask
 from nextstep_jax.training.compiled_cost import read_cost
 from nextstep_jax.training.config import model_config, require_valid
@@ -142,7 +142,8 @@ def lower_generation(config: ConfigDict, mesh: Mesh, prompt: int = 128) -> Lower
 
 def compile_report(lowered: Lowered, chip: Chip, devices: int) -> dict[str, Any]:
     """Compile, and what the compiler says of the program: see launch/aot_compile.py for what the entries mean. A program for
-    which there is not enough memory has `fits` False, a reason, and the bytes it wanted.
+    which there is not enough memory has `fits` False, a reason, and the bytes it wanted; where the compiler refused it, it has
+    nothing else.
     """
     try:
         compiled = lowered.program.compile()
@@ -159,8 +160,10 @@ def compile_report(lowered: Lowered, chip: Chip, devices: int) -> dict[str, Any]
     known = {kind: size for kind, size in lowered.bytes_by_kind.items() if size}
     known["gradients and activations"] = memory.temp_size_in_bytes
     known["program"] = memory.generated_code_size_in_bytes
-    return {
-        "fits": True,
+    fits = total <= chip.memory
+    reason = {} if fits else {"reason": f"{total / GIB:.2f}G set aside of {chip.memory / GIB:.2f}G hbm"}
+    return reason | {
+        "fits": fits,
         "bytes_per_chip": total,
         "peak_bytes": memory.peak_memory_in_bytes,
         "bytes_by_kind": known,

@@ -46,6 +46,7 @@ def base_config(objective: str) -> ConfigDict:
             "weight_decay": 0.1,
             "no_decay": r"(bias|scale)$",
             "clip": 1.0,
+            "muon": (),  # regular expressions over parameter paths: matrices that Muon updates, AdamW the rest
             "groups": (),  # (regular expression over parameter paths, factor on the learning rate), the first match counts
             "frozen": (),  # regular expressions over parameter paths
         }

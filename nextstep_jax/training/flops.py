@@ -22,7 +22,7 @@ Array = jax.Array
 
 # Dense bfloat16 peak of one device (for TPUs: one JAX device), by how its `device_kind` begins; FLOP/s.
 PEAK_FLOPS = {
-    "TPU v4": CHIPS["v4"].flops,
+    "TPU v4": 275e12,
     "TPU v5 lite": CHIPS["v5e"].flops,
     "TPU v5e": CHIPS["v5e"].flops,
     "TPU v5p": CHIPS["v5p"].flops,

@@ -14,12 +14,9 @@ import shutil
 import time
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from nextstep_jax import checkpoints
 from nextstep_jax.checkpoints.training import TrainCheckpointer
 from nextstep_jax.data.images import save_png
 from nextstep_jax.sharding.mesh import global_batch, make_mesh, replicated
@@ -27,8 +24,8 @@ from nextstep_jax.sharding.params import placed, sharding_table
 from nextstep_jax.training import metrics, multitask, reconstruction
 from nextstep_jax.training.config import as_json, require_valid
 from nextstep_jax.training.program import make_program
-from nextstep_jax.training.stage import Stage
-from nextstep_jax.training.start import start_params, to_canonical
+from nextstep_jax.training.stage import Stage, export_run
+from nextstep_jax.training.start import start_params
 from nextstep_jax.training.state import TrainState
 from nextstep_jax.training.step import make_validation_step
 
@@ -65,7 +62,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> TrainState:
         if mesh.size > 1:
             logger.info("Parameters on the mesh %s:\n%s", dict(mesh.shape), sharding_table(program.params, mesh))
         keep = {"keep_last": config.checkpoint.keep, "keep_every": config.checkpoint.keep_every or None}
-        kept_config = {"config": as_json(config), "checkpoint_config": stage.export()[1]}
+        kept_config = {"config": as_json(config), "checkpoint_config": stage.export().config}
         checkpointer = stack.enter_context(TrainCheckpointer(workdir, **kept_config, **keep))
         if restored := checkpointer.restore(placed(program.state, program.placement)):
             state = restored.state
@@ -129,7 +126,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> TrainState:
 
         # --- The result -----------------------------------------------------------------------------------------------
         checkpointer.wait()
-        export(stage, state, workdir / "export", config.export_dtype)
+        export(stage, workdir, config.export_dtype)
         return state
 
 
@@ -156,22 +153,16 @@ def draw(stage: Stage, state: TrainState, workdir: pathlib.Path, step: int, writ
     writer.image(step, "samples", pixels)
 
 
-def export(stage: Stage, state: TrainState, directory: pathlib.Path, dtype: str) -> None:
-    """Write the averaged parameters as a checkpoint folder, in place of an earlier one. All processes call this together."""
-
-    def gather(leaf: jax.Array) -> np.ndarray:
-        whole = leaf if leaf.is_fully_addressable else multihost_utils.process_allgather(leaf, tiled=True)
-        return np.asarray(whole).astype(jnp.dtype(dtype))
-
-    trained = {root: tree for root, tree in state.averaged_params.items() if root != "discriminator"}
-    params = to_canonical(jax.tree.map(gather, trained))
+def export(stage: Stage, workdir: pathlib.Path, dtype: str) -> None:
+    """Write the newest step as `workdir/export`, in place of an earlier one. All processes call this together, after `wait`."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("saved")
     if jax.process_index() == 0:
-        beside, config, files = stage.export()
-        fresh = directory.with_name(f".{directory.name}.new")
+        directory, fresh = workdir / "export", workdir / ".export.new"
         shutil.rmtree(fresh, ignore_errors=True)
-        checkpoints.save_params(fresh, beside | params, config, files)
+        step = export_run(stage, workdir, fresh, dtype=dtype)
         shutil.rmtree(directory, ignore_errors=True)
         os.replace(fresh, directory)
-        logger.info("Wrote %s", directory)
+        logger.info("Wrote step %d to %s", step, directory)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("exported")  # whoever ends with exit code 0 finds it

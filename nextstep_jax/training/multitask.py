@@ -30,7 +30,7 @@ from nextstep_jax.models.nextstep import NextStep, init_params
 from nextstep_jax.objectives.multitask import Targets, count_totals, draw_noise, multitask_loss
 from nextstep_jax.training.config import local_lanes, model_config
 from nextstep_jax.training.flops import multitask_flops, work_of
-from nextstep_jax.training.stage import Loaded, Stage, picture_grid
+from nextstep_jax.training.stage import Export, Loaded, Stage, picture_grid
 from nextstep_jax.training.start import to_canonical
 from nextstep_jax.training.step import Mean, Task
 from nextstep_jax.training.vocabulary import open_vocabulary
@@ -201,14 +201,11 @@ def draw_samples(config: ConfigDict, model: NextStepConfig, vocabulary: Vocabula
     return picture_grid([image.pixels for image in images])
 
 
-def export(config: ConfigDict, model: NextStepConfig, vocabulary: Vocabulary) -> tuple[dict, dict, dict[str, bytes]]:
-    """What stands beside the trained parameters in a checkpoint: the image tokenizer, the configs, the text tokenizer."""
+def export(config: ConfigDict, model: NextStepConfig, vocabulary: Vocabulary) -> Export:
+    """The image tokenizer's folder, the configs, the text tokenizer."""
     folder = tokenizer_checkpoint(config)
     stored = checkpoints.load_config(folder) if folder else {}
-    beside = {}
-    if stored.get("image_tokenizer"):
-        beside["image_tokenizer"] = checkpoints.load_params(folder, subtree="image_tokenizer")
     values = {"model": model.to_released(), "image_tokenizer": stored.get("image_tokenizer")}
     if config.samples.generation:
         values["generation"] = config.samples.generation.to_dict()
-    return beside, values, {"tokenizer.json": vocabulary.to_bytes()}
+    return Export(folder or None, values, {"tokenizer.json": vocabulary.to_bytes()})

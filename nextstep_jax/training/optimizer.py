@@ -1,4 +1,5 @@
-"""AdamW with a warm-up/constant/cosine schedule, clipping, and masks, groups and freezing by parameter path.
+"""AdamW, or Muon for the matrices, with a warm-up/constant/cosine schedule, clipping, and masks, groups and freezing by
+parameter path.
 
 Everything that varies from step to step is inside optax: a learning rate handed to the compiled step as a Python or NumPy
 number would compile it again for every new value. Regular expressions are searched in paths like
@@ -12,11 +13,13 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from nextstep_jax.errors import InputError
-from nextstep_jax.sharding.params import parameter_path
+from nextstep_jax.sharding.params import logical_axes, parameter_path
 
 SCHEDULES = ("constant", "cosine")
+MUON_RMS = 0.2  # of an update before the learning rate: what AdamW's usually is, so that one learning rate serves both
 
 
 def learning_rate_schedule(kind: str, peak: float, floor: float, warmup: int, steps: int) -> optax.Schedule:
@@ -53,6 +56,7 @@ def make_optimizer(
     no_decay: str = r"(bias|scale)$",
     clip: float = 1.0,
     groups: Sequence[tuple[str, float]] = (),
+    muon: Sequence[str] = (),
 ) -> optax.GradientTransformation:
     """AdamW over the trainable parameters (defaults: the February 2026 release's values).
 
@@ -61,9 +65,10 @@ def make_optimizer(
       no_decay: parameters without weight decay. The releases leave out biases and norms; embeddings decay.
       clip: largest global norm of the gradient; 0 for no clipping.
       groups: (regular expression, factor on the learning rate); the first that matches a parameter counts, 1 otherwise.
+      muon: expressions for the matrices whose momentum is orthogonalized instead of scaled by Adam (arXiv:2502.16982).
 
     Raises:
-      InputError: an expression that is not one, or a group that matches no parameter.
+      InputError: an expression that is not one, a group that matches no parameter, or Muon for one that is no matrix.
     """
     decay = jax.tree.map(lambda found: not found, matches(params, no_decay, "optimizer.no_decay"))
     factors, taken = jax.tree.map(lambda _: 1.0, params), jax.tree.map(lambda _: False, params)
@@ -72,7 +77,7 @@ def make_optimizer(
         factors = jax.tree.map(lambda f, m, t, new=factor: float(new) if m and not t else f, factors, found, taken)
         taken = jax.tree.map(lambda m, t: m or t, found, taken)
     steps = [
-        optax.scale_by_adam(b1, b2, eps),
+        _direction(params, optax.scale_by_adam(b1, b2, eps), muon),
         optax.add_decayed_weights(weight_decay, mask=decay),
         optax.scale_by_learning_rate(schedule),
     ]
@@ -81,6 +86,40 @@ def make_optimizer(
     if groups:
         steps.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors)))
     return optax.chain(*steps)
+
+
+def _direction(params, adam: optax.GradientTransformation, muon: Sequence[str]) -> optax.GradientTransformation:
+    """`adam`, but Muon for the parameters that an expression of `muon` matches."""
+    if not muon:
+        return adam
+    found = [matches(params, pattern, "optimizer.muon", required=True) for pattern in muon]
+    labels = jax.tree.map(lambda *hits: "muon" if any(hits) else "adam", *found)
+
+    def dimensions(tree):
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: _matrix(parameter_path(path), leaf.shape), tree)
+
+    def rescale(updates, _):
+        def one(path, update):
+            inputs, outputs = _matrix(parameter_path(path), update.shape)
+            sides = (math.prod(update.shape[axis] for axis in axes) for axes in (inputs, outputs))
+            return update * (MUON_RMS * math.sqrt(max(sides)))
+
+        return jax.tree_util.tree_map_with_path(one, updates)
+
+    orthogonal = optax.chain(scale_by_muon(weight_dimension_numbers=dimensions), optax.stateless(rescale))
+    dimensions(jax.tree.map(lambda p, label: p if label == "muon" else None, params, labels))  # refuses what is no matrix
+    return optax.partition({"muon": orthogonal, "adam": adam}, labels)
+
+
+def _matrix(path: str, shape: Sequence[int]) -> MuonDimensionNumbers:
+    """Which axes of a kernel are a matrix's inputs and which its outputs; layers in a stack are matrices of their own."""
+    names = logical_axes(path, len(shape))
+    first = int(names[0] == "layers")
+    if len(shape) - first < 2:
+        raise InputError(f"optimizer.muon: {path} of shape {tuple(shape)} is not a matrix")
+    # Attention reads the model's width and writes heads, and the other way round at its end; the rest end in one output axis.
+    split = first + 1 if names[first] == "embed" else len(shape) - 1
+    return MuonDimensionNumbers(tuple(range(first, split)), tuple(range(split, len(shape))))
 
 
 def matches(params, pattern: str, option: str, required: bool = False):

@@ -49,7 +49,7 @@ def make_program(config: ConfigDict, task: Task, mesh: Mesh) -> Program:
     params = jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
     trainable, _ = split_frozen(params, o.frozen)
     schedule = learning_rate_schedule(o.schedule, o.learning_rate, o.min_learning_rate, o.warmup, config.steps)
-    numbers = {name: o[name] for name in ("b1", "b2", "eps", "weight_decay", "no_decay", "clip", "groups")}
+    numbers = {name: o[name] for name in ("b1", "b2", "eps", "weight_decay", "no_decay", "clip", "groups", "muon")}
     optimizer = make_optimizer(trainable, schedule, **numbers)
     create = functools.partial(create_state, optimizer=optimizer, frozen=o.frozen, ema=config.ema > 0)
     state = jax.eval_shape(create, params)

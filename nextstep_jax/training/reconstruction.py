@@ -24,7 +24,7 @@ from nextstep_jax.models.image_tokenizer import ImageTokenizer
 from nextstep_jax.objectives.reconstruction import Weights, discriminator_loss, draw_noise, reconstruction_loss
 from nextstep_jax.training.config import image_tokenizer_config, local_lanes
 from nextstep_jax.training.flops import reconstruction_flops
-from nextstep_jax.training.stage import Loaded, Stage, picture_grid
+from nextstep_jax.training.stage import Export, Loaded, Stage, picture_grid
 from nextstep_jax.training.step import Mean, Task
 
 Array = jax.Array
@@ -158,6 +158,6 @@ def draw_samples(config: ConfigDict, tokenizer: ImageTokenizerConfig, params: di
     return picture_grid([*pixels, *to_uint8(np.asarray(made))], columns=len(pixels))
 
 
-def export(tokenizer: ImageTokenizerConfig) -> tuple[dict, dict, dict[str, bytes]]:
-    """What stands beside the trained parameters in a checkpoint folder: the config."""
-    return {}, {"model": None, "image_tokenizer": tokenizer.to_released()}, {}
+def export(tokenizer: ImageTokenizerConfig) -> Export:
+    """The config alone."""
+    return Export(None, {"model": None, "image_tokenizer": tokenizer.to_released()}, {})

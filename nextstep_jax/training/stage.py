@@ -1,10 +1,12 @@
 """What the loop needs to know of a stage, whatever its objective."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from nextstep_jax.checkpoints.export import export_params
 from nextstep_jax.training.step import Task
 
 
@@ -41,6 +43,20 @@ def picture_grid(pictures: Sequence[np.ndarray], columns: int = 8) -> np.ndarray
     return grid.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
 
 
+class Export(NamedTuple):
+    """What stands beside the trained parameters in a checkpoint folder.
+
+    Attributes:
+      base: a checkpoint folder that gives the parts that are not trained; None without.
+      config: contents of config.json.
+      files: further files by name.
+    """
+
+    base: str | None
+    config: dict[str, Any]
+    files: dict[str, bytes]
+
+
 class Stage(NamedTuple):
     """A stage of training.
 
@@ -49,11 +65,22 @@ class Stage(NamedTuple):
       training_data: opens the training batches, at their start.
       validation_data: opens the validation batches, at their start; None without.
       draw_samples: parameters -> a picture [height, width, 3] uint8 of what the model makes now.
-      export: the rest of the checkpoint folder: (leaves beside the trained ones, config.json, further files).
+      export: the rest of the checkpoint folder.
     """
 
     task: Task
     training_data: Callable[[], Data]
     validation_data: Callable[[], Data] | None
     draw_samples: Callable[[Any], np.ndarray]
-    export: Callable[[], tuple[dict, dict, dict[str, bytes]]]
+    export: Callable[[], Export]
+
+
+def export_run(
+    stage: Stage, workdir: str | os.PathLike, out: str | os.PathLike, step: int | None = None, dtype: str = "float32"
+) -> int:
+    """Write a step of a run, the newest for None, as a checkpoint folder: its averaged parameters, where there are such. All is
+    read back from `workdir`, so that memory follows one layer. Returns which step. Raises as `export_params`.
+    """
+    base, config, files = stage.export()
+    sources = {"base": base, "config": config, "files": files}
+    return export_params(workdir, out, collections=("ema", "params"), step=step, dtype=dtype, **sources)

@@ -128,7 +128,7 @@ def misspelt_word(scene, rng):
 
 
 def moved(scene, rng):
-    """The first object put at least two lattice steps away."""
+    """The first object put somewhere else."""
     first, *others = scene.objects
     (x, y), free = first.centre, layout.free_centres(first.size, others)
     far = [centre for centre in free if max(abs(centre[0] - x), abs(centre[1] - y)) >= 8]

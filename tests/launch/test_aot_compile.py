@@ -4,10 +4,14 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
+import jax
 import pytest
 
 import launch.aot_compile
+from nextstep_jax.sharding.topologies import CHIPS
+from nextstep_jax.training import ahead
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "nextstep_14b_stage1.py")
@@ -55,6 +59,20 @@ def test_the_token_loop_compiles_for_a_tpu():
     assert code == 0 and report["mesh"]["tensor"] == 4
     assert report["bytes_by_kind"]["cache"] > 0 and report["estimated_seconds"] > 0
     assert 1.0 < report["program_flops"] / report["useful_flops"] < 1.5
+
+
+def test_more_set_aside_than_a_chip_has_does_not_fit(monkeypatch):
+    """Although the compiler took the program."""
+    cost = types.SimpleNamespace(
+        kernels=0, collectives={}, seconds=1.0, flops=1.0, compute_seconds=1.0, kernel_seconds=0.0, blocking_seconds=0.0,
+        overlapped_seconds=0.0,
+    )  # fmt: skip
+    monkeypatch.setattr(ahead, "read_cost", lambda *_: cost)
+    lowered = ahead.Lowered(jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((1000,), "float32")), {}, 1.0, 1)
+    for memory, fits in ((8_000 + 1e6, True), (7_999, False)):
+        report = ahead.compile_report(lowered, CHIPS["v5e"]._replace(memory=memory), 1)
+        assert report["fits"] is fits and report["bytes_per_chip"] >= 8_000
+        assert ("reason" in report) is not fits
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from nextstep_jax.config import ImageTokenizerConfig
+from nextstep_jax.generation.tokenizer import decode_images
 from nextstep_jax.models.image_tokenizer import ImageTokenizer
 from nextstep_jax.models.tiled_decode import decode_tiled
 
@@ -42,3 +43,14 @@ def test_halves_decoded_on_their_own_would_show_a_seam(example):
     params, latents, whole = example
     halves = np.concatenate([decode(params, latents[:, :3]), decode(params, latents[:, 3:])], axis=1)
     assert np.abs(halves - whole).max() > 0.1 * np.abs(whole).max()
+
+
+def test_images_beyond_the_limit_are_decoded_in_strips(example):
+    params, latents, _ = example
+    tokens = latents.reshape(2, 6 * 4, 16)
+    whole = decode_images(CONFIG, 1, 6, 4, params, tokens)
+    size = 2 * 48 * 32 // CONFIG.stem_patch**2 * CONFIG.channels * 4  # bytes of the largest activation
+    np.testing.assert_array_equal(decode_images(CONFIG, 1, 6, 4, params, tokens, largest=size), whole)
+    strips = decode_images(CONFIG, 1, 6, 4, params, tokens, largest=size - 1)
+    assert isinstance(strips, np.ndarray)
+    np.testing.assert_allclose(strips, whole, rtol=0, atol=2e-6 * np.abs(whole).max())

@@ -20,6 +20,7 @@ from nextstep_jax.sharding import mesh as meshes
 from nextstep_jax.sharding import params as sharding
 from nextstep_jax.sharding.mesh import make_mesh
 from nextstep_jax.sharding.rules import LOGICAL_RULES
+from nextstep_jax.training.optimizer import make_optimizer
 from nextstep_jax.training.state import create_state
 
 
@@ -79,19 +80,21 @@ def test_the_image_tokenizer_is_covered():
             assert spec == PartitionSpec(None, None, None, "fsdp")
 
 
-def test_moments_and_average_lie_where_their_parameter_lies():
+@pytest.mark.parametrize("muon", [(), (r"layers/.*kernel$",)])
+def test_moments_and_average_lie_where_their_parameter_lies(muon):
     params = abstract_model("tiny", scan_layers=True)
-    state = jax.eval_shape(lambda p: create_state(p, optax.adamw(1e-3), ema=True), params)
+    optimizer = make_optimizer(params, optax.constant_schedule(1e-3), muon=muon)
+    state = jax.eval_shape(lambda p: create_state(p, optimizer, ema=True), params)
     mesh = make_mesh({}, jax.devices()[:1])
     placed = sharding.state_shardings(state, mesh)
-    kernel = ("decoder", "layers", "mlp", "up", "kernel")
+    kernel = "decoder/layers/mlp/up/kernel"
     expected = PartitionSpec(None, "fsdp", "tensor")
-    for tree in (placed.params, placed.ema, placed.opt_state[0].mu, placed.opt_state[0].nu):
-        node = tree["model"]
-        for name in kernel:
-            node = node[name]
-        assert node.spec == expected
-    assert placed.step.spec == PartitionSpec() and placed.opt_state[0].count.spec == PartitionSpec()
+    paths = jax.tree_util.tree_leaves_with_path((placed.opt_state, placed.ema))
+    found = [leaf.spec for path, leaf in paths if sharding.path_string(path).endswith(kernel)]
+    assert found == [expected] * (2 if muon else 3)
+    assert placed.step.spec == PartitionSpec()
+    counts = [leaf for path, leaf in paths if not sharding.parameter_path(path)]
+    assert counts and all(leaf.spec == PartitionSpec() for leaf in counts)
 
 
 def test_a_dimension_that_does_not_divide_stays_whole():

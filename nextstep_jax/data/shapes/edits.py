@@ -7,7 +7,7 @@ from nextstep_jax.data.shapes.holdout import is_held_out
 from nextstep_jax.data.shapes.language import REGION_WORDS, Reader, noun_phrase
 from nextstep_jax.data.shapes.layout import free_centres, random_kind
 from nextstep_jax.data.shapes.meaning import Mention
-from nextstep_jax.data.shapes.scene import BACKGROUNDS, COLOURS, LATTICE, REGIONS, SHAPES, SIZES, Object, Scene, in_region
+from nextstep_jax.data.shapes.scene import BACKGROUNDS, COLOURS, REGIONS, SHAPES, SIZES, Object, Scene, in_region
 from nextstep_jax.errors import InputError
 
 OPERATIONS = ("recolour", "remove", "add", "move", "resize", "reshape", "background")
@@ -76,8 +76,8 @@ def find(scene: Scene, target: Mention) -> int:
 def apply_edit(edit: Edit, scene: Scene, rng: random.Random) -> Scene | None:
     """The scene after an edit, or None where there is no room for it.
 
-    A moved object goes to the free lattice point of the region nearest to it; an added one to any free point (of the
-    region); a resized one to the nearest of the other size's lattice points, which is 4 pixels away along each axis.
+    A moved object goes to the free one of `layout.CENTRES` in the region that is nearest to it; an added one to any free
+    one (of the region). The others stay where they are; a resized one must have room there.
     """
     if edit.operation == "background":
         return dataclasses.replace(scene, background=edit.value)
@@ -99,10 +99,7 @@ def apply_edit(edit: Edit, scene: Scene, rng: random.Random) -> Scene | None:
     if edit.operation in ("move", "resize"):
         x, y = thing.centre
         free = free_centres(changed.size, others)
-        if edit.operation == "move":
-            free = [c for c in free if in_region(c, edit.value)]
-        else:
-            free = [c for c in free if max(abs(c[0] - x), abs(c[1] - y)) <= LATTICE / 2]
+        free = [c for c in free if (in_region(c, edit.value) if edit.operation == "move" else c == thing.centre)]
         if not free:
             return None
         changed = dataclasses.replace(changed, centre=min(free, key=lambda c: (c[0] - x) ** 2 + (c[1] - y) ** 2))

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import math
 import random
 from collections.abc import Iterable
 
@@ -12,7 +11,6 @@ from nextstep_jax.data.shapes.scene import (
     CANVAS,
     COLOURS,
     GAP,
-    LATTICE,
     RADII,
     RELATIONS,
     SHAPES,
@@ -26,8 +24,21 @@ from nextstep_jax.data.shapes.scene import (
     relation,
 )
 
+# Where an object's centre can lie, in pixels: 16, 32 or 48 from the left and from the top.
+CENTRES = tuple(itertools.product(range(16, CANVAS, 16), repeat=2))
+
+# Where so many things usually stand. Captions say what there is, seldom where: if every place were as likely as every other, an
+# object's first token could come anywhere, and a small model would take long to connect it with its word.
+LAYOUTS: dict[int, tuple[tuple[tuple[int, int], ...], ...]] = {
+    1: (((32, 32),),),
+    2: (((16, 32), (48, 32)), ((32, 16), (32, 48))),
+    3: (((16, 16), (48, 16), (32, 48)), ((32, 16), (16, 48), (48, 48))),
+    4: (((16, 16), (48, 16), (16, 48), (48, 48)),),
+}
+USUAL = 0.7  # how often they do; else anywhere
+
 # How often a picture of each category is drawn for training. Colours, places and words take the most learning.
-CATEGORY_WEIGHTS = dict(zip(CATEGORIES, (0.08, 0.08, 0.18, 0.14, 0.22, 0.16, 0.14), strict=True))
+CATEGORY_WEIGHTS = dict(zip(CATEGORIES, (0.12, 0.08, 0.16, 0.16, 0.18, 0.16, 0.14), strict=True))
 
 
 def random_scene(category: str, rng: random.Random, split: str = "train") -> Scene:
@@ -44,18 +55,9 @@ def random_category(rng: random.Random) -> str:
     return rng.choices(CATEGORIES, tuple(CATEGORY_WEIGHTS.values()))[0]
 
 
-@functools.cache
-def centres(size: str) -> tuple[tuple[int, int], ...]:
-    """The lattice points an object of a size can stand on: 12, 20, … 52 pixels from the edges for a small one, 16, 24, … 48
-    for a large one."""
-    margin = 4 * math.ceil((RADII[size] + 1) / 4)
-    steps = range(margin, CANVAS - margin + 1, LATTICE)
-    return tuple(itertools.product(steps, steps))
-
-
 def free_centres(size: str, others: Iterable[Object | Word]) -> list[tuple[int, int]]:
-    """The lattice points where an object of a size would touch none of the others (as `scene.overlap` judges)."""
-    free, reach = centres(size), RADII[size] + GAP
+    """The CENTRES where an object of a size would touch none of the others (as `scene.overlap` judges)."""
+    free, reach = CENTRES, RADII[size] + GAP
     for other in others:
         (x, y), (w, h) = other.centre, other.half_extent
         free = [c for c in free if abs(c[0] - x) >= reach + w or abs(c[1] - y) >= reach + h]
@@ -64,7 +66,7 @@ def free_centres(size: str, others: Iterable[Object | Word]) -> list[tuple[int, 
 
 @functools.cache
 def related_centres(size: str, other: str, name: str) -> tuple[tuple[tuple[int, int], tuple[int, int]], ...]:
-    """Pairs of lattice points at which an object of the first size stands in a clear relation to one of the second."""
+    """Pairs of CENTRES at which an object of the first size stands in a clear relation to one of the second."""
     b = Object("circle", "red", other, (0, 0))
 
     @functools.cache
@@ -72,12 +74,16 @@ def related_centres(size: str, other: str, name: str) -> tuple[tuple[tuple[int, 
         a = Object("circle", "red", size, (dx, dy))
         return relation(a, b) == name and clearly_related(a, b) and not overlap(a, b)
 
-    return tuple((p, q) for p, q in itertools.product(centres(size), centres(other)) if suits(p[0] - q[0], p[1] - q[1]))
+    return tuple((p, q) for p, q in itertools.product(CENTRES, CENTRES) if suits(p[0] - q[0], p[1] - q[1]))
 
 
 def scatter(kinds: list[tuple[str, str, str]], rng: random.Random) -> tuple[Object, ...] | None:
-    """Objects of the given (shape, colour, size) at free lattice points; None if the last does not fit any more."""
-    placed: tuple[Object, ...] = ()
+    """Objects of the given (shape, colour, size), usually in one of LAYOUTS; None if the last does not fit any more."""
+    if rng.random() < USUAL:
+        usual = rng.choice(LAYOUTS[len(kinds)])
+        placed = tuple(Object(*kind, c) for kind, c in zip(kinds, rng.sample(usual, len(usual)), strict=True))
+        return None if any(overlap(a, b) for a, b in itertools.combinations(placed, 2)) else placed
+    placed = ()
     for shape, colour, size in sorted(kinds, key=lambda kind: -RADII[kind[2]]):
         free = free_centres(size, placed)
         if not free:
@@ -106,7 +112,10 @@ def _draw(category: str, rng: random.Random) -> Scene | None:
         a, b = random_kind(rng), random_kind(rng)
         if a[:2] == b[:2]:
             return None
-        p, q = rng.choice(related_centres(a[2], b[2], rng.choice(RELATIONS)))
+        places = related_centres(a[2], b[2], rng.choice(RELATIONS))
+        if rng.random() < USUAL:
+            places = [pair for pair in places if pair in LAYOUTS[2] or pair[::-1] in LAYOUTS[2]]
+        p, q = rng.choice(places)
         return Scene((Object(*a, p), Object(*b, q)), background)
     count = {"single object": 1, "two objects": 2, "colours": 1, "attribute binding": 2 if rng.random() < 0.6 else 3}[category]
     kinds = [random_kind(rng, "small" if count == 3 else None) for _ in range(count)]
@@ -122,8 +131,11 @@ def _draw_word(background: str, rng: random.Random) -> Scene | None:
     """
     text, colour = rng.choice(WORDS), rng.choice(tuple(COLOURS))
     if rng.random() < 0.6:
-        return Scene((), background, Word(text, colour, (CANVAS // 2, rng.choice((8, 24, 40, 56)))))
+        line = 24 if rng.random() < USUAL else rng.choice((8, 40, 56))
+        return Scene((), background, Word(text, colour, (CANVAS // 2, line)))
     word = Word(text, colour, (CANVAS // 2, rng.choice((8, 56))))
     kind = random_kind(rng)
     free = [c for c in free_centres(kind[2], (word,)) if clearly_related(Object(*kind, c), word)]
+    if rng.random() < USUAL:
+        free = [c for c in free if c[0] == CANVAS // 2]
     return Scene((Object(*kind, rng.choice(free)),), background, word) if free else None

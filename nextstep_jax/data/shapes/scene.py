@@ -4,8 +4,8 @@ A scene is one to four flat shapes and perhaps a short word on a plain backgroun
 pixels from the top left corner, x to the right and y down; pixel i covers [i, i + 1), so the middle is (32, 32).
 
 Sizes follow from what an image tokenizer with 8 x 8-pixel latent cells keeps: a small object is 20 pixels across and a
-letter's strokes are 3 pixels wide. The dataset puts centres on a lattice of 8 pixels (layout.py), so that a shape meets the
-cells of 16 x 16 pixels that one image token stands for in few ways, which spares a small model much of the memorizing;
+letter's strokes are 3 pixels wide. The dataset puts centres on corners of the cells of 16 x 16 pixels that one image token
+stands for (layout.py), so that a shape is four tokens, a quarter each, which spares a small model much of the memorizing;
 `render` draws any centre.
 """
 
@@ -18,7 +18,6 @@ import numpy as np
 from nextstep_jax.errors import InputError
 
 CANVAS = 64
-LATTICE = 8
 GAP = 3  # pixels, at least, between the boxes around two things
 
 COLOURS = {
