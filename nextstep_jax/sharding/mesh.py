@@ -68,5 +68,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def global_batch(batch, mesh: Mesh, names: tuple[str, ...] = ("batch", "sequence")):
-    """This process's rows (NumPy, the same number on every process) as global device arrays; the copy is asynchronous."""
-    return jax.tree.map(jax.make_array_from_process_local_data, batch_shardings(batch, mesh, names), batch)
+    """This process's rows (NumPy, whole, the same number on every process; processes whose devices share rows have the same) as
+    global device arrays; the copy is asynchronous.
+    """
+
+    shardings = batch_shardings(batch, mesh, names)
+    rows = NamedSharding(mesh, partition_spec(names[:1], mesh.axis_names))
+    parts = math.prod(mesh.shape[axis] for axis in jax.tree.leaves(tuple(rows.spec)))
+    here = len({part.start for (part,) in rows.addressable_devices_indices_map((parts,)).values()})
+
+    def place(sharding: NamedSharding, leaf: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, leaf, (leaf.shape[0] * parts // here, *leaf.shape[1:]))
+
+    return jax.tree.map(place, shardings, batch)

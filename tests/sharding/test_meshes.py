@@ -5,6 +5,7 @@ of their own.
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -177,3 +178,36 @@ def test_decoding_split_over_heads_draws_the_same_tokens(results):
 
 if __name__ == "__main__":
     compute()
+
+
+ROWS_OF_TWO_PROCESSES = """
+import sys
+import jax
+import numpy as np
+from nextstep_jax.sharding.mesh import global_batch, make_mesh
+jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
+whole = np.arange(32).reshape(4, 8)
+for axis in ("data", "sequence", "tensor"):
+    mesh = make_mesh({axis: 2})
+    mine = whole if axis != "data" else whole[2 * jax.process_index() :][:2]
+    made = global_batch({"ids": mine, "rows": mine[:, 0]}, mesh)
+    assert made["ids"].shape == (4, 8) and made["rows"].shape == (4,), (axis, made)
+    for array, expected in ((made["ids"], whole), (made["rows"], whole[:, 0])):
+        (shard,) = array.addressable_shards
+        np.testing.assert_array_equal(shard.data, expected[shard.index])
+"""
+
+
+def test_a_batch_over_two_processes_is_whole_whichever_axis_they_lie_along():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", ROWS_OF_TWO_PROCESSES, str(port), str(i)], env=environment, stderr=subprocess.PIPE
+        )
+        for i in range(2)
+    ]
+    said = [process.communicate(timeout=120)[1].decode() for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
