@@ -19,7 +19,7 @@ def base():
     config.name = "paper_generator"
     config.model.transformer.layers = 4
     config.model.flow_head.update({"layers": 4, "width": 96})
-    config.steps = 1_200
+    config.steps = 900
     config.ema = 0.995
     config.export_dtype = "float32"
     # One kind of data, so that a short run gets somewhere: some 35 pictures a step.

@@ -62,12 +62,14 @@ def describe(
     background: float = 0.3,
     relations: float = 0.7,
     region: float = 0.25,
+    reading_order: float = 0.7,
 ) -> Description:
     """A true description of a scene that leaves out some of what could be said.
 
     Args:
       colours, sizes, background, relations, region: how likely each is said (relations and regions only where they are clear).
         Colours are said of all or none, and always where shapes alone would not tell the objects apart.
+      reading_order: how likely things without a relation are named from the top down and from left to right, as one would.
     """
     kinds: dict[tuple[str, str], list[Object]] = {}
     for thing in scene.objects:
@@ -82,11 +84,13 @@ def describe(
         colour = scene.word.colour if say_colours else None
         entries.append((Mention(colour=colour, text=scene.word.text), [scene.word]))
     rng.shuffle(entries)
-    mentions = tuple(mention for mention, _ in entries)
     things = [thing for _, group in entries for thing in group]
     said_relation = said_region = None
-    if len(things) == len(mentions) == 2 and clearly_related(*things) and rng.random() < relations:
+    if len(things) == len(entries) == 2 and clearly_related(*things) and rng.random() < relations:
         said_relation = relation(*things)
+    elif rng.random() < reading_order:
+        entries.sort(key=lambda entry: min(thing.centre[::-1] for thing in entry[1]))
+    mentions = tuple(mention for mention, _ in entries)
     if len(things) == 1 and scene.word is None and rng.random() < region:
         said_region = next((name for name in REGIONS if in_region(things[0].centre, name)), None)
     said_background = scene.background if not things or rng.random() < background else None
