@@ -9,7 +9,7 @@
 
 Every result is a small JSON file that says what it was made with. One that is there and was made with the same settings (and,
 for the first two parts, with the same built-in model) is not made again, and an interrupted training continues. On one CPU core
-the parts take about 2, 1, 15 and 60 minutes. --tiny shrinks all to a trial that proves nothing.
+the parts take about 2, 1, 13 and 24 minutes. --tiny shrinks all to a trial that proves nothing.
 """
 
 import argparse

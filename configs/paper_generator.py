@@ -5,7 +5,7 @@
 
 DATA holds the datasets `pair` and `heldout`, captioned pictures of one object as latents of TOKENIZER. `python -m
 benchmarks.paper_claims` makes them, trains the models of the notebook `paper` and scores them. The heads keep the paper's
-proportions, 6 x 1024, 12 x 1536 and 24 x 2048: 2 x 64, 4 x 96 and 8 x 128. Expected: the size of the head hardly matters;
+proportions, 6 x 1024, 12 x 1536 and 24 x 2048: 2 x 64, 4 x 96 and 8 x 128. Expected: the small head falls behind the others;
 notebooks/paper.ipynb holds what was found. Shrunk: `--config configs/paper_generator.py:laptop`.
 """
 
