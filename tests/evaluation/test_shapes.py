@@ -253,8 +253,8 @@ def test_undone_edits_fail(operation):
 @pytest.mark.parametrize("operation", edits.OPERATIONS)
 @pytest.mark.parametrize("corrupt", [wrong_colour, wrong_shape, extra_object, wrong_background, moved])
 def test_edits_that_touch_the_rest_fail(operation, corrupt):
-    rng, made = random.Random(1), 0
-    for prompt, after in edit_prompts(operation, COUNT // 2):
+    rng, made = random.Random(1), 0  # there is seldom room for another object
+    for prompt, after in edit_prompts(operation, 2 * COUNT):
         rest = [thing for thing in after.objects if thing in prompt.scene.objects]
         if corrupt in (wrong_colour, wrong_shape, moved) and not rest:
             continue
