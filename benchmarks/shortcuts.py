@@ -6,7 +6,7 @@ Every setting draws the same prompts from the same noise; the reference is the c
 weights as stored). `first_token` and `all_tokens` are root-mean-square distances of image tokens from the reference's, whose
 own size is printed: the first token is sampled from the same condition, later ones also carry on the difference of those
 before. `goldens` is the same distance for the PyTorch release's model in tests/goldens, every token from its stored condition,
-and `release` for int8 alone with the release's own sampler against the tokens that the release drew (the noise it adds at every
+and `release, int8` with the release's own sampler against the tokens that the release drew (the noise it adds at every
 step leaves nothing to compare another sampler with). Seconds are those of the prompt and the token loop; `times_faster` is
 against 20 Euler steps. To score a setting:
 
@@ -86,12 +86,11 @@ def run(a: argparse.Namespace) -> dict:
     for name, row in rows.items():
         row["goldens"] = of_goldens.get(name)
     weights = {name: sum(leaf.nbytes for leaf in jax.tree.leaves(p.params)) for name, p in (("stored", exact), ("int8", small))}
-    size = float(np.sqrt(np.mean(np.square(reference))))
     release = {name: of_goldens[name] for name in ("release, float32", "release, int8", "goldens_size")}
-    return {"model": exact.name, "reference_size": size, "settings": rows, "bytes": weights, **release}
+    return {"model": exact.name, "reference_size": distance(reference, 0), "settings": rows, "bytes": weights, **release}
 
 
-def distance(x: np.ndarray, y: np.ndarray) -> float:
+def distance(x: np.ndarray, y: np.ndarray | int) -> float:
     return float(np.sqrt(np.mean(np.square(x - y))))
 
 
@@ -103,7 +102,7 @@ def golden_distances(reference_steps: int) -> dict[str, float]:
 
     from nextstep_jax.conversion.parity.goldens import Goldens
     from nextstep_jax.conversion.parity.reference import Reference, run_on_vectors
-    from nextstep_jax.conversion.parity.walks import make_walks, plan, walk_all
+    from nextstep_jax.conversion.parity.walks import plan, walk_tokens
     from nextstep_jax.generation.settings import Settings
     from nextstep_jax.models.forms import fuse_projections, quantize_kernels
 
@@ -113,18 +112,12 @@ def golden_distances(reference_steps: int) -> dict[str, float]:
     conditions, noise = case["c"], case["noise"]
     projected = run_on_vectors(reference, "project_out", conditions.reshape(-1, conditions.shape[-1]))
     projected = projected.reshape(conditions.shape)
-    tokens = conditions.shape[1]
-    guidance = Settings(cfg=asked["cfg"], schedule="constant").guidance(tokens)
+    guidance = Settings(cfg=asked["cfg"], schedule="constant").guidance(conditions.shape[1])
     quantized = jax.jit(lambda p: quantize_kernels(fuse_projections(p)))(reference.params)
 
     def draw(sampler: str, steps: int, params=reference.params) -> np.ndarray:
         planned = plan(sampler, steps, 1.0)
-        walks = [
-            walk
-            for k in range(tokens)
-            for walk in make_walks(planned, noise[k][: planned[2]], projected[:, k], 2, guidance[k], False, "noise")
-        ]
-        return walk_all(reference.config, params, 2, walks).reshape(tokens, -1, noise.shape[-1]).swapaxes(0, 1)
+        return walk_tokens(reference.config, params, planned, noise[:, : planned[2]], projected, 2, guidance, "noise")
 
     converged, release = draw("heun", reference_steps), case["tokens"]
     found = {
@@ -134,7 +127,7 @@ def golden_distances(reference_steps: int) -> dict[str, float]:
     }
     own = "august2025", asked["num_sampling_steps"]
     found |= {"release, float32": distance(draw(*own), release), "release, int8": distance(draw(*own, quantized), release)}
-    return found | {"goldens_size": float(np.sqrt(np.mean(np.square(release))))}
+    return found | {"goldens_size": distance(release, 0)}
 
 
 if __name__ == "__main__":

@@ -114,7 +114,8 @@ def text(report: dict) -> str:
         lines.append(f"does not fit: {report['reason']}")
     if "bytes_by_kind" not in report:
         return "\n".join(lines)
-    lines.append(f"{'fits: ' * report['fits']}{report['bytes_per_chip'] / 2**30:.2f} GiB a chip, of which")
+    verdict = "fits" if report["fits"] else "set aside"
+    lines.append(f"{verdict}: {report['bytes_per_chip'] / 2**30:.2f} GiB a chip, of which")
     lines += [f"  {kind:<28}{size / 2**30:8.2f} GiB" for kind, size in report["bytes_by_kind"].items()]
     for kind, c in report["collectives"].items():
         lines.append(f"{kind:<30}{c['count']:8.0f} times, {c['bytes'] / 2**30:.2f} GiB a chip and run")

@@ -42,7 +42,7 @@ def export_params(
       base: a checkpoint folder that gives the parts and files (text tokenizer) that this run has no say in.
       files: further files of the checkpoint; None: the base's.
       config: contents of config.json; None: what the run stored as `checkpoint_config`.
-      dtype: convert floating-point leaves to it.
+      dtype: convert the run's floating-point leaves to it; the base's stay as they are.
 
     Raises:
       InputError: no such run, step or collection, or the destination is taken.
@@ -77,7 +77,7 @@ def export_params(
             yield prefix + path.split("/", 1)[1], _convert(array, dtype)
         for path, array in params.iterate_params(base) if base else ():
             if path.split("/")[0] not in parts:
-                yield path, _convert(array, dtype)
+                yield path, array
 
     try:
         if files is None and base:

@@ -32,15 +32,13 @@ def encode_images(config: ImageTokenizerConfig, patch: int, params: dict, pixels
     return patchify(scale_latents(sample_posterior(posterior, noise, config), config), patch)
 
 
-def decode_images(
-    config: ImageTokenizerConfig, patch: int, h: int, w: int, params: dict, tokens: Array, largest: int = LARGEST
-) -> Array | np.ndarray:
+def decode_images(config: ImageTokenizerConfig, patch: int, h: int, w: int, params: dict, tokens: Array) -> Array | np.ndarray:
     """Pixels [B, height, width, 3], near [-1, 1], of image tokens [B, h * w, C]; in strips (the same up to rounding) where an
-    activation of all images would take more than `largest` bytes.
+    activation of all images would take more than LARGEST bytes.
     """
     latents = _latents(config, patch, h, w, tokens)
     positions = tokens.shape[0] * (h * w) * (patch * config.downsample // config.stem_patch) ** 2
-    if positions * config.channels * params["decoder"]["conv_out"]["kernel"].dtype.itemsize > largest:
+    if positions * config.channels * params["decoder"]["conv_out"]["kernel"].dtype.itemsize > LARGEST:
         return decode_tiled(config, params, latents)
     return _decode(config, params, latents)
 

@@ -71,7 +71,6 @@ def global_batch(batch, mesh: Mesh, names: tuple[str, ...] = ("batch", "sequence
     """This process's rows (NumPy, whole, the same number on every process; processes whose devices share rows have the same) as
     global device arrays; the copy is asynchronous.
     """
-
     shardings = batch_shardings(batch, mesh, names)
     rows = NamedSharding(mesh, partition_spec(names[:1], mesh.axis_names))
     parts = math.prod(mesh.shape[axis] for axis in jax.tree.leaves(tuple(rows.spec)))

@@ -58,7 +58,7 @@ def base_config(objective: str) -> ConfigDict:
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
     # The newest `keep` checkpoints stay, and those of steps that are multiples of `keep_every` (0: no others).
     config.checkpoint = ConfigDict({"every": 1000, "keep": 3, "keep_every": 0})
-    config.export_dtype = "float32"  # of the checkpoint folder written at the end
+    config.export_dtype = "float32"  # of the trained parameters in the checkpoint folder written at the end
     config.log_every = 10
     config.validation = ConfigDict({"every": 0, "batches": 8})
     config.samples = ConfigDict({"every": 0})

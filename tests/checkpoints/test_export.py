@@ -67,9 +67,10 @@ def test_an_older_step_in_another_dtype(run, state, tmp_path):
 
 def test_what_the_run_does_not_train_comes_from_the_base(run, params, tmp_path, assert_same):
     checkpoints.save_params(tmp_path / "base", params, CONFIG, {"tokenizer.json": b"{}"})
-    export_params(run, tmp_path / "out", base=tmp_path / "base")
+    export_params(run, tmp_path / "out", base=tmp_path / "base", dtype="float16")
     found = checkpoints.load_params(tmp_path / "out")
     assert set(found) == {"model", "image_tokenizer"} and "layers_2" in found["model"]["decoder"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(found["model"])} == {jnp.dtype("float16")}
     assert_same(params["image_tokenizer"], found["image_tokenizer"])
     assert checkpoints.load_file(tmp_path / "out", "tokenizer.json") == b"{}"
 

@@ -227,8 +227,7 @@ def _raise_full(*_):
 def test_a_kill_inside_a_save_costs_at_most_that_save(start_program, tmp_path, moment, assert_same):
     process = start_program("killed_training.py", tmp_path, moment)
     if moment == "any":
-        while int(process.stdout.readline()) < 6:
-            pass
+        next(line for line in iter(process.stdout.readline, "") if int(line) >= 6)
         process.kill()
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL

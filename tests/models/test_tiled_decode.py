@@ -45,12 +45,14 @@ def test_halves_decoded_on_their_own_would_show_a_seam(example):
     assert np.abs(halves - whole).max() > 0.1 * np.abs(whole).max()
 
 
-def test_images_beyond_the_limit_are_decoded_in_strips(example):
+def test_images_beyond_the_limit_are_decoded_in_strips(example, monkeypatch):
     params, latents, _ = example
     tokens = latents.reshape(2, 6 * 4, 16)
     whole = decode_images(CONFIG, 1, 6, 4, params, tokens)
     size = 2 * 48 * 32 // CONFIG.stem_patch**2 * CONFIG.channels * 4  # bytes of the largest activation
-    np.testing.assert_array_equal(decode_images(CONFIG, 1, 6, 4, params, tokens, largest=size), whole)
-    strips = decode_images(CONFIG, 1, 6, 4, params, tokens, largest=size - 1)
+    monkeypatch.setattr("nextstep_jax.generation.tokenizer.LARGEST", size)
+    np.testing.assert_array_equal(decode_images(CONFIG, 1, 6, 4, params, tokens), whole)
+    monkeypatch.setattr("nextstep_jax.generation.tokenizer.LARGEST", size - 1)
+    strips = decode_images(CONFIG, 1, 6, 4, params, tokens)
     assert isinstance(strips, np.ndarray)
     np.testing.assert_allclose(strips, whole, rtol=0, atol=2e-6 * np.abs(whole).max())

@@ -1,5 +1,6 @@
 """What is reported, and when a run is stopped."""
 
+import contextlib
 import json
 import struct
 import sys
@@ -51,8 +52,8 @@ def test_a_pause_is_not_counted_as_the_steps_time(monkeypatch):
     clock = iter([0.0, 10.0, 40.0, 50.0, 50.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     window = Window()  # 0
-    with window.paused():  # 10 to 40
-        pass
+    with contextlib.ExitStack() as saving:
+        saving.enter_context(window.paused())  # 10 to 40
     window.add(1, step_metrics(1.0, 100), waited=0.0)
     assert window.report()[0]["tokens_per_second"] == 100 / 20  # 50
 

@@ -26,7 +26,7 @@ from nextstep_jax.conversion.parity.reference import (
     transformer_pass,
 )
 from nextstep_jax.conversion.parity.report import END_TO_END, EXACT, LATENTS, LEVELS, ROUNDING, SINGLE_PASS, Report
-from nextstep_jax.conversion.parity.walks import make_walks, plan, walk_all
+from nextstep_jax.conversion.parity.walks import plan, walk_tokens
 from nextstep_jax.data.images import to_float, to_uint8
 from nextstep_jax.data.vocabulary import SpecialIds
 from nextstep_jax.errors import InputError
@@ -220,19 +220,15 @@ def _from_stored_conditions(case: _Case, guidance: np.ndarray, reference: Refere
     projected = projected.reshape(golden["c"].shape)
     if "c_proj" in golden:
         report.compare(case.row("c_proj"), projected, golden["c_proj"], SINGLE_PASS)
-    planned, noise = plan(settings.sampler, settings.steps, settings.shift), golden["noise"]
-    walks = [
-        walk
-        for k in range(case.count)
-        for walk in make_walks(planned, noise[k], projected[:, k], case.branches, guidance[k], False, case.row("noise"))
-    ]
-    tokens = walk_all(reference.config, reference.params, case.branches, walks)
+    planned, where = plan(settings.sampler, settings.steps, settings.shift), case.row("noise")
+    tokens = walk_tokens(
+        reference.config, reference.params, planned, golden["noise"], projected, case.branches, guidance, where
+    )
     if "tokens_before_norm" in golden:
-        before = tokens.reshape(case.count, case.images, -1).swapaxes(0, 1)
-        report.compare(case.row("tokens_before_norm"), before, golden["tokens_before_norm"], END_TO_END)
+        report.compare(case.row("tokens_before_norm"), tokens, golden["tokens_before_norm"], END_TO_END)
     if settings.normalize_tokens:
-        tokens = np.asarray(_normalize(padded(tokens, VECTORS), TOKEN_NORM_EPS))[: len(tokens)]
-    tokens = tokens.reshape(case.count, case.images, -1).swapaxes(0, 1)
+        rows = tokens.reshape(-1, tokens.shape[-1])
+        tokens = np.asarray(_normalize(padded(rows, VECTORS), TOKEN_NORM_EPS))[: len(rows)].reshape(tokens.shape)
     report.compare(case.row("tokens (from stored c)"), tokens, golden["tokens"], END_TO_END)
 
 

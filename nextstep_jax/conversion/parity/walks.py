@@ -58,6 +58,32 @@ def make_walks(
     return [Walk(times, table, noise[:, i % noise.shape[1]], each[:, i], *guidance) for i in range(each.shape[1])]
 
 
+def walk_tokens(
+    config: NextStepConfig,
+    params: dict,
+    planned: tuple,
+    noise: np.ndarray,
+    conditions: np.ndarray,
+    branches: int,
+    guidance,
+    where: str,
+) -> np.ndarray:
+    """Tokens [B, n, C] of B images, each from its own condition alone.
+
+    Args:
+      noise: [n, arrays, r, C].
+      conditions: [M * B, n, W] as the flow head takes them.
+      guidance: [n, 2] strengths.
+    """
+    count = conditions.shape[1]
+    walks = [
+        walk
+        for k in range(count)
+        for walk in make_walks(planned, noise[k], conditions[:, k], branches, guidance[k], False, where)
+    ]
+    return walk_all(config, params, branches, walks).reshape(count, -1, noise.shape[-1]).swapaxes(0, 1)
+
+
 def walk_all(config: NextStepConfig, params: dict, branches: int, walks: list[Walk]) -> np.ndarray:
     """Where the walks end, [walks, C]."""
     longest = max(len(one.times) for one in walks)

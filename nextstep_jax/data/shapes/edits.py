@@ -7,7 +7,7 @@ from nextstep_jax.data.shapes.holdout import is_held_out
 from nextstep_jax.data.shapes.language import REGION_WORDS, Reader, noun_phrase
 from nextstep_jax.data.shapes.layout import free_centres, random_kind
 from nextstep_jax.data.shapes.meaning import Mention
-from nextstep_jax.data.shapes.scene import BACKGROUNDS, COLOURS, REGIONS, SHAPES, SIZES, Object, Scene, in_region
+from nextstep_jax.data.shapes.scene import BACKGROUNDS, COLOURS, REGIONS, SHAPES, SIZES, Object, Scene, in_region, overlap
 from nextstep_jax.errors import InputError
 
 OPERATIONS = ("recolour", "remove", "add", "move", "resize", "reshape", "background")
@@ -96,10 +96,11 @@ def apply_edit(edit: Edit, scene: Scene, rng: random.Random) -> Scene | None:
         return dataclasses.replace(scene, objects=others)
     field = {"recolour": "colour", "reshape": "shape", "resize": "size", "move": None}[edit.operation]
     changed = dataclasses.replace(thing, **{field: edit.value}) if field else thing
-    if edit.operation in ("move", "resize"):
+    if edit.operation == "resize" and any(overlap(changed, other) for other in others):
+        return None
+    if edit.operation == "move":
         x, y = thing.centre
-        free = free_centres(changed.size, others)
-        free = [c for c in free if (in_region(c, edit.value) if edit.operation == "move" else c == thing.centre)]
+        free = [c for c in free_centres(changed.size, others) if in_region(c, edit.value)]
         if not free:
             return None
         changed = dataclasses.replace(changed, centre=min(free, key=lambda c: (c[0] - x) ** 2 + (c[1] - y) ** 2))
