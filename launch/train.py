@@ -8,8 +8,8 @@ stopped by SIGTERM with everything saved; 1 the training failed, or another proc
 option that cannot be used; 3 damaged data.
 
 On a cluster every process runs this command with --distributed; JAX finds the others from the environment (Cloud TPU VMs, TPUs
-on GKE, Slurm). When one of them dies the others end too: at once, with exit code 1, where a collective reports it (CPU, GPU),
-else when its heartbeat has been missing for a minute. Start all of them again.
+on GKE, Slurm). When one of them dies the others end too, with exit code 1: at once where a collective reports it (CPU, GPU) or
+it was the first of them, else when its heartbeat has been missing for a minute. Start all of them again.
 """
 
 import logging
@@ -22,6 +22,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from launch.flag_parsing import parse
+from launch.watch import watch
 from nextstep_jax.errors import InputError, NextStepError
 from nextstep_jax.training.loop import train
 
@@ -38,6 +39,9 @@ def main(argv: list[str]) -> int:
         usage = "python -m launch.train --config configs/NAME.py --workdir DIR"
         parse(argv, FLAGS, _CONFIG, {"config": _CONFIG, "workdir": _WORKDIR}, usage)
         if _DISTRIBUTED.value:
+            code = watch()
+            if code is not None:
+                return code
             _find_others()
         train(_CONFIG.value, _WORKDIR.value)
     except NextStepError as error:

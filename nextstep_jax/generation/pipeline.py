@@ -188,7 +188,7 @@ class Pipeline:
 
         Input images are resized to the nearest aspect-ratio bucket; the result has the first one's size unless another is
         given. "<image>" or, counted from 0, "<image_1>" in the instruction says where an input image belongs; without them all
-        come first.
+        come first, or last where the settings say so.
         """
         settings = settings or self.settings(edit=True)
         require_prompt(instruction)
@@ -197,7 +197,7 @@ class Pipeline:
             height, width = sources[0].shape[:2]
         h, w = self.grid(settings, height, width, aspect)
         encoded = self.encode(sources, seed)
-        parts = _place_images(instruction, encoded)
+        parts = _place_images(instruction, encoded, settings.sources_last)
         placed = [part for part in parts if isinstance(part, EncodedImage)]
         if settings.positive:
             parts.append(" " + settings.positive)
@@ -404,10 +404,12 @@ def describe(prompt: str | Sequence[int]) -> str:
     return prompt if isinstance(prompt, str) else "ids " + " ".join(str(int(i)) for i in prompt)
 
 
-def _place_images(instruction: str | Sequence[int], images: Sequence[EncodedImage]) -> list[Part]:
-    """The instruction with "<image>" and "<image_n>" replaced by the images, in order or by number."""
+def _place_images(instruction: str | Sequence[int], images: Sequence[EncodedImage], last: bool) -> list[Part]:
+    """The instruction with "<image>" and "<image_n>" replaced by the images, in order or by number; without any of them, all
+    images come first or last.
+    """
     if not isinstance(instruction, str) or not re.search(r"<image(?:_\d+)?>", instruction):
-        return [*images, instruction]
+        return [instruction, *images] if last else [*images, instruction]
     parts, used = [], []
     for piece in re.split(r"(<image(?:_\d+)?>)", instruction):
         if match := re.fullmatch(r"<image(?:_(\d+))?>", piece):

@@ -29,6 +29,8 @@ class Settings:
       rescale: shrink guided velocities to the conditional norm.
       positive: appended to the prompt, after a space.
       negative: what the unconditional branch reads.
+      sources_last: an edit's input images follow the instruction instead of coming first, where it does not place them itself.
+        A model that was trained so reads its input knowing what to look for.
       size: side in pixels of the square whose area an image has when only its aspect (or nothing) is given.
     """
 
@@ -44,6 +46,7 @@ class Settings:
     rescale: bool = False
     positive: str = ""
     negative: str = ""
+    sources_last: bool = False
     size: int = 512
 
     def __post_init__(self):
