@@ -77,6 +77,9 @@ def test_edit_places_images_where_the_instruction_says(tiny_pipeline, picture):
     first = tiny_pipeline.edit(images, "<image_1>a red square<image_0>", seed=1)[0].tokens
     swapped = tiny_pipeline.edit(images[::-1], "<image>a red square<image>", seed=1)[0].tokens
     np.testing.assert_allclose(first, swapped, atol=1e-4)
+    last = tiny_pipeline.edit(images, "a red square", seed=1, settings=tiny_pipeline.settings(edit=True, sources_last=True))
+    placed = tiny_pipeline.edit(images, "a red square<image><image>", seed=1)
+    np.testing.assert_array_equal(last[0].tokens, placed[0].tokens)
     with pytest.raises(InputError, match="<image_2> in the instruction"):
         tiny_pipeline.edit(images, "<image_2>a red square")
     with pytest.raises(InputError, match="places 1 of 2"):
