@@ -19,6 +19,7 @@ product can be quicker than the floor says.
 """
 
 import argparse
+import functools
 
 from benchmarks import measure
 
@@ -139,15 +140,16 @@ def run(a: argparse.Namespace) -> dict:
 
 
 def random_params(config, dtype: str) -> dict:
-    """Parameters in decoding form, drawn leaf by leaf on the device in their final dtype."""
+    """Parameters for decoding, fused if `config` says so, drawn leaf by leaf on the device in their final dtype."""
     import jax
     import jax.numpy as jnp
 
     from nextstep_jax.models.forms import fuse_projections, quantize_kernels
     from nextstep_jax.models.nextstep import init_params
 
-    plain = config.with_transformer(fused_projections=False)
-    shapes = jax.eval_shape(lambda key: fuse_projections(init_params(plain, key)), jax.random.key(0))
+    plain, fused = config.with_transformer(fused_projections=False), config.transformer.fused_projections
+    make = (lambda key: fuse_projections(init_params(plain, key))) if fused else functools.partial(init_params, plain)
+    shapes = jax.eval_shape(make, jax.random.key(0))
     stored = config.transformer.dtype
 
     def draw(path, shape):
