@@ -7,8 +7,8 @@ import jax
 
 from nextstep_jax.data import images as image_files
 from nextstep_jax.errors import InputError
-from nextstep_jax.generation.pipeline import GeneratedImage, ImageSource, Pipeline, describe, require_prompt, require_seed
-from nextstep_jax.generation.prompts import EncodedImage, Part
+from nextstep_jax.generation.pipeline import GeneratedImage, ImageSource, Pipeline, require_seed
+from nextstep_jax.generation.prompts import EncodedImage, Part, describe, require_prompt
 from nextstep_jax.generation.settings import Settings
 
 

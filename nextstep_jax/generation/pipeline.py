@@ -10,7 +10,6 @@ Letters: B images of one device batch, n image tokens, C channels of a token.
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +24,16 @@ from nextstep_jax.errors import InputError
 from nextstep_jax.generation import decode, text
 from nextstep_jax.generation.load import load_model
 from nextstep_jax.generation.profiling import part
-from nextstep_jax.generation.prompts import EncodedImage, Part, align_rows, area_prefix, make_row
+from nextstep_jax.generation.prompts import (
+    EncodedImage,
+    Part,
+    align_rows,
+    area_prefix,
+    describe,
+    make_row,
+    place_images,
+    require_prompt,
+)
 from nextstep_jax.generation.settings import Settings, recommended
 from nextstep_jax.generation.tokenizer import decode_images, encode_images
 
@@ -197,7 +205,7 @@ class Pipeline:
             height, width = sources[0].shape[:2]
         h, w = self.grid(settings, height, width, aspect)
         encoded = self.encode(sources, seed)
-        parts = _place_images(instruction, encoded, settings.sources_last)
+        parts = place_images(instruction, encoded, settings.sources_last)
         placed = [part for part in parts if isinstance(part, EncodedImage)]
         if settings.positive:
             parts.append(" " + settings.positive)
@@ -389,41 +397,10 @@ def _as_list(prompts) -> list:
     return [prompts] if not isinstance(prompts[0], str) and not hasattr(prompts[0], "__len__") else prompts
 
 
-def require_prompt(prompt: str | Sequence[int]) -> None:
-    if not (prompt.strip() if isinstance(prompt, str) else len(prompt)):
-        raise InputError("a prompt must not be empty")
-
-
 def require_seed(seed: int) -> int:
     if not 0 <= seed < 2**32:
         raise InputError(f"seed must be in [0, 2**32), found {seed}")
     return seed
-
-
-def describe(prompt: str | Sequence[int]) -> str:
-    return prompt if isinstance(prompt, str) else "ids " + " ".join(str(int(i)) for i in prompt)
-
-
-def _place_images(instruction: str | Sequence[int], images: Sequence[EncodedImage], last: bool) -> list[Part]:
-    """The instruction with "<image>" and "<image_n>" replaced by the images, in order or by number; without any of them, all
-    images come first or last.
-    """
-    if not isinstance(instruction, str) or not re.search(r"<image(?:_\d+)?>", instruction):
-        return [instruction, *images] if last else [*images, instruction]
-    parts, used = [], []
-    for piece in re.split(r"(<image(?:_\d+)?>)", instruction):
-        if match := re.fullmatch(r"<image(?:_(\d+))?>", piece):
-            used.append(int(match[1]) if match[1] else len(used))
-            if not 0 <= used[-1] < len(images):
-                raise InputError(
-                    f"{piece} in the instruction asks for an image that is not there, found {len(images)} input images"
-                )
-            parts.append(images[used[-1]])
-        elif piece:
-            parts.append(piece)
-    if set(used) != set(range(len(images))):
-        raise InputError(f"the instruction places {len(set(used))} of {len(images)} input images")
-    return parts
 
 
 def _power_of_two(count: int) -> int:

@@ -7,6 +7,7 @@ Letters: R rows, P row length, C channels of an image token.
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,6 +40,39 @@ class Row:
     ids: np.ndarray
     tokens: np.ndarray
     is_image: np.ndarray
+
+
+def require_prompt(prompt: str | Sequence[int]) -> None:
+    """InputError for a text or ids with nothing in it."""
+    if not (prompt.strip() if isinstance(prompt, str) else len(prompt)):
+        raise InputError("a prompt must not be empty")
+
+
+def describe(prompt: str | Sequence[int]) -> str:
+    """What records call a prompt."""
+    return prompt if isinstance(prompt, str) else "ids " + " ".join(str(int(i)) for i in prompt)
+
+
+def place_images(instruction: str | Sequence[int], images: Sequence[EncodedImage], last: bool) -> list[Part]:
+    """The instruction with "<image>" and "<image_n>" replaced by the images, in order or by number; without any of them, all
+    images come first or last.
+    """
+    if not isinstance(instruction, str) or not re.search(r"<image(?:_\d+)?>", instruction):
+        return [instruction, *images] if last else [*images, instruction]
+    parts, used = [], []
+    for piece in re.split(r"(<image(?:_\d+)?>)", instruction):
+        if match := re.fullmatch(r"<image(?:_(\d+))?>", piece):
+            used.append(int(match[1]) if match[1] else len(used))
+            if not 0 <= used[-1] < len(images):
+                raise InputError(
+                    f"{piece} in the instruction asks for an image that is not there, found {len(images)} input images"
+                )
+            parts.append(images[used[-1]])
+        elif piece:
+            parts.append(piece)
+    if set(used) != set(range(len(images))):
+        raise InputError(f"the instruction places {len(set(used))} of {len(images)} input images")
+    return parts
 
 
 def area_prefix(special: SpecialIds, h: int, w: int) -> list[int]:
