@@ -45,7 +45,8 @@ from nextstep_jax.training import metrics
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 60
 LANES = 4
-PATIENCE = 120.0  # seconds in which the processes left over must stop
+JOIN = 60  # seconds in which all processes of a run must have come
+PATIENCE = 180.0  # seconds in which the processes left over must stop
 ENDS = 600.0  # seconds in which a process must do something
 
 
@@ -297,7 +298,7 @@ def train(argv: list[str]) -> int:
             file.write(json.dumps([step, names]) + "\n")
         remember(self, step, names)
 
-    metrics.FiniteGuard.remember = logged
+    metrics.FiniteGuard.remember, launch.train._JOIN = logged, JOIN
     return launch.train.main(sys.argv)
 
 

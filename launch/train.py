@@ -9,7 +9,8 @@ option that cannot be used; 3 damaged data.
 
 On a cluster every process runs this command with --distributed; JAX finds the others from the environment (Cloud TPU VMs, TPUs
 on GKE, Slurm). When one of them dies the others end too, with exit code 1: at once where a collective reports it (CPU, GPU) or
-it was the first of them, else when its heartbeat has been missing for a minute. Start all of them again.
+it was the first of them, else when its heartbeat has been missing for a minute, or when it has not come within five minutes of
+the start. Start all of them again.
 """
 
 import logging
@@ -28,6 +29,7 @@ from nextstep_jax.training.loop import train
 
 FLAGS = flags.FLAGS
 _HEARTBEAT = 60  # seconds without a sign of life after which a process counts as dead
+_JOIN = 300  # seconds in which all processes must have come
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The stage: configs/NAME.py, or configs/NAME.py:laptop.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and the trained model.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes: find the others first.")
@@ -57,7 +59,7 @@ def main(argv: list[str]) -> int:
 def _find_others() -> None:
     """Connect to the other processes. InputError when the environment does not say where they are."""
     try:
-        jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT)
+        jax.distributed.initialize(initialization_timeout=_JOIN, heartbeat_timeout_seconds=_HEARTBEAT)
     except ValueError as error:
         raise InputError(f"--distributed: no cluster found in the environment ({error})") from error
 

@@ -37,7 +37,7 @@ def watch() -> int | None:
     name = signal.Signals(-code).name
     print(
         f"error: this process was ended by {name}, for the reason above if there is one (when another process of the run is "
-        "gone, JAX ends the rest); start all processes again",
+        "gone or does not come, JAX ends the rest); start all processes again",
         file=sys.stderr,
         flush=True,
     )
