@@ -64,8 +64,8 @@ def lengths_of_a_mixture(stage: str, rows: int, seed: int = 0) -> list[int]:
 
 def waste_best_fit(lengths: list[int], length: int, open_rows: int) -> float:
     """Padding in the rows closed while reading, as a share of their positions."""
-    packing: BestFit[int] = BestFit(length, open_rows)
-    rows = [row for size in lengths if (row := packing.add(size, size)) is not None]
+    packing: BestFit[int] = BestFit((length,), open_rows)
+    rows = [row for size in lengths if (row := packing.add(size, (size,))) is not None]
     return 1 - sum(map(sum, rows)) / (len(rows) * length)
 
 

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from nextstep_jax.data.packing import BestFit, PackedBatch, assemble
+from nextstep_jax.data.packing import BestFit, PackedBatch, added, assemble
 from nextstep_jax.data.release_packing import ReleasePacking
 from nextstep_jax.data.sequence import KIND_IDS, Prepared, Segment, segments
 from nextstep_jax.data.streams import Ingredient, Layout, Stream
@@ -128,7 +128,7 @@ class SegmentPacking:
         self._streams, self._special, self._layout = streams, special, layout
         self._tokens = [0] * len(streams)
         self._ended: set[int] = set()
-        self._open: BestFit[_Placed] = BestFit(layout.length, layout.open_rows)
+        self._open: BestFit[_Placed] = BestFit(layout.limits, layout.open_rows)
         self._closed: list[list[_Placed]] = []
 
     def next_batch(self) -> PackedBatch:
@@ -161,12 +161,12 @@ class SegmentPacking:
         for piece, segment in enumerate(pieces):
             self._tokens[number] += len(segment)
             item = _Placed(number, position, piece, segment, prepared.kind, prepared.key)
-            closed = self._open.add(item, len(segment))
+            closed = self._open.add(item, segment.sizes)
             if closed is not None:
                 self._closed.append(closed)
 
     def _segments(self, prepared: Prepared) -> list[Segment]:
-        return segments(prepared, self._special, self._layout.channels, self._layout.seed, self._layout.length)
+        return segments(prepared, self._special, self._layout.channels, self._layout.seed, self._layout.limits)
 
     def state(self) -> dict[str, Any]:
         """All that decides what comes next. Samples in open rows are named, not stored."""
@@ -196,7 +196,7 @@ class SegmentPacking:
             prepared, pieces = read[stream, position]
             return _Placed(stream, position, piece, pieces[piece], prepared.kind, prepared.key)
 
-        self._open = BestFit(self._layout.length, self._layout.open_rows)
+        self._open = BestFit(self._layout.limits, self._layout.open_rows)
         self._open.rows = [[item(*name) for name in row] for row in state["open"]]
-        self._open.used = [sum(len(placed.segment) for placed in row) for row in self._open.rows]
+        self._open.used = [added(*(placed.segment.sizes for placed in row)) for row in self._open.rows]
         self._closed = [[item(*name) for name in row] for row in state["closed"]]

@@ -13,6 +13,7 @@ from nextstep_jax.batch import Batch
 from nextstep_jax.data.sequence import Segment
 
 Item = TypeVar("Item")
+Sizes = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,7 @@ class PackedBatch:
     Attributes:
       kinds: [B, S] int8, `sequence.KIND_IDS` of each position; 0 for padding.
       keys: "source:key" of the samples in each row.
-      dropped: samples left out so far because they are longer than a row; in the release's packing also the text rows that it
+      dropped: samples left out so far because they do not fit into a row; in the release's packing also the text rows that it
         throws away.
     """
 
@@ -32,27 +33,38 @@ class PackedBatch:
     dropped: int
 
 
+def added(*sizes: Sizes) -> Sizes:
+    """Sizes of several items together."""
+    return tuple(map(sum, zip(*sizes, strict=True)))
+
+
+def fits(sizes: Sizes, limits: Sizes) -> bool:
+    """Whether none is above its limit."""
+    return all(size <= limit for size, limit in zip(sizes, limits, strict=True))
+
+
 class BestFit(Generic[Item]):
     """Best-fit packing into a bounded number of open rows.
 
-    An item goes into the open row that it fills up most. When it fits in none, and no further row may be opened, the fullest
-    row is closed and handed out. Nothing is split, and nothing is held back for ever: every closing takes the fullest row.
+    Rows and items have several sizes, the first of which is their positions; the others limit what else a row has room for. An
+    item goes into the open row that it fills up most. When it fits in none, and no further row may be opened, the fullest row
+    is closed and handed out. Nothing is split, and nothing is held back for ever: every closing takes the fullest row.
 
     Attributes:
-      length: positions of a row.
+      limits: sizes of a row.
       open_rows: how many rows may be open. More waste less and hold more in memory.
-      rows: the open rows, each a list of items, oldest first; `used` counts the positions taken in each.
+      rows: the open rows, each a list of items, oldest first; `used` adds up the sizes of the items in each.
     """
 
-    def __init__(self, length: int, open_rows: int):
-        self.length = length
+    def __init__(self, limits: Sizes, open_rows: int):
+        self.limits = limits
         self.open_rows = open_rows
         self.rows: list[list[Item]] = []
-        self.used: list[int] = []
+        self.used: list[Sizes] = []
 
-    def add(self, item: Item, size: int) -> list[Item] | None:
-        """Place an item of `size` positions, at most `length`. Returns the row that was closed for it, if any."""
-        fitting = [place for place, used in enumerate(self.used) if used + size <= self.length]
+    def add(self, item: Item, sizes: Sizes) -> list[Item] | None:
+        """Place an item that fits into an empty row. Returns the row that was closed for it, if any."""
+        fitting = [place for place, used in enumerate(self.used) if fits(added(used, sizes), self.limits)]
         closed = None
         if fitting:
             place = max(fitting, key=self.used.__getitem__)
@@ -62,10 +74,10 @@ class BestFit(Generic[Item]):
                 closed = self.rows.pop(fullest)
                 self.used.pop(fullest)
             self.rows.append([])
-            self.used.append(0)
+            self.used.append((0,) * len(self.limits))
             place = -1
         self.rows[place].append(item)
-        self.used[place] += size
+        self.used[place] = added(self.used[place], sizes)
         return closed
 
     def flush(self) -> list[list[Item]]:

@@ -58,6 +58,11 @@ class Segment:
     def __len__(self) -> int:
         return len(self.text_ids)
 
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Positions, text targets and image targets: what it takes of a row."""
+        return len(self), np.count_nonzero(self.text_weight), np.count_nonzero(self.image_weight)
+
 
 def patchify(latents: np.ndarray, patch: int) -> np.ndarray:
     """Latents [h * patch, w * patch, c] to tokens [h * w, c * patch**2] float32, ordered (channel, row, column) inside."""
@@ -189,18 +194,18 @@ class Preparation:
         return ImageTokens(patchify(latents, patch), latents.shape[0] // patch, latents.shape[1] // patch, part.loss)
 
 
-def segments(prepared: Prepared, special: SpecialIds, channels: int, seed: int, length: int) -> list[Segment]:
-    """The sequences of one sample, each of at most `length` positions; none if the sample does not fit.
+def segments(prepared: Prepared, special: SpecialIds, channels: int, seed: int, limits: Sequence[int]) -> list[Segment]:
+    """The sequences of one sample, none with `sizes` above the limits of a row; none at all if the sample does not fit.
 
     Text is cut into pieces. An interleaved sample keeps at most length // (2 * tokens of its largest image) images, a window
     of them drawn at random. Nothing else is cut.
     """
-    parts = prepared.parts
+    parts, (length, text_places, _) = prepared.parts, limits
     if prepared.kind == "interleaved":
         largest = max((part.h * part.w for part in parts if isinstance(part, ImageTokens)), default=1)
         start, stop = cut_images(parts, max(1, length // (2 * largest)), draws("window", seed, prepared.index))
         parts = parts[start:stop]
     segment = training_segment(parts, special, channels)
     if prepared.kind == "text":
-        return cut_text(segment, length)
-    return [segment] if len(segment) <= length else []
+        return cut_text(segment, min(length, text_places))
+    return [segment] if all(size <= limit for size, limit in zip(segment.sizes, limits, strict=True)) else []

@@ -56,6 +56,7 @@ class Layout:
     Attributes:
       batch_size: rows of this lane.
       length: positions of a row.
+      text_places, image_places: how many text and image targets a row has room for; None: as many as positions.
       channels, patch: of an image token: C, and its side in latent pixels.
       epochs: None repeats for ever. A finite pass ends with rows, and a batch, that are partly padding.
       lane, lanes: which of the lanes this is. A finite pass may end sooner in one lane than in another.
@@ -74,6 +75,8 @@ class Layout:
     epochs: int | None = None
     lane: int = 0
     lanes: int = 1
+    text_places: int | None = None
+    image_places: int | None = None
     grids: tuple[tuple[int, int], ...] | None = None
     open_rows: int = 16
     workers: int = 0
@@ -82,12 +85,20 @@ class Layout:
         for name in ("batch_size", "length", "channels", "patch", "lanes", "open_rows"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be 1 or more, found {getattr(self, name)}")
+        for name in ("text_places", "image_places"):
+            if getattr(self, name) is not None and not 1 <= getattr(self, name) <= self.length:
+                raise InputError(f"{name} must be in [1, {self.length}], found {getattr(self, name)}")
         if not 0 <= self.lane < self.lanes:
             raise InputError(f"lane must be in [0, {self.lanes}), found {self.lane}")
         if self.epochs is not None and self.epochs < 1:
             raise InputError(f"epochs must be 1 or more, found {self.epochs}")
         if self.grids is not None and (not self.grids or self.epochs is not None):
             raise InputError("grids must name at least one (h, w), and epochs must then be None")
+
+    @property
+    def limits(self) -> tuple[int, int, int]:
+        """`Segment.sizes` of a full row."""
+        return self.length, self.text_places or self.length, self.image_places or self.length
 
 
 class Stream:
@@ -107,7 +118,7 @@ class Stream:
         self.misfits = 0
         self._misfits_in_a_row = 0
         self._most_misfits = min(len(ingredient.source), _MOST_MISFITS)
-        self._length = layout.length
+        self._limits = layout.limits
         self._workers = layout.workers
         prepare = Preparation(
             self.name, vocabulary, ingredient.augmentation, layout.seed, layout.patch, layout.channels, ingredient.thinking
@@ -135,8 +146,10 @@ class Stream:
         self.misfits += not fits
         self._misfits_in_a_row = 0 if fits else self._misfits_in_a_row + 1
         if self._misfits_in_a_row >= self._most_misfits:
+            length, text, image = self._limits
             raise InputError(
-                f"{self.name}: the last {self._misfits_in_a_row} samples are all longer than a row of {self._length} positions"
+                f"{self.name}: none of the last {self._misfits_in_a_row} samples fits into a row of {length} positions with "
+                f"places for {text} text and {image} image targets"
             )
 
     def seek(self, position: int, misfits: int) -> None:

@@ -68,7 +68,9 @@ def base_config(objective: str) -> ConfigDict:
     if objective == "multitask":
         config.model = model_fields(NextStepConfig())
         config.image_tokenizer_checkpoint = ""  # decodes sample images and is exported with the model; "": the start's
-        config.capacity = ConfigDict({"text": 1.0, "image": 1.0})  # places of each head, as a share of a row's positions
+        # Places of each head, as a share of a row's positions. Rows are packed so that all their targets find one; fewer places
+        # cost less, and leave more padding where the data has more targets of a kind than that.
+        config.capacity = ConfigDict({"text": 1.0, "image": 1.0})
         config.samples.prompts = ()
         config.samples.generation = ConfigDict()  # fields of generation.settings.Settings; exported with the checkpoint
     elif objective == "reconstruction":
@@ -180,6 +182,9 @@ def require_valid(config: ConfigDict) -> None:
             f"config.samples.every is {config.samples.every}, but a run of {jax.process_count()} processes cannot draw; "
             "set it to 0 and generate from an export (python -m launch.export)"
         )
+    for head, share in config.get("capacity", {}).items():
+        if not 0 < share <= 1:
+            raise InputError(f"config.capacity.{head} must be in (0, 1], found {share}")
     rows, lanes = config.data.batch_size, config.data.lanes
     if lanes < 1 or rows < 1 or rows % lanes:
         raise InputError(f"config.data.batch_size ({rows}) is not a multiple of config.data.lanes ({lanes})")

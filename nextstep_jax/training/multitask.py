@@ -144,6 +144,8 @@ def layout(config: ConfigDict, model: NextStepConfig, lane: int, **changes) -> L
         "grids": tuple(map(tuple, data.grids)) or None,
         "open_rows": data.open_rows,
     }
+    if not data.grids:  # packing as the release does it knows no places: targets without one are counted
+        fields |= {f"{head}_places": round(share * data.length) for head, share in config.capacity.items()}
     return Layout(**fields | changes)
 
 

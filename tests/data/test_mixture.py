@@ -13,6 +13,7 @@ from nextstep_jax.data.records import ImagePart, Sample
 from nextstep_jax.data.sequence import KIND_IDS
 from nextstep_jax.data.streams import Ingredient, Layout
 from nextstep_jax.errors import InputError
+from nextstep_jax.objectives.multitask import target_weights
 from tests.data.made_up import ListSource, image, text, vocabulary
 
 VOCABULARY = vocabulary()
@@ -220,6 +221,23 @@ def test_packed_samples_are_separate_segments():
                     assert packed.batch.text_weight[b, here[0]] == 0
 
 
+def test_every_target_of_a_row_has_a_place():
+    def most_targets(run) -> list[int]:
+        weights = zip(*(target_weights(packed.batch) for packed in run), strict=True)
+        return [max(int((np.asarray(w) > 0).sum(axis=1).max()) for w in kind) for kind in weights]
+
+    layout = dataclasses.replace(LAYOUT, text_places=32, image_places=24)
+    with BatchIterator(mixture(), VOCABULARY, LAYOUT) as batches:
+        text, image = most_targets(take(batches, 60))
+    assert text > 32 and image > 24
+    with BatchIterator(mixture(), VOCABULARY, layout) as batches:
+        run = take(batches, 60)
+    text, image = most_targets(run)
+    assert 28 <= text <= 32 and 20 <= image <= 24
+    assert tokens_by_kind(run) == pytest.approx({"text": 0.2, "pair": 0.6, "edit": 0.1, "interleaved": 0.1}, abs=0.02)
+    stop_and_go_on(layout, stops=(1, 7))
+
+
 def test_samples_longer_than_a_row_are_counted():
     source = ListSource([*pairs(6).samples, Sample((text(range(90)), image(2, 2, 0)), "pair", "long")], "pairs")
     with BatchIterator([Ingredient(source, 1, AS_STORED)], VOCABULARY, dataclasses.replace(LAYOUT, epochs=3)) as batches:
@@ -232,7 +250,7 @@ def test_a_source_without_any_sample_that_fits_is_refused():
     layout = dataclasses.replace(LAYOUT, length=8)
     with BatchIterator([Ingredient(pairs(5))], VOCABULARY, layout) as batches:
         for _ in range(2):  # asked again, it says it again
-            with pytest.raises(InputError, match="pairs: the last 5 samples are all longer than a row of 8"):
+            with pytest.raises(InputError, match="pairs: none of the last 5 samples fits into a row of 8"):
                 next(batches)
 
 
@@ -251,6 +269,8 @@ def test_errors_of_readers_name_the_sample(workers):
         ({"batch_size": 0}, "batch_size"),
         ({"lane": 2, "lanes": 2}, "lane"),
         ({"epochs": 0}, "epochs"),
+        ({"text_places": 0}, "text_places"),
+        ({"image_places": LENGTH + 1}, "image_places"),
         ({"grids": ()}, "grids"),
         ({"grids": ((2, 2),), "epochs": 1}, "epochs"),
     ],

@@ -13,13 +13,13 @@ LENGTH = 20
 
 
 def pack(sizes, open_rows):
-    packing = BestFit(LENGTH, open_rows)
+    packing = BestFit((LENGTH,), open_rows)
     closed = []
     for item, size in enumerate(sizes):
-        row = packing.add(item, size)
+        row = packing.add(item, (size,))
         closed += [row] if row is not None else []
         assert len(packing.rows) <= open_rows
-        assert packing.used == [sum(sizes[item] for item in row) for row in packing.rows]
+        assert packing.used == [(sum(sizes[item] for item in row),) for row in packing.rows]
     return closed, packing
 
 
@@ -36,10 +36,10 @@ def test_every_item_lands_once_in_a_row_it_fits(sizes, open_rows):
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, LENGTH), min_size=1, max_size=60), st.integers(1, 6))
 def test_a_row_closes_only_for_an_item_that_fits_nowhere(sizes, open_rows):
-    packing = BestFit(LENGTH, open_rows)
+    packing = BestFit((LENGTH,), open_rows)
     for item, size in enumerate(sizes):
-        before = list(packing.used)
-        row = packing.add(item, size)
+        before = [used for (used,) in packing.used]
+        row = packing.add(item, (size,))
         if row is not None:
             assert min(before) + size > LENGTH
             assert sum(sizes[item] for item in row) == max(before)
@@ -48,6 +48,27 @@ def test_a_row_closes_only_for_an_item_that_fits_nowhere(sizes, open_rows):
 def test_best_fit():
     _, packing = pack([12, 15, 5], 3)
     assert packing.rows == [[0], [1, 2]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 8), st.integers(0, 8)), max_size=60), st.integers(1, 6))
+def test_no_row_has_more_of_anything_than_its_limits(halves, open_rows):
+    sizes = [(text + image, text, image) for text, image in halves]
+    packing, rows = BestFit((LENGTH, 8, 15), open_rows), []
+    for item, size in enumerate(sizes):
+        row = packing.add(item, size)
+        rows += [row] if row is not None else []
+    rows += packing.flush()
+    assert sorted(item for row in rows for item in row) == list(range(len(sizes)))
+    for row in rows:
+        assert all(sum(sizes[item][i] for item in row) <= limit for i, limit in enumerate((LENGTH, 8, 15)))
+
+
+def test_items_of_a_kind_that_is_full_go_elsewhere():
+    packing = BestFit((LENGTH, 8, 15), 2)
+    for item, size in enumerate([(8, 8, 0), (4, 4, 0), (10, 0, 10)]):
+        packing.add(item, size)
+    assert packing.rows == [[0, 2], [1]]
 
 
 def segment(texts: int, images: int, number: float):

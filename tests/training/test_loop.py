@@ -164,6 +164,7 @@ def test_the_model_in_training_draws_its_prompts(laptop):
         ({"steps": 0}, "config.steps"),
         ({"ema": 1.0}, "config.ema"),
         ({"checkpoint.keep": 0}, "config.checkpoint.keep must"),
+        ({"capacity.image": 1.5}, "config.capacity.image must"),
         ({"data.lanes": 3}, r"batch_size \(2\) is not a multiple of config.data.lanes \(3\)"),
         ({"data.batch_size": 3, "accumulation": 2}, "not a multiple of 1 devices with rows of their own x accumulation 2"),
         ({"data.sources.pairs.path": ""}, "pairs has a share"),
