@@ -29,7 +29,7 @@ CHANNELS = 64
 
 
 def sample_sizes(kind: str, limits: Sizes, tokens: tuple[int, int], draw: np.random.Generator) -> list[Sizes]:
-    """`Segment.sizes` of a sample: documents of 30 to 100,000 ids cut into rows, captions of some 90, instructions of some 20."""
+    """`Segment.sizes` of a sample: documents of 30 to 100,000 ids cut to rows, captions of some 90, instructions of some 20."""
     length, text_places, _ = limits
 
     def words(median: float, spread: float) -> int:
