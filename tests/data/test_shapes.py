@@ -342,11 +342,19 @@ def test_samples_are_functions_of_kind_index_seed_and_split():
         assert len({stored, *map(records.pack, others)}) == 4
 
 
+def test_letters_spell_no_word_and_come_in_every_colour(drawn):
+    words = [scenes[0].word for kind, _, scenes in drawn if kind == "letters"]
+    assert {len(word.text) for word in words} == {2, 3, 4}
+    assert not {word.text for word in words} & set(shapes.WORDS)
+    seen = {(letter, word.colour) for word in words for letter in word.text}
+    assert len(seen) > 0.95 * len(scene.GLYPHS) * len(shapes.COLOURS)
+
+
 def test_the_dataset_has_not_changed_unnoticed(drawn):
     digest = hashlib.blake2b(digest_size=8)
     for _, sample, scenes in drawn:
         digest.update(repr((sample.key, [part.text for part in sample.texts], scenes)).encode())
-    assert digest.hexdigest() == "241747622daec340"
+    assert digest.hexdigest() == "766062fe032e9fd3"
 
 
 def test_parts_and_losses_of_each_kind():

@@ -42,7 +42,8 @@ def held_out_relations() -> list[tuple[str, str, str]]:
 def held_out_in(scene: Scene) -> set[str]:
     """The categories of the held-out combinations a scene contains; empty for a scene fit for training."""
     found = set()
-    if scene.word is not None and is_held_out((_WORD[scene.word.text], _COLOUR[scene.word.colour])):
+    word = scene.word
+    if word is not None and word.text in _WORD and is_held_out((_WORD[word.text], _COLOUR[word.colour])):
         found.add("words")
     kinds: dict[tuple[int, int], int] = {}
     for thing in scene.objects:

@@ -7,6 +7,8 @@ Kinds of sample:
     edit         a picture, an instruction, the picture afterwards (only the last is a target)
     interleaved  a story: step by step, text and picture in turn
     text         sentences without a picture
+    letters      a picture of letters that spell no word, without a caption: an image tokenizer shall draw letters, not the
+                 words that it has seen in this colour
 
 No global random state: every draw comes from a generator seeded with the digest of (kind, index, split, seed).
 """
@@ -45,10 +47,10 @@ from nextstep_jax.data.shapes.language import (
 )
 from nextstep_jax.data.shapes.layout import random_category, random_kind, random_scene, scatter
 from nextstep_jax.data.shapes.meaning import INVERSE, Description, Mention, describe
-from nextstep_jax.data.shapes.scene import BACKGROUNDS, COLOURS, SHAPES, WORDS, Scene, in_region, relation, render
+from nextstep_jax.data.shapes.scene import BACKGROUNDS, COLOURS, GLYPHS, SHAPES, WORDS, Scene, in_region, relation, render
 from nextstep_jax.errors import InputError
 
-KINDS = ("pair", "caption", "edit", "interleaved", "text")
+KINDS = ("pair", "caption", "edit", "interleaved", "text", "letters")
 SPLITS = ("train", "heldout")
 PROMPT_CATEGORIES = (*CATEGORIES, "edits", "captions")
 
@@ -109,9 +111,11 @@ def sample(kind: str, index: int, *, split: str = "train", seed: int = 0) -> Sam
         parts = (_image(before, loss=False), TextPart(instruct(edit, rng), loss=False), _image(after))
     elif kind == "interleaved":
         parts = tuple(part for text, scene in _story(rng) for part in (TextPart(text), _image(scene)))
+    elif kind == "letters":
+        parts = (_image(_letters(rng)),)
     else:
         parts = (TextPart(_sentences(rng)),)
-    return Sample(parts, "pair" if kind == "caption" else kind, f"shapes/{split}/{seed}/{kind}/{index}")
+    return Sample(parts, "pair" if kind in ("caption", "letters") else kind, f"shapes/{split}/{seed}/{kind}/{index}")
 
 
 def sample_scene(index: int, *, split: str = "train", seed: int = 0) -> Scene:
@@ -245,6 +249,14 @@ def _change(scene: Scene, operation: str, rng: random.Random) -> tuple[Scene | N
     if after is None or len({(thing.shape, thing.colour) for thing in after.objects}) < len(after.objects):
         return None, None
     return after, edit
+
+
+def _letters(rng: random.Random) -> Scene:
+    """A scene of a word, with two to four other letters in its place, in any colour."""
+    scene, text = random_scene("words", rng), WORDS[0]
+    while text in WORDS:
+        text = "".join(rng.choices(tuple(GLYPHS), k=rng.choice((2, 3, 4))))
+    return dataclasses.replace(scene, word=dataclasses.replace(scene.word, text=text, colour=rng.choice(tuple(COLOURS))))
 
 
 def _story(rng: random.Random) -> list[tuple[str, Scene]]:
