@@ -14,8 +14,8 @@ import time
 
 import numpy as np
 
-from nextstep_jax.data.packing import BestFit, Sizes, added, assemble, fits
-from nextstep_jax.data.sequence import KIND_IDS, Segment
+from nextstep_jax.data.packing import BestFit, added, assemble
+from nextstep_jax.data.sequence import KIND_IDS, Segment, Sizes, fits
 
 # Stage: (length of a row, image tokens from, to, shares of tokens).
 STAGES = {

@@ -21,6 +21,8 @@ What it prints are the compiler's figures, not measurements:
   MFU             useful FLOPs / (seconds * chips * peak). Useful: training/flops.py, forward once and backward twice, for rows
                   of one sample each, half of it image tokens. Packed short samples see fewer pairs in the same time.
 
+The compiler's flags are its own defaults; those that the launchers set (xla_flags.py) count where LIBTPU_INIT_ARGS has them.
+
 Exit codes: 0 compiled, 1 it does not fit, 2 an option, config or topology that cannot be used.
 """
 

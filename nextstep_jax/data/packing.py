@@ -10,10 +10,9 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from nextstep_jax.batch import Batch
-from nextstep_jax.data.sequence import Segment
+from nextstep_jax.data.sequence import Segment, Sizes, fits
 
 Item = TypeVar("Item")
-Sizes = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +35,6 @@ class PackedBatch:
 def added(*sizes: Sizes) -> Sizes:
     """Sizes of several items together."""
     return tuple(map(sum, zip(*sizes, strict=True)))
-
-
-def fits(sizes: Sizes, limits: Sizes) -> bool:
-    """Whether none is above its limit."""
-    return all(size <= limit for size, limit in zip(sizes, limits, strict=True))
 
 
 class BestFit(Generic[Item]):

@@ -20,6 +20,7 @@ from nextstep_jax.data.vocabulary import OPTIONAL, SpecialIds, Vocabulary
 from nextstep_jax.errors import InputError
 
 KIND_IDS = {kind: id for id, kind in enumerate(KINDS, 1)}  # 0 is padding
+Sizes = tuple[int, ...]  # what something takes, or has room for: positions, then whatever else is limited
 
 
 class TextIds(NamedTuple):
@@ -59,7 +60,7 @@ class Segment:
         return len(self.text_ids)
 
     @property
-    def sizes(self) -> tuple[int, int, int]:
+    def sizes(self) -> Sizes:
         """Positions, text targets and image targets: what it takes of a row."""
         return len(self), np.count_nonzero(self.text_weight), np.count_nonzero(self.image_weight)
 
@@ -194,7 +195,12 @@ class Preparation:
         return ImageTokens(patchify(latents, patch), latents.shape[0] // patch, latents.shape[1] // patch, part.loss)
 
 
-def segments(prepared: Prepared, special: SpecialIds, channels: int, seed: int, limits: Sequence[int]) -> list[Segment]:
+def fits(sizes: Sizes, limits: Sizes) -> bool:
+    """Whether none is above its limit."""
+    return all(size <= limit for size, limit in zip(sizes, limits, strict=True))
+
+
+def segments(prepared: Prepared, special: SpecialIds, channels: int, seed: int, limits: Sizes) -> list[Segment]:
     """The sequences of one sample, none with `sizes` above the limits of a row; none at all if the sample does not fit.
 
     Text is cut into pieces. An interleaved sample keeps at most length // (2 * tokens of its largest image) images, a window
@@ -208,4 +214,4 @@ def segments(prepared: Prepared, special: SpecialIds, channels: int, seed: int, 
     segment = training_segment(parts, special, channels)
     if prepared.kind == "text":
         return cut_text(segment, min(length, text_places))
-    return [segment] if all(size <= limit for size, limit in zip(segment.sizes, limits, strict=True)) else []
+    return [segment] if fits(segment.sizes, limits) else []

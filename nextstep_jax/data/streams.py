@@ -10,7 +10,7 @@ from typing import Protocol
 
 from nextstep_jax.data.augment import Augmentation, draws
 from nextstep_jax.data.records import Sample
-from nextstep_jax.data.sequence import Preparation, Prepared
+from nextstep_jax.data.sequence import Preparation, Prepared, Sizes
 from nextstep_jax.data.vocabulary import Vocabulary
 from nextstep_jax.errors import InputError
 
@@ -96,7 +96,7 @@ class Layout:
             raise InputError("grids must name at least one (h, w), and epochs must then be None")
 
     @property
-    def limits(self) -> tuple[int, int, int]:
+    def limits(self) -> Sizes:
         """`Segment.sizes` of a full row."""
         return self.length, self.text_places or self.length, self.image_places or self.length
 

@@ -56,6 +56,9 @@ def describe(prompt: str | Sequence[int]) -> str:
 def place_images(instruction: str | Sequence[int], images: Sequence[EncodedImage], last: bool) -> list[Part]:
     """The instruction with "<image>" and "<image_n>" replaced by the images, in order or by number; without any of them, all
     images come first or last.
+
+    Raises:
+      InputError: a placeholder without an image, or an image without a placeholder.
     """
     if not isinstance(instruction, str) or not re.search(r"<image(?:_\d+)?>", instruction):
         return [instruction, *images] if last else [*images, instruction]

@@ -64,7 +64,7 @@ def make_task(model_config: NextStepConfig, text_capacity: float, image_capacity
       text_capacity, image_capacity: places of the heads, as a share of the positions of a row.
     """
     model = NextStep(model_config)
-    places = {"text_capacity": round(text_capacity * length), "image_capacity": round(image_capacity * length)}
+    places = {"text_capacity": head_places(text_capacity, length), "image_capacity": head_places(image_capacity, length)}
 
     def init(key: Array) -> dict:
         return {"model": init_params(model_config, key)}
@@ -92,6 +92,11 @@ def make_task(model_config: NextStepConfig, text_capacity: float, image_capacity
         }
 
     return Task(init, totals, loss, counts, batch_axes=("batch", "sequence"))
+
+
+def head_places(share: float, length: int) -> int:
+    """Places of a head in a row of `length` positions, by its `config.capacity`."""
+    return round(share * length)
 
 
 def mean_losses(name: str, targets: Targets, kinds: Array) -> dict[str, Mean]:
@@ -145,7 +150,8 @@ def layout(config: ConfigDict, model: NextStepConfig, lane: int, **changes) -> L
         "open_rows": data.open_rows,
     }
     if not data.grids:  # packing as the release does it knows no places: targets without one are counted
-        fields |= {f"{head}_places": round(share * data.length) for head, share in config.capacity.items()}
+        limited = {head: share for head, share in config.capacity.items() if share < 1}
+        fields |= {f"{head}_places": head_places(share, data.length) for head, share in limited.items()}
     return Layout(**fields | changes)
 
 

@@ -9,6 +9,7 @@ from nextstep_jax.config import preset
 from nextstep_jax.data.streams import Layout
 from nextstep_jax.errors import InputError
 from nextstep_jax.training.config import as_json, image_tokenizer_config, model_config, require_valid
+from nextstep_jax.training.multitask import layout
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
@@ -81,6 +82,14 @@ def test_every_config_is_valid(name, argument):
     if config.objective == "multitask":
         model = model_config(config.model)
         Layout(config.data.batch_size, config.data.length, model.token_channels, model.patch)
+
+
+@pytest.mark.parametrize("name, places", [("nextstep_14b_stage1", 12_288), ("nextstep_14b_stage2", None)])
+def test_rows_are_packed_to_the_places_of_the_heads(name, places):
+    """A head with a place for every position sets no limit, so that a position in the data saved without one still holds."""
+    config = get(name)
+    found = layout(config, model_config(config.model), lane=0)
+    assert (found.text_places, found.image_places) == (places, places)
 
 
 def test_the_docstrings_say_how_to_launch_and_what_to_expect():
