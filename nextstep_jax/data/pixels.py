@@ -26,9 +26,10 @@ class PixelBatch(NamedTuple):
 class PixelBatches:
     """Endless iterator of `PixelBatch` over the pictures of several sources, one of every sample, shuffled anew in each epoch.
 
-    Pictures are resized to cover height x width and cropped in the middle. One that cannot be read is left out and counted;
-    above `bad_share` of those read, the next batch raises instead. `set_state(get_state())` continues with the very next batch,
-    whatever the number of workers. It makes the rows of one lane; `lanes.py` joins them.
+    Pictures are resized to cover height x width and cropped in the middle (large JPEGs are decoded at reduced size). One that
+    cannot be read is left out and counted; above `bad_share` of those read, the next batch raises instead.
+    `set_state(get_state())` continues with the very next batch, whatever the number of workers. It makes the rows of one lane;
+    `lanes.py` joins them.
 
     Args:
       batch_size: B.
@@ -124,7 +125,7 @@ class _Read(NamedTuple):
             if not pictures:
                 return None, f"{self.source.name}:{sample.key} holds no picture"
             name = f"{self.source.name}:{sample.key}"
-            picture = images.load(pictures[index % len(pictures)].data, name)
+            picture = images.load(pictures[index % len(pictures)].data, name, cover=(self.height, self.width))
             return np.asarray(images.resize_crop(picture, self.height, self.width)), name
         except InputError as error:
             return None, str(error)

@@ -141,6 +141,26 @@ def test_exif_orientation_is_applied_and_the_header_agrees(kind, orientation):
     assert images.probe(data)[1:] == (image.height, image.width) == ((40, 24) if orientation >= 5 else (24, 40))
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(
+    ("cover", "reduction"),
+    [((30, 30), 4), ((31, 30), 2), ((60, 20), 2), ((20, 80), 2), ((61, 20), 1), ((240, 320), 1), ((500, 9), 1)],
+)
+def test_a_jpeg_is_decoded_no_larger_than_needed_and_looks_the_same(cover, reduction, orientation):
+    y, x = np.mgrid[:240, :320] / 40
+    waves = np.stack([np.sin(x + y), np.cos(2 * x), np.sin(y * x / 4)], -1)
+    pixels = (127 + 120 * waves).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(pixels, "JPEG", quality=95, exif=exif)
+    cover = cover if orientation == 1 else cover[::-1]
+    whole, reduced = images.load(data), images.load(data, cover=cover)
+    assert [side * reduction for side in reduced.size] == list(whole.size)
+    first, second = (np.asarray(images.resize_crop(image, *cover)).astype(int) for image in (whole, reduced))
+    assert abs(first - second).mean() < 1
+    np.testing.assert_array_equal(images.load(encoded(pixels), cover=cover), pixels)
+
+
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_broken_exif_is_ignored():
     data = encoded(PIXELS, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage")
