@@ -354,7 +354,7 @@ def test_the_dataset_has_not_changed_unnoticed(drawn):
     digest = hashlib.blake2b(digest_size=8)
     for _, sample, scenes in drawn:
         digest.update(repr((sample.key, [part.text for part in sample.texts], scenes)).encode())
-    assert digest.hexdigest() == "766062fe032e9fd3"
+    assert digest.hexdigest() == "dbeb1c7c1b3f816e"
 
 
 def test_parts_and_losses_of_each_kind():
@@ -364,7 +364,7 @@ def test_parts_and_losses_of_each_kind():
         return sample.kind, [("text" if isinstance(part, records.TextPart) else "image", part.loss) for part in sample.parts]
 
     assert form("pair") == ("pair", [("text", True), ("image", True)])
-    assert form("caption") == ("pair", [("image", False), ("text", True)])
+    assert form("caption") == form("facts") == ("pair", [("image", False), ("text", True)])
     assert form("edit") == ("edit", [("image", False), ("text", False), ("image", True)])
     assert form("text") == ("text", [("text", True)])
     for index in range(10):
@@ -383,6 +383,38 @@ def test_pictures_agree_with_their_captions(drawn):
             edit = shapes.parse_edit(sample.texts[0].text)
             if edit.operation != "add":
                 assert shapes.apply_edit(edit, scenes[0], random.Random(0)) == scenes[1]
+
+
+def the(words, picture):
+    """The one object that "circle", "red circle" or "red one" means."""
+    found = [thing for thing in picture.objects if set(words.split()) - {"one"} <= {thing.shape, thing.colour}]
+    assert len(found) == 1, (words, picture)
+    return found[0]
+
+
+def test_facts_are_true_and_about_one_object(drawn):
+    regions = {words: region for region, forms in language.REGION_WORDS.items() for words in forms}
+    sizes = {word: size for size, words in language.SIZE_WORDS.items() for word in words}
+    seen = set()
+    for sample, picture in [(sample, scenes[0]) for kind, sample, scenes in drawn if kind == "facts"]:
+        facts = sample.texts[0].text.removesuffix(".").split(". ")
+        assert len(set(facts)) == len(facts) and 3 <= len(facts) <= 6
+        for fact in facts:
+            subject, said = fact.removeprefix("the ").split(" is ")
+            thing, (place, *other) = the(subject, picture), said.rsplit(" the ", 1)
+            if said in regions:
+                kind, true = "region", scene.in_region(thing.centre, regions[said])
+            elif other:
+                kind, true = "relation", place in language.RELATION_WORDS[scene.relation(thing, the(other[0], picture))]
+            elif said in sizes:
+                kind, true = "size", sizes[said] == thing.size
+            elif said.startswith("a "):
+                kind, true = "shape", said == f"a {thing.shape}"
+            else:
+                kind, true = "colour", said == thing.colour
+            seen.add(kind)
+            assert true, (fact, picture)
+    assert seen == {"region", "relation", "size", "shape", "colour"}
 
 
 @pytest.mark.parametrize("category", shapes.PROMPT_CATEGORIES)
