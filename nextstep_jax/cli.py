@@ -143,6 +143,7 @@ def _generation_options(command):
         click.option("--shift", type=float, help="Time shift [checkpoint's]."),
         click.option("--noise-level", type=float, help="Of the sde and cps samplers [checkpoint's]."),
         click.option("--use-norm/--no-norm", default=None, help="Normalize each sampled token [checkpoint's]."),
+        click.option("--think/--no-think", default=None, help="Write a plan first, kept with the image [checkpoint's]."),
         click.option("--positive", help="Text appended to the prompt [checkpoint's]."),
         click.option("--negative", help="Text the unconditional branch reads [checkpoint's]."),
         click.option("--dtype", type=click.Choice(["float32", "bfloat16", "int8"]), help="Of the weights [as stored]."),
@@ -256,7 +257,8 @@ def _prepare(options: dict, edit: bool):
     if options["preview"] is not None:
         require_writable(options["preview"])
     pipeline = load_pipeline(options["checkpoint"], options["dtype"])
-    names = ("cfg", "image_cfg", "schedule", "sampler", "steps", "last_steps", "shift", "noise_level", "positive", "negative")
+    names = ("cfg", "image_cfg", "schedule", "sampler", "steps", "last_steps", "shift", "noise_level", "think")
+    names += ("positive", "negative")
     changes = {name: options[name] for name in names if name in options}
     settings = pipeline.settings(edit, normalize_tokens=options["use_norm"], **changes)
     size = {name: options[name] for name in ("height", "width", "aspect")}

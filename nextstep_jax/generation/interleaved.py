@@ -1,4 +1,4 @@
-"""Text and images in one sequence: unified decoding, and a plan before the picture (paper section 4.2)."""
+"""Text and images in one sequence: unified decoding (paper section 4.2)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,9 +6,8 @@ from collections.abc import Sequence
 import jax
 
 from nextstep_jax.data import images as image_files
-from nextstep_jax.errors import InputError
 from nextstep_jax.generation.pipeline import GeneratedImage, ImageSource, Pipeline, require_seed
-from nextstep_jax.generation.prompts import EncodedImage, Part, describe, require_prompt
+from nextstep_jax.generation.prompts import EncodedImage, Part, describe
 from nextstep_jax.generation.settings import Settings
 
 
@@ -49,22 +48,6 @@ def compose(
         record = {"prompt": describe(prompt), "seed": seed, "index": j, "settings": dataclasses.asdict(settings)}
         results.append(GeneratedImage(pipeline.decode(tokens, h, w)[0], tokens[0], record | {"model": pipeline.name}))
     return results
-
-
-def think_and_generate(
-    pipeline: Pipeline, prompt: str, *, max_tokens: int = 512, seed: int = 0, settings: Settings | None = None, **size
-):
-    """Self-CoT (paper section 4.2): write a plan between the thinking tokens, then draw. Returns (plan, image)."""
-    if pipeline.special.begin_of_thinking is None:
-        raise InputError("this checkpoint's text tokenizer has no thinking tokens")
-    require_prompt(prompt)
-    settings = settings or pipeline.settings()
-    h, w = pipeline.grid(settings, **size)
-    begin, end = pipeline.special.begin_of_thinking, pipeline.special.end_of_thinking
-    plan, _ = pipeline.write_ids([prompt, [begin]], [end, pipeline.special.eos], max_tokens, seed=seed)
-    branches = [[[prompt, [begin, *plan, end]], [settings.negative], [settings.negative]]]
-    images = pipeline.draw(branches, [prompt], h, w, 1, seed, settings, False, None)
-    return pipeline.text(plan), images[0]
 
 
 def _read_area(pipeline: Pipeline, parts: Sequence[Part], settings: Settings, seed: int) -> tuple[int, int]:

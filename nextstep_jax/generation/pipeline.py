@@ -44,6 +44,7 @@ ImageSource = str | os.PathLike | Image.Image | Pixels
 OnChunk = Callable[[int, int, Callable[[], list[Pixels]]], None]
 
 MAX_BATCH = 16
+PLAN_TOKENS = 512  # that a plan may have
 CHUNKS = 16  # per image, when somebody watches
 
 
@@ -54,7 +55,7 @@ class GeneratedImage:
     Attributes:
       pixels: [height, width, 3] uint8.
       tokens: [n, C] float32.
-      record: prompt, seed, index and settings, JSON-able; `save` writes it into the PNG.
+      record: prompt, plan if there was one, seed, index and settings, JSON-able; `save` writes it into the PNG.
     """
 
     pixels: Pixels
@@ -297,6 +298,8 @@ class Pipeline:
     def draw(self, branches, descriptions, h, w, n, seed, settings, has_image, on_chunk) -> list[GeneratedImage]:
         if n < 1:
             raise InputError(f"the number of images must be at least 1, found {n}")
+        plans = [self.plan(row[0], seed) if settings.think else [] for row in branches]
+        branches = [[[*row[0], plan], *row[1:]] for row, plan in zip(branches, plans, strict=True)]
         wanted = [(p, j) for p in range(len(branches)) for j in range(n)]
         key, results = jax.random.key(require_seed(seed)), []
         for first in range(0, len(wanted), MAX_BATCH):
@@ -307,6 +310,7 @@ class Pipeline:
             for (p, j), image_tokens, image in zip(batch, tokens, pixels, strict=True):
                 record = {"prompt": descriptions[p], "seed": seed, "index": j, "height": h * self.token_pixels}
                 record |= {"width": w * self.token_pixels, "model": self.name, "settings": dataclasses.asdict(settings)}
+                record |= {"plan": self.text(plans[p])} if plans[p] else {}
                 results.append(GeneratedImage(image, image_tokens, record))
         return results
 
@@ -372,6 +376,18 @@ class Pipeline:
             state = done(text.advance_text(self.config, self.params, state, *arguments))
         ids = np.asarray(state.ids)[0, : int(state.lengths[0])].tolist()
         return (ids[:-1], ids[-1]) if ids and ids[-1] in set(stop_ids) else (ids, None)
+
+    def plan(self, parts: Sequence[Part], seed: int = 0, max_tokens: int = PLAN_TOKENS) -> list[int]:
+        """What the model thinks before it draws (self-CoT, paper section 4.2): ids, those of the thinking tokens around them.
+
+        Raises:
+          InputError: a checkpoint without thinking tokens.
+        """
+        begin, end = self.special.begin_of_thinking, self.special.end_of_thinking
+        if begin is None or end is None:
+            raise InputError(f"{self.name} cannot plan: its text tokenizer has no thinking tokens")
+        ids, _ = self.write_ids([*parts, [begin]], [end, self.special.eos], max_tokens, seed=seed)
+        return [begin, *ids, end]
 
     def text(self, ids: Sequence[int]) -> str:
         """Text of ids, special ones left out. InputError without a text tokenizer."""

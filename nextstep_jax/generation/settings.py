@@ -31,6 +31,7 @@ class Settings:
       negative: what the unconditional branch reads.
       sources_last: an edit's input images follow the instruction instead of coming first, where it does not place them itself.
         A model that was trained so reads its input knowing what to look for.
+      think: the model writes a plan between the thinking tokens before it draws (self-CoT, paper section 4.2).
       size: side in pixels of the square whose area an image has when only its aspect (or nothing) is given.
     """
 
@@ -47,6 +48,7 @@ class Settings:
     positive: str = ""
     negative: str = ""
     sources_last: bool = False
+    think: bool = False
     size: int = 512
 
     def __post_init__(self):

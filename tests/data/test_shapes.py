@@ -278,11 +278,10 @@ def test_contradictions_are_found():
 def test_vocabulary_is_closed_small_and_all_used(drawn):
     words = shapes.vocabulary_words()
     assert len(words) == len(set(words)) and list(words) == sorted(words) and 100 <= len(words) <= 200
-    used = {word for _, sample, _ in drawn for part in sample.texts for word in language.split_words(part.text)}
-    assert used == set(words)
-    for _, sample, _ in drawn:
-        for part in sample.texts:
-            assert part.text == part.text.lower() and not re.search(r"[^\w\s]{2}|\s\s|^\s|\s$", part.text), part.text
+    texts = [re.sub(r"<\|(begin|end)_of_thinking\|>", "", part.text) for _, sample, _ in drawn for part in sample.texts]
+    assert {word for text in texts for word in language.split_words(text)} == set(words)
+    for text in texts:
+        assert text == text.lower() and not re.search(r"[^\w\s]{2}|\s\s|^\s|\s$", text), text
 
 
 # --- edits ------------------------------------------------------------------------------------------------------------
@@ -354,7 +353,7 @@ def test_the_dataset_has_not_changed_unnoticed(drawn):
     digest = hashlib.blake2b(digest_size=8)
     for _, sample, scenes in drawn:
         digest.update(repr((sample.key, [part.text for part in sample.texts], scenes)).encode())
-    assert digest.hexdigest() == "dbeb1c7c1b3f816e"
+    assert digest.hexdigest() == "1c3d821ea9756438"
 
 
 def test_parts_and_losses_of_each_kind():
@@ -364,8 +363,9 @@ def test_parts_and_losses_of_each_kind():
         return sample.kind, [("text" if isinstance(part, records.TextPart) else "image", part.loss) for part in sample.parts]
 
     assert form("pair") == ("pair", [("text", True), ("image", True)])
-    assert form("caption") == form("facts") == ("pair", [("image", False), ("text", True)])
+    assert form("caption") == ("pair", [("image", False), ("text", True)])
     assert form("edit") == ("edit", [("image", False), ("text", False), ("image", True)])
+    assert form("plan") == ("edit", [("text", False), ("image", False), ("text", True), ("image", True)])
     assert form("text") == ("text", [("text", True)])
     for index in range(10):
         kind, parts = form("interleaved", index)
@@ -385,36 +385,17 @@ def test_pictures_agree_with_their_captions(drawn):
                 assert shapes.apply_edit(edit, scenes[0], random.Random(0)) == scenes[1]
 
 
-def the(words, picture):
-    """The one object that "circle", "red circle" or "red one" means."""
-    found = [thing for thing in picture.objects if set(words.split()) - {"one"} <= {thing.shape, thing.colour}]
-    assert len(found) == 1, (words, picture)
-    return found[0]
-
-
-def test_facts_are_true_and_about_one_object(drawn):
-    regions = {words: region for region, forms in language.REGION_WORDS.items() for words in forms}
-    sizes = {word: size for size, words in language.SIZE_WORDS.items() for word in words}
-    seen = set()
-    for sample, picture in [(sample, scenes[0]) for kind, sample, scenes in drawn if kind == "facts"]:
-        facts = sample.texts[0].text.removesuffix(".").split(". ")
-        assert len(set(facts)) == len(facts) and 3 <= len(facts) <= 6
-        for fact in facts:
-            subject, said = fact.removeprefix("the ").split(" is ")
-            thing, (place, *other) = the(subject, picture), said.rsplit(" the ", 1)
-            if said in regions:
-                kind, true = "region", scene.in_region(thing.centre, regions[said])
-            elif other:
-                kind, true = "relation", place in language.RELATION_WORDS[scene.relation(thing, the(other[0], picture))]
-            elif said in sizes:
-                kind, true = "size", sizes[said] == thing.size
-            elif said.startswith("a "):
-                kind, true = "shape", said == f"a {thing.shape}"
-            else:
-                kind, true = "colour", said == thing.colour
-            seen.add(kind)
-            assert true, (fact, picture)
-    assert seen == {"region", "relation", "size", "shape", "colour"}
+def test_plans_tell_the_picture_before_and_after(drawn):
+    for sample, (before, after) in [(sample, scenes) for kind, sample, scenes in drawn if kind == "plan"]:
+        instruction, plan = (part.text for part in sample.texts)
+        edit = shapes.parse_edit(instruction)
+        if edit.operation != "add":
+            assert shapes.apply_edit(edit, before, random.Random(0)) == after
+        found = re.fullmatch(r"<\|begin_of_thinking\|>(.+) then (.+)<\|end_of_thinking\|>", plan)
+        for words, picture in zip(map(str.split, found.groups()), (before, after), strict=True):
+            places = {(x, y): words[3 * n : 3 * n + 3] for n, (y, x) in enumerate(itertools.product((16, 32, 48), repeat=2))}
+            assert len(words) == 27 and sum(entry != ["empty"] * 3 for entry in places.values()) == len(picture.objects)
+            assert all(places[thing.centre] == [thing.size, thing.colour, thing.shape] for thing in picture.objects)
 
 
 @pytest.mark.parametrize("category", shapes.PROMPT_CATEGORIES)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from nextstep_jax.errors import InputError
 from nextstep_jax.generation import profiling
-from nextstep_jax.generation.interleaved import compose, think_and_generate
+from nextstep_jax.generation.interleaved import compose
 from nextstep_jax.generation.pipeline import Pipeline
 from nextstep_jax.generation.settings import RECOMMENDED, Settings, recommended
 
@@ -122,9 +122,35 @@ def test_compose_draws_where_the_model_writes_an_area(tiny_pipeline, monkeypatch
     assert isinstance(before, str) and isinstance(after, str) and image.pixels.shape == (64, 64, 3)
 
 
-def test_think_and_generate(tiny_pipeline):
-    plan, image = think_and_generate(tiny_pipeline, "a red circle", max_tokens=4)
-    assert isinstance(plan, str) and image.pixels.shape == (64, 64, 3)
+@pytest.mark.parametrize("kind", ["generate", "edit"])
+def test_a_plan_comes_before_the_picture(kind, tiny_pipeline, picture, monkeypatch):
+    special, seen, read = tiny_pipeline.special, [], []
+
+    def write_ids(self, parts, stops, *args, **kwargs):
+        seen.append((parts, stops))
+        return [20, 21], special.end_of_thinking
+
+    def sample_tokens(self, branches, *args):
+        read.extend(branches)
+        return np.zeros((len(branches), 16, self.config.token_channels), np.float32)
+
+    monkeypatch.setattr(Pipeline, "write_ids", write_ids)
+    monkeypatch.setattr(Pipeline, "sample_tokens", sample_tokens)
+    settings = tiny_pipeline.settings(edit=kind == "edit", think=True)
+    asked = (["a red circle", "a star"],) if kind == "generate" else (picture, "a red circle")
+    images = getattr(tiny_pipeline, kind)(*asked, n=2, settings=settings)
+    assert len(seen) == len(asked[0]) if kind == "generate" else 1  # one plan a prompt, for all its pictures
+    for branches, (parts, stops) in zip(read[::2], seen, strict=True):
+        assert branches[0] == [*parts[:-1], [special.begin_of_thinking, 20, 21, special.end_of_thinking]]
+        assert parts[-1] == [special.begin_of_thinking] and special.end_of_thinking in stops
+        assert not any(isinstance(part, list) and special.begin_of_thinking in part for row in branches[1:] for part in row)
+    assert all(image.record["plan"] == tiny_pipeline.text([20, 21]) for image in images)
+
+
+def test_no_plan_without_thinking_tokens(tiny_pipeline):
+    special = dataclasses.replace(tiny_pipeline.special, begin_of_thinking=None, end_of_thinking=None)
+    with pytest.raises(InputError, match="no thinking tokens"):
+        dataclasses.replace(tiny_pipeline, special=special).generate("a", settings=tiny_pipeline.settings(think=True))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,10 @@
 
 import importlib
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -156,6 +159,26 @@ def test_the_model_in_training_draws_its_prompts(laptop):
     stage = multitask.make_stage(config)
     pixels = stage.draw_samples(jax.jit(stage.task.init)(jax.random.key(0)))
     assert pixels.shape == (32, 64, 3) and pixels.dtype == np.uint8
+
+
+def test_a_model_on_two_devices_draws_while_it_trains(shapes_data, tokenizer_folder, tmp_path):
+    values = {
+        "steps": 2,
+        "optimizer.warmup": 0,
+        "mesh.data": 2,
+        "mesh.fsdp": 1,
+        "data.root": shapes_data,
+        "checkpoint.every": 0,
+    }
+    values |= {"image_tokenizer_checkpoint": tokenizer_folder, "model.transformer.layers": 1, "model.flow_head.layers": 1}
+    values |= {"samples.every": 2, "samples.prompts": ("a red circle",), "samples.generation.steps": 2}
+    config = f"{CONFIGS}/shapes_nextstep.py:laptop"
+    command = [sys.executable, "-m", "launch.train", "--config", config, "--workdir", str(tmp_path)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command += [f"--config.{name}={value}" for name, value in values.items()]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=CONFIGS.parent)
+    assert done.returncode == 0, done.stderr
+    assert load(tmp_path / "samples" / "step_00000002.png").size == (64, 64)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ Kinds of sample:
 
     pair         a caption, then its picture
     caption      a picture, then a caption of it (the picture is no target)
-    facts        a picture, then statements about its objects one by one, each named by what tells it from the others: to find
-                 the one that is meant is what an edit asks for, and here a whole text depends on it
     edit         a picture, an instruction, the picture afterwards (only the last is a target)
+    plan         an instruction, a picture, a plan between the thinking tokens, the picture afterwards (both are targets); the
+                 plan says what is in each of the nine places, row by row, before and then after
     interleaved  a story: step by step, text and picture in turn
     text         sentences without a picture
     letters      a picture of letters that spell no word, without a caption: an image tokenizer shall draw letters, not the
@@ -30,7 +30,6 @@ from nextstep_jax.data.shapes.edits import (
     instruct,
     parse_edit,
     random_edit,
-    reference,
 )
 from nextstep_jax.data.shapes.holdout import CATEGORIES, held_out_in
 from nextstep_jax.data.shapes.language import (
@@ -48,23 +47,12 @@ from nextstep_jax.data.shapes.language import (
     realize,
     split_words,
 )
-from nextstep_jax.data.shapes.layout import random_category, random_kind, random_scene, scatter
+from nextstep_jax.data.shapes.layout import CENTRES, random_category, random_kind, random_scene, scatter
 from nextstep_jax.data.shapes.meaning import INVERSE, Description, Mention, describe
-from nextstep_jax.data.shapes.scene import (
-    BACKGROUNDS,
-    COLOURS,
-    GLYPHS,
-    SHAPES,
-    WORDS,
-    Scene,
-    clearly_related,
-    in_region,
-    relation,
-    render,
-)
+from nextstep_jax.data.shapes.scene import BACKGROUNDS, COLOURS, GLYPHS, SHAPES, WORDS, Scene, in_region, relation, render
 from nextstep_jax.errors import InputError
 
-KINDS = ("pair", "caption", "facts", "edit", "interleaved", "text", "letters")
+KINDS = ("pair", "caption", "edit", "plan", "interleaved", "text", "letters")
 SPLITS = ("train", "heldout")
 PROMPT_CATEGORIES = (*CATEGORIES, "edits", "captions")
 
@@ -108,7 +96,7 @@ class Prompt:
 def sample(kind: str, index: int, *, split: str = "train", seed: int = 0) -> Sample:
     """Sample `index` of a kind; training never holds a held-out combination (holdout.py).
 
-    In the split "heldout" the edits have one, and the scenes of pairs, captions and facts; its stories and sentences are merely
+    In the split "heldout" the edits have one and so have the scenes of pairs and captions; its stories and sentences are merely
     others.
     """
     if kind not in KINDS:
@@ -121,21 +109,22 @@ def sample(kind: str, index: int, *, split: str = "train", seed: int = 0) -> Sam
     elif kind == "caption":
         scene = random_scene(random_category(rng), rng, split)
         parts = (_image(scene, loss=False), TextPart(caption(scene, rng)))
-    elif kind == "facts":
-        scene = _distinct_scene((2, 2, 3, 3, 4), rng)
-        while (split == "heldout") != bool(held_out_in(scene)):
-            scene = _distinct_scene((2, 2, 3, 3, 4), rng)
-        parts = (_image(scene, loss=False), TextPart(_facts(scene, rng)))
-    elif kind == "edit":
+    elif kind in ("edit", "plan"):
         before, edit, after = _random_change(rng.choice(OPERATIONS), rng, split)
-        parts = (_image(before, loss=False), TextPart(instruct(edit, rng), loss=False), _image(after))
+        source, instruction = _image(before, loss=False), TextPart(instruct(edit, rng), loss=False)
+        if kind == "edit":
+            parts = (source, instruction, _image(after))
+        else:
+            plan = f"<|begin_of_thinking|>{_table(before)} then {_table(after)}<|end_of_thinking|>"
+            parts = (instruction, source, TextPart(plan), _image(after))
     elif kind == "interleaved":
         parts = tuple(part for text, scene in _story(rng) for part in (TextPart(text), _image(scene)))
     elif kind == "letters":
         parts = (_image(_letters(rng)),)
     else:
         parts = (TextPart(_sentences(rng)),)
-    return Sample(parts, "pair" if kind in ("caption", "facts", "letters") else kind, f"shapes/{split}/{seed}/{kind}/{index}")
+    stored_as = {"caption": "pair", "letters": "pair", "plan": "edit"}.get(kind, kind)
+    return Sample(parts, stored_as, f"shapes/{split}/{seed}/{kind}/{index}")
 
 
 def sample_scene(index: int, *, split: str = "train", seed: int = 0) -> Scene:
@@ -228,22 +217,17 @@ def _random_change(operation: str, rng: random.Random, split: str) -> tuple[Scen
     Training sees neither held-out scenes nor held-out edits; the other split's edits are all held out, its scenes free.
     """
     while True:
-        before = _distinct_scene((1, 2, 2, 3), rng)
+        kinds = [random_kind(rng) for _ in range(rng.choice((1, 2, 2, 3)))]
+        objects = scatter(kinds, rng)
+        if objects is None or len({kind[:2] for kind in kinds}) < len(kinds):
+            continue
+        before = Scene(objects, rng.choice(tuple(BACKGROUNDS)))
         after, edit = _change(before, operation, rng)
         if after is None:
             continue
         held = edit_held_out(edit, before, after)
         if held if split == "heldout" else not (held or held_out_in(before) or held_out_in(after)):
             return before, edit, after
-
-
-def _distinct_scene(counts: tuple[int, ...], rng: random.Random) -> Scene:
-    """A scene of as many objects as one of `counts`, no two of them alike in shape and colour."""
-    while True:
-        kinds = [random_kind(rng) for _ in range(rng.choice(counts))]
-        objects = scatter(kinds, rng)
-        if objects is not None and len({kind[:2] for kind in kinds}) == len(kinds):
-            return Scene(objects, rng.choice(tuple(BACKGROUNDS)))
 
 
 def _suitable_scene(edit: Edit, rng: random.Random) -> Scene:
@@ -276,33 +260,18 @@ def _change(scene: Scene, operation: str, rng: random.Random) -> tuple[Scene | N
     return after, edit
 
 
+def _table(scene: Scene) -> str:
+    """What is in each of the nine places, row by row, three words each."""
+    there = {thing.centre: f"{thing.size} {thing.colour} {thing.shape}" for thing in scene.objects}
+    return " ".join(there.get(place, "empty empty empty") for place in sorted(CENTRES, key=lambda centre: centre[::-1]))
+
+
 def _letters(rng: random.Random) -> Scene:
     """A scene of a word, with two to four other letters in its place, in any colour."""
     scene, text = random_scene("words", rng), WORDS[0]
     while text in WORDS:
         text = "".join(rng.choices(tuple(GLYPHS), k=rng.choice((2, 3, 4))))
     return dataclasses.replace(scene, word=dataclasses.replace(scene.word, text=text, colour=rng.choice(tuple(COLOURS))))
-
-
-def _facts(scene: Scene, rng: random.Random) -> str:
-    """Four to six true statements about single objects of a scene in which no two are alike."""
-    facts = []
-    for thing in scene.objects:
-        named = noun_phrase(reference(scene, thing, rng), rng, article="the")
-        if sum(other.shape == thing.shape for other in scene.objects) == 1:
-            facts.append(f"the {thing.shape} is {thing.colour}")
-        if sum(other.colour == thing.colour for other in scene.objects) == 1:
-            facts.append(f"the {thing.colour} one is a {thing.shape}")
-        facts.append(f"{named} is {rng.choice(SIZE_WORDS[thing.size])}")
-        facts += [
-            f"{named} is {rng.choice(forms)}" for region, forms in REGION_WORDS.items() if in_region(thing.centre, region)
-        ]
-        for other in scene.objects:
-            if other is not thing and clearly_related(thing, other):
-                whose = noun_phrase(reference(scene, other, rng), rng, article="the")
-                facts.append(f"{named} is {rng.choice(RELATION_WORDS[relation(thing, other)])} {whose}")
-    rng.shuffle(facts)
-    return ". ".join(facts[: rng.choice((4, 5, 6))]) + "."
 
 
 def _story(rng: random.Random) -> list[tuple[str, Scene]]:
