@@ -19,6 +19,8 @@
 # classical image analysis, finds in the picture what was asked for; a red one that it does not.
 
 # %%
+import re
+
 from plots import FAST, show
 
 from nextstep_jax.data import shapes
@@ -91,12 +93,14 @@ show([picture for _, picture in chosen], [f"{n} of 16 tokens" if n > 1 else "1 t
 
 # %% [markdown]
 # ## Edits
-# A picture and an instruction in, a picture out.
+# A picture and an instruction in, a picture out. In between the model writes down a plan, which is kept in the image's record:
+# what is in each of nine places, and what shall be there then. Below the pictures, the plan of the first.
 
 # %%
 edits = default_prompts(8)[-16:-8][: 2 if FAST else 8]
 before = [shapes.render(edit.scene) for edit in edits]
-after = [pipeline.edit(picture, edit.text, seed=0)[0].pixels for picture, edit in zip(before, edits, strict=True)]
+edited = [pipeline.edit(picture, edit.text, seed=0)[0] for picture, edit in zip(before, edits, strict=True)]
+after = [image.pixels for image in edited]
 titles = [""] * len(edits) + [edit.text for edit in edits]
 show(
     before + after,
@@ -106,6 +110,11 @@ show(
     side=1.05,
     colours=["black"] * len(edits) + verdicts(edits, after),
 )
+for table in edited[0].record["plan"].split(" then "):
+    places = re.findall(r"\w+ \w+ \w+", table)
+    for row in (places[:3], places[3:6], places[6:]):
+        print(" | ".join(f"{place.replace('empty empty empty', ''):20}" for place in row))
+    print()
 
 # %% [markdown]
 # ## Captions

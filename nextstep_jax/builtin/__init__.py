@@ -1,1 +1,1 @@
-"""The small model that ships with the package: a checkpoint folder like any other, made by configs/shapes_nextstep.py."""
+"""The small model that ships with the package: a checkpoint folder like any other, made by configs/shapes_sft.py."""
