@@ -13,10 +13,12 @@ After the first stage (configs/shapes_nextstep.py), more data, then the run, on 
 
 Expected: TODO
 
-Why plans: the first stage's model does not find the object that an instruction means. It draws the change on any one of them:
-of two objects it takes the right one half of the time, by chance. More training on edits (2,700 steps of this size), three
-more layers, or statements about single objects of a picture (2,600 steps) did not change that. The only token to learn it
-from is the first of the object's four, and its loss is noisy; in words it is learned within a thousand steps.
+Why plans: the first stage's model does not find the object that an instruction means. With two objects in the picture 30 of
+55 training edits came out right, backgrounds and additions among them. More training on edits did not change that (2,700
+steps of this size), nor did three more layers together with statements about single objects of a picture (2,600 steps). The
+only token to learn it from is the first of the object's four, and its loss is noisy. In words it is learned: after each
+thousand steps 48, 60, 70 and 72 % of the plans were right, and what they say of the picture before in 98.8 % and then all of
+its objects.
 Shrunk: `--config configs/shapes_sft.py:laptop`.
 """
 

@@ -41,3 +41,15 @@ def test_answers_every_category_and_gets_its_colours(pipeline):
     blueness = (pixels[..., 2] - pixels[..., 0]).max((1, 2))
     assert channels.max(1).min() > 60, "a picture without any contrast"
     assert np.median(redness[:4]) > np.median(redness[4:]) and np.median(blueness[4:]) > np.median(blueness[:4])
+
+
+def test_plans_its_edits(pipeline):
+    """What there is it reads reliably; what shall be there is measured with the edits themselves."""
+    right = 0
+    for prompt in shapes.prompts("heldout", "edits", 7):
+        image = pipeline.edit(shapes.render(prompt.scene), prompt.text)[0]
+        before, after = (words.split() for words in image.record["plan"].split(" then "))
+        assert len(before) == len(after) == 27
+        found = {tuple(before[n : n + 3]) for n in range(0, 27, 3)} - {("empty",) * 3}
+        right += found == {(thing.size, thing.colour, thing.shape) for thing in prompt.scene.objects}
+    assert right >= 6
