@@ -11,14 +11,16 @@ After the first stage (configs/shapes_nextstep.py), more data, then the run, on 
     XLA_FLAGS=--xla_force_host_platform_device_count=2 \
         python -m launch.train --config configs/shapes_sft.py --workdir runs/shapes_sft
 
-Expected: TODO
+Expected: 9,000 steps of 0.36 s on two cores, 55 minutes, then ShapeEval 0.93, edits 0.83, captions 0.88 (README.md has the
+categories, and what 140 other prompts of each give). This is the run behind the model inside the package.
 
 Why plans: the first stage's model does not find the object that an instruction means. With two objects in the picture 30 of
 55 training edits came out right, backgrounds and additions among them. More training on edits did not change that (2,700
 steps of this size), nor did three more layers together with statements about single objects of a picture (2,600 steps). The
-only token to learn it from is the first of the object's four, and its loss is noisy. In words it is learned: after each
-thousand steps 48, 60, 70 and 72 % of the plans were right, and what they say of the picture before in 98.8 % and then all of
-its objects.
+only token to learn it from is the first of the object's four, and its loss is noisy. In words it is learned: 48, 60, 70, 72 %
+of the plans were right after each of the first four thousand steps and 79 % at the end (those of additions whose place is
+free can hardly be), and all of them in what they say of the picture before. Of 70 plans 61 were right and 60 were drawn as
+planned.
 Shrunk: `--config configs/shapes_sft.py:laptop`.
 """
 
