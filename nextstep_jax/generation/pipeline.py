@@ -44,7 +44,7 @@ ImageSource = str | os.PathLike | Image.Image | Pixels
 OnChunk = Callable[[int, int, Callable[[], list[Pixels]]], None]
 
 MAX_BATCH = 16
-PLAN_TOKENS = 512  # that a plan may have
+PLAN_TOKENS = 512  # of a plan at most
 CHUNKS = 16  # per image, when somebody watches
 
 
@@ -377,8 +377,9 @@ class Pipeline:
         ids = np.asarray(state.ids)[0, : int(state.lengths[0])].tolist()
         return (ids[:-1], ids[-1]) if ids and ids[-1] in set(stop_ids) else (ids, None)
 
-    def plan(self, parts: Sequence[Part], seed: int = 0, max_tokens: int = PLAN_TOKENS) -> list[int]:
+    def plan(self, parts: Sequence[Part], seed: int = 0) -> list[int]:
         """What the model thinks before it draws (self-CoT, paper section 4.2): ids, those of the thinking tokens around them.
+        A plan that does not end within `PLAN_TOKENS` is cut there.
 
         Raises:
           InputError: a checkpoint without thinking tokens.
@@ -386,7 +387,7 @@ class Pipeline:
         begin, end = self.special.begin_of_thinking, self.special.end_of_thinking
         if begin is None or end is None:
             raise InputError(f"{self.name} cannot plan: its text tokenizer has no thinking tokens")
-        ids, _ = self.write_ids([*parts, [begin]], [end, self.special.eos], max_tokens, seed=seed)
+        ids, _ = self.write_ids([*parts, [begin]], [end, self.special.eos], PLAN_TOKENS, seed=seed)
         return [begin, *ids, end]
 
     def text(self, ids: Sequence[int]) -> str:

@@ -195,10 +195,8 @@ def draw_samples(config: ConfigDict, model: NextStepConfig, vocabulary: Vocabula
     if values is None:
         raise InputError("config.samples: drawing needs config.image_tokenizer_checkpoint, a folder with an image tokenizer")
     tokenizer = ImageTokenizerConfig.from_released(values, os.path.join(folder, "config.json"))
-    tokenizer_params, mesh = (
-        checkpoints.load_params(folder, subtree="image_tokenizer", dtype="float32"),
-        jax.sharding.get_mesh(),
-    )
+    tokenizer_params = checkpoints.load_params(folder, subtree="image_tokenizer", dtype="float32")
+    mesh = jax.sharding.get_mesh()
     if not mesh.empty:  # beside the model's, on every device
         tokenizer_params = jax.device_put(tokenizer_params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     pipeline = Pipeline(
