@@ -18,10 +18,10 @@ from its export (learning rate 2.5e-3) left edits where they are: 0.77 instead o
 Why plans: the first stage's model does not find the object that an instruction means. With two objects in the picture 30 of
 55 training edits came out right, backgrounds and additions among them. More training on edits did not change that (2,700
 steps of this size), nor did three more layers together with statements about single objects of a picture (2,600 steps). The
-only token to learn it from is the first of the object's four, and its loss is noisy. In words it is learned: 48, 60, 70, 72 %
-of the plans were right after each of the first four thousand steps and 79 % at the end (those of additions whose place is
-free can hardly be), and all of them in what they say of the picture before. Pictures follow the plan: at step 7,000 it was
-right for 61 of 70 held-out edits, and 60 came out right.
+only token to learn it from is the first of the object's four, and its loss is noisy. In words it is learned: of 256 plans of
+the data, each word guessed from the right ones before it, 48, 60, 70, 72 % were right after each of the first four thousand
+steps and 79 % at the end (those of additions whose place is free can hardly be), and all of them in what they say of the
+picture before. Pictures follow the plan: at step 7,000 it was right for 61 of 70 held-out edits, and 60 came out right.
 Shrunk: `--config configs/shapes_sft.py:laptop`.
 """
 

@@ -31,7 +31,8 @@ class Settings:
       negative: what the unconditional branch reads.
       sources_last: an edit's input images follow the instruction instead of coming first, where it does not place them itself.
         A model that was trained so reads its input knowing what to look for.
-      think: the model writes a plan between the thinking tokens before it draws (self-CoT, paper section 4.2).
+      think: the model writes a plan between the thinking tokens before it draws (self-CoT, paper section 4.2). Not where it
+        writes text and images in turn (`interleaved.compose`).
       size: side in pixels of the square whose area an image has when only its aspect (or nothing) is given.
     """
 

@@ -139,7 +139,7 @@ def test_a_plan_comes_before_the_picture(kind, tiny_pipeline, picture, monkeypat
     settings = tiny_pipeline.settings(edit=kind == "edit", think=True)
     asked = (["a red circle", "a star"],) if kind == "generate" else (picture, "a red circle")
     images = getattr(tiny_pipeline, kind)(*asked, n=2, settings=settings)
-    assert len(seen) == len(asked[0]) if kind == "generate" else 1  # one plan a prompt, for all its pictures
+    assert len(seen) == (2 if kind == "generate" else 1)  # one plan a prompt, for all its pictures
     for branches, (parts, stops) in zip(read[::2], seen, strict=True):
         assert branches[0] == [*parts[:-1], [special.begin_of_thinking, 20, 21, special.end_of_thinking]]
         assert parts[-1] == [special.begin_of_thinking] and special.end_of_thinking in stops
