@@ -12,8 +12,8 @@ After the first stage (configs/shapes_nextstep.py), more data, then the run, on 
         python -m launch.train --config configs/shapes_sft.py --workdir runs/shapes_sft
 
 Expected: 9,000 steps of 0.36 s on two cores, 55 minutes, then ShapeEval 0.93, edits 0.83, captions 0.88 (README.md has the
-categories, and what 140 other prompts of each give). This is the run behind the model inside the package. 2,600 more steps
-from its export (learning rate 2.5e-3) left edits where they are: 0.77 instead of 0.78 on 140 prompts.
+categories, and what 140 prompts of each give). This is the run behind the model inside the package. 2,600 more steps from its
+export (learning rate 2.5e-3) left edits where they are: 0.77 instead of 0.78 on 140 prompts.
 
 Why plans: the first stage's model does not find the object that an instruction means. With two objects in the picture 30 of
 55 training edits came out right, backgrounds and additions among them. More training on edits did not change that (2,700
