@@ -17,7 +17,7 @@ def evaluate():
 @click.option("--checkpoint", type=click.Path(path_type=pathlib.Path), help="Checkpoint folder [built-in model].")
 @click.option("--prompts", "prompts_file", type=click.Path(path_type=pathlib.Path), help="Prompts, one a line [held-out ones].")
 @click.option("--per-category", type=click.IntRange(min=1), help="Held-out prompts of each category.  [default: 40]")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the held-out prompts and of the answers.")
 @click.option("--sampler", help="As of `generate` [checkpoint's].")
 @click.option("--steps", type=int, help="Sampling steps per token [checkpoint's].")
 @click.option("--last-steps", type=int, help="Steps of an image's last tokens [checkpoint's].")
@@ -37,7 +37,7 @@ def shapes(checkpoint, prompts_file, per_category, seed, dtype, json_file, **cha
     if prompts_file is not None:
         prompts = shape_eval.read_prompts(prompts_file)
     else:
-        prompts = shape_eval.default_prompts(per_category or shape_eval.PER_CATEGORY)
+        prompts = shape_eval.default_prompts(per_category or shape_eval.PER_CATEGORY, seed=seed)
     pipeline = load_pipeline(checkpoint, dtype).with_overrides(changes)
     with progress_bar("answering", unit="prompt") as update:
         answers = answer_prompts(pipeline, prompts, seed, update)

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from nextstep_jax.cli import main
@@ -28,6 +29,22 @@ def test_prompts_from_a_file(run, tmp_path):
     assert code == 0, err
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["n"] == 2 and scores["edits"].keys() == {"background"} and "overall" in out
+
+
+def test_the_seed_draws_the_prompts_too(run, monkeypatch):
+    from nextstep_jax.evaluation import answers
+
+    asked = []
+
+    def answer(pipeline, prompts, seed, update):
+        asked.append(([(prompt.text, prompt.scene) for prompt in prompts], seed))
+        return ["" if prompt.category == "captions" else np.zeros((64, 64, 3), np.uint8) for prompt in prompts]
+
+    monkeypatch.setattr(answers, "answer_prompts", answer)
+    for seed in (0, 1, 1):
+        assert run("shapes", "--per-category", 2, "--seed", seed)[0] == 0
+    assert [seed for _, seed in asked] == [0, 1, 1]
+    assert asked[0][0] != asked[1][0] == asked[2][0]
 
 
 def test_a_tokenizer(run):

@@ -32,7 +32,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
 
     Pictures of shapes must be latents first, `DIR` being what `config.data.root` is set to ("shapes-data" here):
 
-        for kind in pair caption edit interleaved; do
+        for kind in pair caption edit plan interleaved; do
           nextstep-jax data build shapes:$kind:train:1000 shapes-data/pixels/$kind
           nextstep-jax data encode shapes-data/pixels/$kind shapes-data/$kind --checkpoint TOKENIZER --area 64
         done
@@ -60,5 +60,6 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.data.update({"root": "shapes-data", "vocabulary": SHAPES, "batch_size": 4, "length": 256})
     config.data.validation = ConfigDict()
     for name, settings in config.data.sources.items():
-        settings.update({"path": _PATHS[name], "kind": ""})
+        planned = name == "edits" and settings.thinking
+        settings.update({"path": "plan" if planned else _PATHS[name], "kind": ""})
     return config

@@ -17,13 +17,13 @@ def fake_latents(pixels: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def shapes_data(tmp_path_factory):
-    """A folder with the datasets pair, caption, edit and interleaved: a few shapes as latents."""
+    """A folder with the datasets pair, caption, edit, plan and interleaved: a few shapes as latents."""
     from nextstep_jax.data.build import build
     from nextstep_jax.data.encode import encode
     from nextstep_jax.data.sources import open_source
 
     root = tmp_path_factory.mktemp("shapes_data")
-    for kind in ("pair", "caption", "edit", "interleaved"):
+    for kind in ("pair", "caption", "edit", "plan", "interleaved"):
         build(open_source(f"shapes:{kind}:train:24"), root / "pixels" / kind)
         encode(root / "pixels" / kind, fake_latents, root / kind, area=64)
     return root
