@@ -94,7 +94,7 @@ show([picture for _, picture in chosen], [f"{n} of 16 tokens" if n > 1 else "1 t
 # %% [markdown]
 # ## Edits
 # A picture and an instruction in, a picture out. In between the model writes down a plan, which is kept in the image's record:
-# what is in each of nine places, and what shall be there then. Below the pictures, the plan of the first.
+# what is in each of nine places, what becomes of what, and what is where then. Below the pictures, the plan of the first.
 
 # %%
 edits = default_prompts(8)[-16:-8][: 2 if FAST else 8]
@@ -110,11 +110,10 @@ show(
     side=1.05,
     colours=["black"] * len(edits) + verdicts(edits, after),
 )
-for table in edited[0].record["plan"].split(" then "):
-    places = re.findall(r"\w+ \w+ \w+", table)
-    for row in (places[:3], places[3:6], places[6:]):
-        print(" | ".join(f"{place.replace('empty empty empty', ''):20}" for place in row))
-    print()
+for part in edited[0].record["plan"].split(". "):
+    places = [f"{place:26}" for place in re.findall(r"\d \w+ \w+ (?:\d )?\w+", part)]
+    rows = ["".join(places[i : i + 3]) for i in (0, 3, 6)] if len(places) == 9 else [part]
+    print(*rows, "", sep="\n")
 
 # %% [markdown]
 # ## Captions

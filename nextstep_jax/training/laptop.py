@@ -9,6 +9,7 @@ from nextstep_jax.training.vocabulary import SHAPES, shapes_vocabulary, special_
 # Where each kind of data is found, by the name of its source.
 _PATHS = {
     "text": "shapes:text:train:1000",
+    "tables": "shapes:table:train:1000",
     "pairs": "pair",
     "captions": "caption",
     "edits": "edit",

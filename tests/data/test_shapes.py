@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nextstep_jax.data import records, shapes
-from nextstep_jax.data.shapes import edits, language, layout, meaning, samples, scene
+from nextstep_jax.data.shapes import edits, holdout, language, layout, meaning, samples, scene
 from nextstep_jax.errors import InputError
 
 COUNT = 400
@@ -353,7 +353,7 @@ def test_the_dataset_has_not_changed_unnoticed(drawn):
     digest = hashlib.blake2b(digest_size=8)
     for _, sample, scenes in drawn:
         digest.update(repr((sample.key, [part.text for part in sample.texts], scenes)).encode())
-    assert digest.hexdigest() == "1c3d821ea9756438"
+    assert digest.hexdigest() == "1e8bd754794d5ebd"
 
 
 def test_parts_and_losses_of_each_kind():
@@ -367,6 +367,7 @@ def test_parts_and_losses_of_each_kind():
     assert form("edit") == ("edit", [("image", False), ("text", False), ("image", True)])
     assert form("plan") == ("edit", [("text", False), ("image", False), ("text", True), ("image", True)])
     assert form("text") == ("text", [("text", True)])
+    assert form("table") == ("text", [("text", False), ("text", True)])
     for index in range(10):
         kind, parts = form("interleaved", index)
         assert kind == "interleaved" and len(parts) in (6, 8) and parts == [("text", True), ("image", True)] * (len(parts) // 2)
@@ -385,17 +386,37 @@ def test_pictures_agree_with_their_captions(drawn):
                 assert shapes.apply_edit(edit, scenes[0], random.Random(0)) == scenes[1]
 
 
-def test_plans_tell_the_picture_before_and_after(drawn):
+def test_plans_tell_both_pictures_and_what_changes(drawn):
+    nothing = "empty empty empty"
     for sample, (before, after) in [(sample, scenes) for kind, sample, scenes in drawn if kind == "plan"]:
         instruction, plan = (part.text for part in sample.texts)
         edit = shapes.parse_edit(instruction)
         if edit.operation != "add":
             assert shapes.apply_edit(edit, before, random.Random(0)) == after
-        found = re.fullmatch(r"<\|begin_of_thinking\|>(.+) then (.+)<\|end_of_thinking\|>", plan)
-        for words, picture in zip(map(str.split, found.groups()), (before, after), strict=True):
-            places = {(x, y): words[3 * n : 3 * n + 3] for n, (y, x) in enumerate(itertools.product((16, 32, 48), repeat=2))}
-            assert len(words) == 27 and sum(entry != ["empty"] * 3 for entry in places.values()) == len(picture.objects)
-            assert all(places[thing.centre] == [thing.size, thing.colour, thing.shape] for thing in picture.objects)
+        found = re.fullmatch(r"<\|begin_of_thinking\|>(.+)\. (.+) then (.+)\. (.+)<\|end_of_thinking\|>", plan)
+        first = re.findall(r"(\d) (\w+ \w+) (\d) (\w+)", found[1])
+        assert [number for number, _, _, _ in first] == [place for _, _, place, _ in first]
+        tables = [{number: f"{kind} {size}" for number, kind, _, size in first}]
+        tables.append(dict(re.findall(r"(\d) (\w+ \w+ \w+)", found[4])))
+        for table, picture in zip(tables, (before, after), strict=True):
+            things = {thing.centre: f"{thing.shape} {thing.colour} {thing.size}" for thing in picture.objects}
+            places = itertools.product((16, 32, 48), repeat=2)
+            assert list(table.items()) == [(f"{n}", things.get((x, y), nothing)) for n, (y, x) in enumerate(places, 1)]
+        if edit.operation == "background":
+            assert found.group(2, 3) == (f"background {before.background}", f"background {after.background}")
+            continue
+        (old, place), (new, new_place) = ((re.sub(r"\d ", "", said), said.split()[2]) for said in found.group(2, 3))
+        assert tables[0][place] == old
+        assert tables[0] | {place: nothing} | {new_place: new} == tables[1]
+
+
+def test_tables_are_looked_up_and_hold_nothing_held_out(drawn):
+    for first, again in [[part.text for part in sample.texts] for kind, sample, _ in drawn if kind == "table"]:
+        entries = [entry for entry in re.findall(r"\d (\w+ \w+ \d \w+)", first) if "empty" not in entry]
+        assert sorted(again.split(" then ")) == sorted(entries)
+        words = [(shape, colour, size, int(place) - 1) for shape, colour, place, size in map(str.split, entries)]
+        things = [shapes.Object(*kind, (16 + place % 3 * 16, 16 + place // 3 * 16)) for *kind, place in words]
+        assert not holdout.held_out_in(shapes.Scene(tuple(things)))
 
 
 @pytest.mark.parametrize("category", shapes.PROMPT_CATEGORIES)

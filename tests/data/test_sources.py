@@ -157,7 +157,7 @@ def test_shapes_are_a_source(kind):
     source = pickle.loads(pickle.dumps(ShapesSource(kind, "train", 3)))
     assert len(source) == 3
     assert source[2] == shapes.sample(kind, 2)
-    assert source[0].kind == {"caption": "pair", "letters": "pair", "plan": "edit"}.get(kind, kind)
+    assert source[0].kind == {"caption": "pair", "letters": "pair", "plan": "edit", "table": "text"}.get(kind, kind)
     assert source.fingerprint(0, 2) != ShapesSource(kind, "heldout", 3).fingerprint(0, 2)
 
 

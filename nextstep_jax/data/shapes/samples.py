@@ -5,10 +5,12 @@ Kinds of sample:
     pair         a caption, then its picture
     caption      a picture, then a caption of it (the picture is no target)
     edit         a picture, an instruction, the picture afterwards (only the last is a target)
-    plan         an instruction, a picture, a plan between the thinking tokens, the picture afterwards (both are targets); the
-                 plan says what is in each of the nine places, row by row, before and then after
+    plan         an instruction, a picture, a plan between the thinking tokens, the picture afterwards (both are targets;
+                 plans.py)
     interleaved  a story: step by step, text and picture in turn
     text         sentences without a picture
+    table        the first part of a plan, but of three to five things and without a picture; then these things in another
+                 order, which is a target and nothing but looking up
     letters      a picture of letters that spell no word, without a caption: an image tokenizer shall draw letters, not the
                  words that it has seen in this colour
 
@@ -47,12 +49,13 @@ from nextstep_jax.data.shapes.language import (
     realize,
     split_words,
 )
-from nextstep_jax.data.shapes.layout import CENTRES, random_category, random_kind, random_scene, scatter
+from nextstep_jax.data.shapes.layout import random_category, random_kind, random_scene, scatter
 from nextstep_jax.data.shapes.meaning import INVERSE, Description, Mention, describe
+from nextstep_jax.data.shapes.plans import plan, table
 from nextstep_jax.data.shapes.scene import BACKGROUNDS, COLOURS, GLYPHS, SHAPES, WORDS, Scene, in_region, relation, render
 from nextstep_jax.errors import InputError
 
-KINDS = ("pair", "caption", "edit", "plan", "interleaved", "text", "letters")
+KINDS = ("pair", "caption", "edit", "plan", "interleaved", "text", "table", "letters")
 SPLITS = ("train", "heldout")
 PROMPT_CATEGORIES = (*CATEGORIES, "edits", "captions")
 
@@ -115,15 +118,18 @@ def sample(kind: str, index: int, *, split: str = "train", seed: int = 0) -> Sam
         if kind == "edit":
             parts = (source, instruction, _image(after))
         else:
-            plan = f"<|begin_of_thinking|>{_table(before)} then {_table(after)}<|end_of_thinking|>"
-            parts = (instruction, source, TextPart(plan), _image(after))
+            thoughts = TextPart(f"<|begin_of_thinking|>{plan(before, after)}<|end_of_thinking|>")
+            parts = (instruction, source, thoughts, _image(after))
     elif kind == "interleaved":
         parts = tuple(part for text, scene in _story(rng) for part in (TextPart(text), _image(scene)))
+    elif kind == "table":
+        first, again = table(rng)
+        parts = (TextPart(first, loss=False), TextPart(again))
     elif kind == "letters":
         parts = (_image(_letters(rng)),)
     else:
         parts = (TextPart(_sentences(rng)),)
-    stored_as = {"caption": "pair", "letters": "pair", "plan": "edit"}.get(kind, kind)
+    stored_as = {"caption": "pair", "letters": "pair", "plan": "edit", "table": "text"}.get(kind, kind)
     return Sample(parts, stored_as, f"shapes/{split}/{seed}/{kind}/{index}")
 
 
@@ -189,11 +195,12 @@ def vocabulary_words() -> tuple[str, ...]:
     return tuple(sorted({word for text in (*names, *synonyms, _REST) for word in split_words(text.replace("{}", ""))}))
 
 
-# The words of the forms that are written out in language.py, edits.py and below.
+# The words of the forms that are written out in language.py, edits.py and below, and the numbers of places.
 _REST = """
     a an the is are and , . " word written next to beside there empty background
     make paint change color of remove delete take away add put place move shift larger bigger smaller turn into replace with
     start first draw then now finally after that next so than shapes nothing
+    1 2 3 4 5 6 7 8 9
 """
 
 
@@ -258,12 +265,6 @@ def _change(scene: Scene, operation: str, rng: random.Random) -> tuple[Scene | N
     if after is None or len({(thing.shape, thing.colour) for thing in after.objects}) < len(after.objects):
         return None, None
     return after, edit
-
-
-def _table(scene: Scene) -> str:
-    """What is in each of the nine places, row by row, three words each."""
-    there = {thing.centre: f"{thing.size} {thing.colour} {thing.shape}" for thing in scene.objects}
-    return " ".join(there.get(place, "empty empty empty") for place in sorted(CENTRES, key=lambda centre: centre[::-1]))
 
 
 def _letters(rng: random.Random) -> Scene:
