@@ -22,6 +22,7 @@ def evaluate():
 @click.option("--steps", type=int, help="Sampling steps per token [checkpoint's].")
 @click.option("--last-steps", type=int, help="Steps of an image's last tokens [checkpoint's].")
 @click.option("--cfg", type=float, help="Guidance, 1 for none [checkpoint's].")
+@click.option("--think/--no-think", default=None, help="Write a plan before drawing [checkpoint's].")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "int8"]), help="Of the weights [as stored].")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=pathlib.Path), help="Also write the scores and failures as JSON."

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from nextstep_jax.cli import main
+from nextstep_jax.generation.pipeline import Pipeline
 
 
 @pytest.fixture
@@ -45,6 +46,20 @@ def test_the_seed_draws_the_prompts_too(run, monkeypatch):
         assert run("shapes", "--per-category", 2, "--seed", seed)[0] == 0
     assert [seed for _, seed in asked] == [0, 1, 1]
     assert asked[0][0] != asked[1][0] == asked[2][0]
+
+
+def test_options_reach_pictures_and_edits(run, tmp_path, monkeypatch):
+    from nextstep_jax.evaluation import answers
+
+    def answer(pipeline, prompts, seed, update):
+        for settings in (pipeline.settings(), pipeline.settings(edit=True)):
+            assert (settings.think, settings.steps) == (False, 3)
+        return [np.zeros((64, 64, 3), np.uint8) for _ in prompts]
+
+    monkeypatch.setattr(answers, "answer_prompts", answer)
+    assert Pipeline.from_checkpoint().settings(edit=True).think
+    (prompts := tmp_path / "prompts.txt").write_text("a red circle\n")
+    assert run("shapes", "--prompts", prompts, "--no-think", "--steps", 3)[0] == 0
 
 
 def test_a_tokenizer(run):

@@ -13,6 +13,7 @@ _PATHS = {
     "pairs": "pair",
     "captions": "caption",
     "edits": "edit",
+    "plans": "plan",
     "interleaved": "interleaved",
 }
 
@@ -61,6 +62,5 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.data.update({"root": "shapes-data", "vocabulary": SHAPES, "batch_size": 4, "length": 256})
     config.data.validation = ConfigDict()
     for name, settings in config.data.sources.items():
-        planned = name == "edits" and settings.thinking
-        settings.update({"path": "plan" if planned else _PATHS[name], "kind": ""})
+        settings.update({"path": _PATHS[name], "kind": ""})
     return config

@@ -99,8 +99,8 @@ class Prompt:
 def sample(kind: str, index: int, *, split: str = "train", seed: int = 0) -> Sample:
     """Sample `index` of a kind; training never holds a held-out combination (holdout.py).
 
-    In the split "heldout" the edits have one and so have the scenes of pairs and captions; its stories and sentences are merely
-    others.
+    In the split "heldout" the edits have one and so have the scenes of pairs and captions; its stories, sentences and tables
+    are merely others.
     """
     if kind not in KINDS:
         raise InputError(f"no such kind of sample: {kind!r}; there are {', '.join(KINDS)}")
