@@ -1,0 +1,56 @@
+"""Scores that were paid for once are kept: a small SQLite file beside a run."""
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Sequence
+
+from nextstep_jax.errors import DamagedDataError
+from nextstep_jax.rewards.protocol import Reward, RewardRequest, Score
+
+
+def request_key(reward: str, request: RewardRequest) -> str:
+    """A digest of everything a score depends on: the reward's name, the prompt, the metadata and the pixels."""
+    digest = hashlib.blake2b(digest_size=20)
+    header = [reward, request.prompt, dict(request.metadata), request.image.shape]
+    digest.update(json.dumps(header, sort_keys=True, default=str).encode())
+    digest.update(request.image.tobytes())
+    return digest.hexdigest()
+
+
+class CachedReward:
+    """A reward that asks only for what the file does not hold yet. Failed scores are asked for again.
+
+    Raises:
+      DamagedDataError: the file is not a cache of scores.
+    """
+
+    def __init__(self, reward: Reward, path: str | os.PathLike):
+        self.name = reward.name
+        self._reward = reward
+        self._path = str(path)
+        self._file = sqlite3.connect(self._path)
+        try:
+            with self._file:
+                self._file.execute("CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, score TEXT NOT NULL)")
+        except sqlite3.DatabaseError as error:
+            raise DamagedDataError(f"{self._path}: expected a cache of scores ({error})") from error
+
+    def __call__(self, requests: Sequence[RewardRequest]) -> list[Score | None]:
+        keys = [request_key(self.name, request) for request in requests]
+        known = {key: json.loads(row[0]) for key in keys if (row := self._find(key))}
+        missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in known}
+        if missing:
+            scores = dict(zip(missing, self._reward(list(missing.values())), strict=True))
+            with self._file:
+                rows = [(key, json.dumps(score)) for key, score in scores.items() if score is not None]
+                self._file.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", rows)
+            known |= scores
+        return [known[key] for key in keys]
+
+    def _find(self, key: str):
+        return self._file.execute("SELECT score FROM scores WHERE key = ?", (key,)).fetchone()
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,121 @@
+"""A reward behind HTTP: any program that answers with scores, such as one that holds a torch model.
+
+POST {"requests": [{"prompt": text, "image": base64 of a PNG, "metadata": {...}}, ...]}
+  -> {"scores": [{"reward": 0.3, ...} or null, ...]}
+"""
+
+import base64
+import io
+import json
+import logging
+import math
+from collections.abc import Sequence
+
+from PIL import Image
+
+from nextstep_jax.errors import InputError
+from nextstep_jax.rewards.protocol import RewardRequest, Score
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 4
+BUSY = (429, 500, 502, 503, 504)  # may be another status soon
+MAX_REPLY = 1 << 20  # bytes
+
+
+def png_base64(image) -> str:
+    """An image [height, width, 3] uint8 as the text of a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+class EndpointReward:
+    """The scores a server gives.
+
+    Connections that fail, 429 and 5xx are tried again with growing pauses. What still fails, is too slow, or answers with
+    something else than scores, counts as not scored.
+
+    Args:
+      timeout: seconds without a byte before an answer is given up.
+      pause: seconds before the third attempt; the second comes at once, each later one after twice the pause.
+
+    Raises:
+      InputError: `requests` is not installed; when called, the server refuses the request (another 4xx).
+    """
+
+    def __init__(self, url: str, timeout: float = 60.0, pause: float = 2.0):
+        try:
+            import requests
+            from requests.adapters import HTTPAdapter
+            from urllib3.util import Retry
+        except ImportError as error:
+            raise InputError(f"reward {url} needs the package requests: pip install 'nextstep_jax[rewards]'") from error
+        self.name = url
+        self._timeout = timeout
+        self._failed = requests.RequestException
+        self._session = requests.Session()
+        retry = Retry(
+            total=ATTEMPTS - 1,
+            redirect=0,
+            backoff_factor=pause / 2,
+            backoff_max=30 * pause,
+            status_forcelist=BUSY,
+            allowed_methods=None,
+            raise_on_status=False,
+        )
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(max_retries=retry))
+
+    def __call__(self, requests: Sequence[RewardRequest]) -> list[Score | None]:
+        body = {
+            "requests": [{"prompt": r.prompt, "image": png_base64(r.image), "metadata": dict(r.metadata)} for r in requests]
+        }
+        try:
+            scores = parse_scores(self._post(body), len(requests))
+            problem = "the answer holds no scores"
+        except (self._failed, _BusyError) as error:
+            scores, problem = None, error
+        if scores is None:
+            logger.warning("reward %s: %d images were not scored (%s)", self.name, len(requests), problem)
+            return [None] * len(requests)
+        return scores
+
+    def _post(self, body: dict) -> bytes:
+        options = {"json": body, "timeout": self._timeout, "stream": True, "allow_redirects": False}
+        with self._session.post(self.name, **options) as response:
+            if response.status_code in BUSY:
+                raise _BusyError(f"status {response.status_code} in {ATTEMPTS} attempts")
+            if response.status_code != 200:
+                raise InputError(f"reward {self.name}: the server answered with status {response.status_code}")
+            reply = b""
+            for part in response.iter_content(1 << 16):
+                reply += part
+                if len(reply) > MAX_REPLY:
+                    return b""
+            return reply
+
+
+class _BusyError(Exception):
+    """The server answered at last, but only that it cannot."""
+
+
+def parse_scores(reply: bytes, count: int) -> list[Score | None] | None:
+    """The scores of an answer; None if it is not what `EndpointReward` asks for. A score with a number that is not finite
+    counts as missing.
+    """
+    try:
+        scores = json.loads(reply)["scores"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if not isinstance(scores, list) or len(scores) != count:
+        return None
+    return [_score(score) for score in scores]
+
+
+def _score(value) -> Score | None:
+    if not isinstance(value, dict) or not value:
+        return None
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in value.values()):
+        return None
+    return {str(name): float(number) for name, number in value.items()}
