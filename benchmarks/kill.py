@@ -110,7 +110,7 @@ def say(text: str) -> None:
 
 
 def make_data(root: pathlib.Path) -> None:
-    """Some pairs and stories of shapes with made-up latents: colours of 8x8 blocks in 16 channels."""
+    """Some pairs and stories of shapes with made-up latents: colors of 8x8 blocks in 16 channels."""
     mix = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
 
     def latents(pixels: np.ndarray) -> np.ndarray:

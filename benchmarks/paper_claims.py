@@ -35,10 +35,10 @@ from nextstep_jax.data.encode import encode
 from nextstep_jax.data.images import to_float
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
 from nextstep_jax.data.shards import INDEX
-from nextstep_jax.evaluation.answers import answer_prompts
 from nextstep_jax.evaluation.latents import distance_to_normal, encode_latents, reconstruct_noisy
-from nextstep_jax.evaluation.reading import read_scene
+from nextstep_jax.evaluation.reading import parse_scene
 from nextstep_jax.evaluation.reconstruction import psnr, ssim
+from nextstep_jax.evaluation.responses import generate_responses
 from nextstep_jax.evaluation.shapes import evaluate
 from nextstep_jax.evaluation.traces import token_statistics, trace
 from nextstep_jax.generation.load import builtin_checkpoint
@@ -151,7 +151,7 @@ def load_tokenizer(checkpoint: pathlib.Path) -> tuple[ImageTokenizerConfig, dict
 
 
 def inventory(scene: shapes.Scene) -> list[tuple[str, str]]:
-    return sorted((thing.shape, thing.colour) for thing in scene.objects)
+    return sorted((thing.shape, thing.color) for thing in scene.objects)
 
 
 def measure_tokenizer(checkpoint: pathlib.Path, count: int) -> dict[str, Any]:
@@ -162,14 +162,14 @@ def measure_tokenizer(checkpoint: pathlib.Path, count: int) -> dict[str, Any]:
     scenes = [shapes.sample_scene(i, split="heldout") for i in range(count)]
     levels = np.round((made + 1) * 127.5).astype(np.uint8)
     alike = [
-        np.mean([inventory(read_scene(picture)) == inventory(scene) for picture, scene in zip(some, scenes, strict=True)])
+        np.mean([inventory(parse_scene(picture)) == inventory(scene) for picture, scene in zip(some, scenes, strict=True)])
         for some in levels
     ]
     return {
         "strengths": list(STRENGTHS),
         "psnr": rounded(psnr(images, some).mean() for some in made),
         "ssim": rounded(ssim(images, some).mean() for some in made),
-        "read_alike": rounded(alike),
+        "scene_accuracy": rounded(alike),
         "pictures": count,
         "latents": spread(encode_latents(config, params, images)),
     }
@@ -239,17 +239,18 @@ def train_generator(
 def measure_generator(folder: pathlib.Path, per_category: int) -> dict[str, Any]:
     """ShapeEval on held-out prompts of one object, and what the run reported."""
     pipeline, metrics = Pipeline.from_checkpoint(folder / "export"), read_metrics(folder)
-    prompts = [prompt for name in ("single object", "colours") for prompt in shapes.prompts("heldout", name, per_category)]
-    answers = [answer for seed in SEEDS for answer in answer_prompts(pipeline, prompts, seed=seed)]
-    report = evaluate(prompts * len(SEEDS), answers)
+    prompts = [prompt for name in ("single object", "colors") for prompt in shapes.prompts("heldout", name, per_category)]
+    responses = [response for seed in SEEDS for response in generate_responses(pipeline, prompts, seed=seed)]
+    report = evaluate(prompts * len(SEEDS), responses)
     pairs = [
-        (prompt.truth, inventory(read_scene(answer))) for prompt, answer in zip(prompts * len(SEEDS), answers, strict=True)
+        (prompt.truth, inventory(parse_scene(response)))
+        for prompt, response in zip(prompts * len(SEEDS), responses, strict=True)
     ]
-    right = {"shape": 0, "colour": 0}
+    right = {"shape": 0, "color": 0}
     for truth, found in pairs:
         wanted = truth.mentions[0]
         right["shape"] += wanted.shape in [shape for shape, _ in found]
-        right["colour"] += wanted.colour in (None, *[colour for _, colour in found])
+        right["color"] += wanted.color in (None, *[color for _, color in found])
     losses = {name: rounded(metrics[name][1]) for name in ("image_loss", "validation/image_loss") if name in metrics}
     return {
         "head_parameters": sum(leaf.size for leaf in jax.tree.leaves(pipeline.params["flow_head"])),
@@ -258,7 +259,7 @@ def measure_generator(folder: pathlib.Path, per_category: int) -> dict[str, Any]
         "correct": report["correct"],
         "categories": report["categories"],
         "right_shape": right["shape"] / len(pairs),
-        "right_colour": right["colour"] / len(pairs),
+        "right_color": right["color"] / len(pairs),
         "steps_of_losses": metrics["image_loss"][0].tolist(),
         "losses": losses,
         "step_seconds": round(1 / float(np.median(metrics["steps_per_second"][1])), 4),

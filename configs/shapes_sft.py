@@ -2,7 +2,7 @@
 
 After the first stage (configs/shapes_nextstep.py), more data, then the run, on both cores of a two-core machine as two devices:
 
-    for kind in plan:110000 caption:90000; do
+    for kind in thinking:110000 caption:90000; do
       name=${kind%:*}_sft
       nextstep-jax data build shapes:${kind/:/:train:} runs/shapes_data/pixels/$name
       nextstep-jax data encode runs/shapes_data/pixels/$name runs/shapes_data/$name \
@@ -27,11 +27,11 @@ the data were right, each word guessed from the right ones before it; most other
 between the tables, and 192 plans that change, move or remove one, all its words were over 97 % right but its place:
 
     the place before the thing, 2,000 steps    79 %
-    the place after its colour, 1,000 more     73 %
+    the place after its color, 1,000 more     73 %
     and `tables`, 1,000 more                   94 %
     at the end                                 100 %
 
-A colour can be read off the picture, where a token shows shape and colour; a place cannot. It is to be looked up in the words
+A color can be read off the picture, where a token shows shape and color; a place cannot. It is to be looked up in the words
 of the first table, which one word in ninety of a plan did not teach. A sample of `tables` asks for little else.
 Shrunk: `--config configs/shapes_sft.py:laptop`.
 """
@@ -54,7 +54,7 @@ def base():
     sources.captions.path, sources.captions.share = "caption_sft", 0.2
     # In a plan's sample the instruction comes first and the plan after the picture, as they are stored.
     del sources.edits
-    sources.plans = source("plan_sft", share=0.4, thinking=True, sources_last=0.0, drop_of_two=0.1)
+    sources.thinking = source("thinking_sft", share=0.4, thinking=True, sources_last=0.0, drop_of_two=0.1)
     sources.tables = source("shapes:table:train:60000", share=0.07)
     sources.interleaved.share = 0.03
     config.samples.generation.edit.think = True

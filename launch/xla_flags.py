@@ -13,7 +13,7 @@ _OVERLAP = {
     "xla_enable_async_all_gather": "true",
 }
 _SLICES = {
-    # Gradients are summed between slices over the data-centre network: move those sums to where their results are needed, and
+    # Gradients are summed between slices over the data-center network: move those sums to where their results are needed, and
     # let sums of different sizes share one.
     "xla_tpu_enable_data_parallel_all_reduce_opt": "true",
     "xla_tpu_data_parallel_opt_different_sized_ops": "true",

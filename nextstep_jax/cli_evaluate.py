@@ -17,7 +17,7 @@ def evaluate():
 @click.option("--checkpoint", type=click.Path(path_type=pathlib.Path), help="Checkpoint folder [built-in model].")
 @click.option("--prompts", "prompts_file", type=click.Path(path_type=pathlib.Path), help="Prompts, one a line [held-out ones].")
 @click.option("--per-category", type=click.IntRange(min=1), help="Held-out prompts of each category.  [default: 40]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the held-out prompts and of the answers.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the held-out prompts and of the responses.")
 @click.option("--sampler", help="As of `generate` [checkpoint's].")
 @click.option("--steps", type=int, help="Sampling steps per token [checkpoint's].")
 @click.option("--last-steps", type=int, help="Steps of an image's last tokens [checkpoint's].")
@@ -31,7 +31,7 @@ def shapes(checkpoint, prompts_file, per_category, seed, dtype, json_file, **cha
     """ShapeEval: pictures, edits and captions of the built-in dataset's world, judged by reading their pixels."""
     from nextstep_jax.data.files import write_json
     from nextstep_jax.evaluation import shapes as shape_eval
-    from nextstep_jax.evaluation.answers import answer_prompts
+    from nextstep_jax.evaluation.responses import generate_responses
 
     if json_file is not None:
         require_writable(json_file)
@@ -40,9 +40,9 @@ def shapes(checkpoint, prompts_file, per_category, seed, dtype, json_file, **cha
     else:
         prompts = shape_eval.default_prompts(per_category or shape_eval.PER_CATEGORY, seed=seed)
     pipeline = load_pipeline(checkpoint, dtype).with_overrides(changes)
-    with progress_bar("answering", unit="prompt") as update:
-        answers = answer_prompts(pipeline, prompts, seed, update)
-    report = shape_eval.evaluate(prompts, answers)
+    with progress_bar("generating", unit="prompt") as update:
+        responses = generate_responses(pipeline, prompts, seed, update)
+    report = shape_eval.evaluate(prompts, responses)
     click.echo(shape_eval.format_report(report))
     if json_file is not None:
         write_json(json_file, report)
@@ -76,5 +76,5 @@ def tokenizer(source, checkpoint, area, limit, batch, as_json):
     click.echo(f"{scores['n']} images, PSNR {scores['psnr']:.2f} dB")
     if scores["ssim"] is not None:
         click.echo(f"SSIM {scores['ssim']:.4f}")
-    if scores["read_alike"] is not None:
-        click.echo(f"read alike {scores['read_alike']:.3f}")
+    if scores["scene_accuracy"] is not None:
+        click.echo(f"read alike {scores['scene_accuracy']:.3f}")

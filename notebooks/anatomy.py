@@ -136,8 +136,8 @@ samplers = ("ode", "1.1") if FAST else ("ode", "heun", "1.1", "sde")
 _, reference = token_trajectories(
     pipeline, traced.conditions[k], settings.replace(sampler="ode", steps=counts[-1]), walks=walks
 )
-centre = reference.reshape(-1, reference.shape[-1]).mean(0)
-_, strengths, directions = np.linalg.svd(reference.reshape(-1, reference.shape[-1]) - centre, full_matrices=False)
+center = reference.reshape(-1, reference.shape[-1]).mean(0)
+_, strengths, directions = np.linalg.svd(reference.reshape(-1, reference.shape[-1]) - center, full_matrices=False)
 shares = strengths[:2] ** 2 / np.sum(strengths**2)
 
 figure, axes = plt.subplots(
@@ -150,7 +150,7 @@ for line, sampler in zip(axes, samplers, strict=True):
             pipeline, traced.conditions[k], settings.replace(sampler=sampler, steps=count), walks=walks
         )
         ends[sampler, count] = states[-1]
-        points = (states - centre) @ directions[:2].T
+        points = (states - center) @ directions[:2].T
         for walk in range(walks):
             axis.plot(*points[:, walk].T, lw=0.8, color=f"C{walk}")
             axis.plot(*points[0, walk], "o", ms=3, color=f"C{walk}")
@@ -211,7 +211,7 @@ plt.show()
 # %% [markdown]
 # ## What each image token looks at
 # For every word, the attention that the sixteen positions that predict the picture's tokens pay to it: mean over all heads of
-# a block, laid out as the picture is; colours follow the square root of the weight, so that faint looks show. The rest of a
+# a block, laid out as the picture is; colors follow the square root of the weight, so that faint looks show. The rest of a
 # position's attention goes to the picture's markers and to earlier tokens.
 
 # %%

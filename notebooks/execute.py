@@ -56,7 +56,7 @@ def pictures(notebook: nbformat.NotebookNode) -> list[bytes]:
 
 
 def _smaller(png: str) -> str:
-    """A PNG, in base64, with a palette of 256 colours: a third of the bytes."""
+    """A PNG, in base64, with a palette of 256 colors: a third of the bytes."""
     image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     image.save(buffer := io.BytesIO(), "png", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()

@@ -100,16 +100,16 @@ plt.show()
 if "latents" in results:
     found = results["latents"]
     edges = np.asarray(found["edges"])
-    centres, width = (edges[1:] + edges[:-1]) / 2, edges[1] - edges[0]
+    centers, width = (edges[1:] + edges[:-1]) / 2, edges[1] - edges[0]
     figure, axes = plt.subplots(1, 2, figsize=(9, 2.9), sharey=True)
     for axis, (name, title) in zip(
         axes, {"raw": "without normalization", "normalized": "normalized per token"}.items(), strict=True
     ):
         spread = found[name]
         axis.bar(
-            centres, np.asarray(spread["counts"]) / spread["numbers"] / width, width, color="lightsteelblue", label="latents"
+            centers, np.asarray(spread["counts"]) / spread["numbers"] / width, width, color="lightsteelblue", label="latents"
         )
-        axis.plot(centres, np.exp(-(centres**2) / 2) / math.sqrt(2 * math.pi), color="firebrick", label="standard normal")
+        axis.plot(centers, np.exp(-(centers**2) / 2) / math.sqrt(2 * math.pi), color="firebrick", label="standard normal")
         axis.set(xlabel="latent", title=f"{title}: KS {spread['ks']:.3f}, excess kurtosis {spread['excess_kurtosis']:.2f}")
     axes[0].set_ylabel("density")
     axes[1].legend()
@@ -120,11 +120,11 @@ if "latents" in results:
 # ## Noise in the tokenizer's training (Figure 6)
 # Tokenizers trained with noise of a strength drawn from [0, gamma] on their latents, everything else alike. Reconstruction of
 # held-out pictures when noise of a given strength is added to the latents: how near the pixels are, and how many pictures still
-# show the same coloured shapes to ShapeEval's reader.
+# show the same colored shapes to ShapeEval's reader.
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(9.5, 2.9))
-labels = {"psnr": "PSNR (dB)", "ssim": "SSIM", "read_alike": "share of pictures read alike"}
+labels = {"psnr": "PSNR (dB)", "ssim": "SSIM", "scene_accuracy": "share of pictures read alike"}
 for axis, (name, label) in zip(axes, labels.items(), strict=True):
     for tokenizer in tokenizers:
         axis.plot(tokenizer["strengths"], tokenizer[name], "o-", ms=3, label=f"{tokenizer['made_with']['gamma']:g}")
@@ -148,10 +148,10 @@ def score(model):
 
 
 def bars(axis, some, names, title):
-    """ShapeEval of models beside each other, and the looser counts: the shape, the colour is there."""
+    """ShapeEval of models beside each other, and the looser counts: the shape, the color is there."""
     x = np.arange(len(some))
     shares = {"all right": [score(m)[0] for m in some], "shape right": [m["right_shape"] for m in some]}
-    shares["colour right"] = [m["right_colour"] for m in some]
+    shares["color right"] = [m["right_color"] for m in some]
     for number, (label, values) in enumerate(shares.items()):
         errors = [math.sqrt(v * (1 - v) / m["pictures"]) for v, m in zip(values, some, strict=True)]
         axis.bar(x + 0.27 * (number - 1), values, 0.25, yerr=errors, label=label, error_kw={"lw": 1})

@@ -22,9 +22,9 @@ def show(
     columns: int = 8,
     rows: Sequence[str] = (),
     side: float = 1.25,
-    colours: Sequence[str] = (),
+    colors: Sequence[str] = (),
 ) -> None:
-    """Pictures in rows of `columns`, `side` inches each, titles in their colours over the first, a label before each row."""
+    """Pictures in rows of `columns`, `side` inches each, titles in their colors over the first, a label before each row."""
     columns = min(columns, len(pictures))
     titles = ["\n".join(textwrap.fill(line, round(15 * side)) for line in title.split("\n")) for title in titles]
     count = -(-len(pictures) // columns)
@@ -37,7 +37,7 @@ def show(
     for i, (axis, picture) in enumerate(zip(axes.flat, pictures, strict=False)):
         axis.imshow(picture, interpolation="nearest")
         if i < len(titles):
-            axis.set_title(titles[i], fontsize=7.5, pad=3, color=colours[i] if colours else "black")
+            axis.set_title(titles[i], fontsize=7.5, pad=3, color=colors[i] if colors else "black")
     for axis, label in zip(axes[:, 0], rows, strict=False):
         axis.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=6)
     figure.tight_layout(pad=0.4)

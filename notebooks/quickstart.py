@@ -59,7 +59,7 @@ texts = [
 images = pipeline.generate(texts, seed=0)
 asked = [shapes.understand(text) for text in texts]
 pixels = [image.pixels for image in images]
-show(pixels, texts, columns=6, side=1.5, colours=verdicts(asked, pixels))
+show(pixels, texts, columns=6, side=1.5, colors=verdicts(asked, pixels))
 
 # %% [markdown]
 # ## Seeds and guidance
@@ -74,9 +74,9 @@ pixels = [
     for strength in strengths
     for image in pipeline.generate(prompt, n=seeds, seed=0, settings=pipeline.settings(cfg=strength))
 ]
-colours = verdicts([shapes.understand(prompt)] * len(pixels), pixels)
+colors = verdicts([shapes.understand(prompt)] * len(pixels), pixels)
 names = [f"image {i % seeds}" for i in range(len(pixels))]
-show(pixels, names, columns=seeds, rows=[f"guidance {strength:g}" for strength in strengths], colours=colours)
+show(pixels, names, columns=seeds, rows=[f"guidance {strength:g}" for strength in strengths], colors=colors)
 
 # %% [markdown]
 # ## Token by token
@@ -108,7 +108,7 @@ show(
     columns=len(edits),
     rows=["before", "after"],
     side=1.05,
-    colours=["black"] * len(edits) + verdicts(edits, after),
+    colors=["black"] * len(edits) + verdicts(edits, after),
 )
 for part in edited[0].record["plan"].split(". "):
     places = [f"{place:26}" for place in re.findall(r"\d \w+ \w+ (?:\d )?\w+", part)]
@@ -122,7 +122,7 @@ for part in edited[0].record["plan"].split(". "):
 captions = default_prompts(6)[-6:][: 2 if FAST else 6]
 before = [shapes.render(prompt.scene) for prompt in captions]
 written = [pipeline.write(images=[picture], max_tokens=64) for picture in before]
-show(before, written, columns=6, side=1.5, colours=verdicts(captions, written))
+show(before, written, columns=6, side=1.5, colors=verdicts(captions, written))
 
 # %% [markdown]
 # ## Text and pictures in one sequence

@@ -48,7 +48,7 @@ work = pathlib.Path(tempfile.mkdtemp())
 # %% [markdown]
 # ## Data
 # Four kinds of sample are encoded once, with the built-in image tokenizer, so that training need not run it; text is read as it
-# is. The sheet shows captions, edits (source in grey, target in blue) and stories as they are stored.
+# is. The sheet shows captions, edits (source in gray, target in blue) and stories as they are stored.
 
 # %%
 counts = {"pair": 3000, "caption": 600, "edit": 600, "interleaved": 150, "heldout": 64}
@@ -134,9 +134,9 @@ pictures = {
     "target of": (target, ["padding", "no head", "language head", "flow head"], ["#eeeeee", "#aaaaaa", "C0", "C1"]),
 }
 figure, axes = plt.subplots(3, 1, figsize=(9.5, 6.5), sharex=True)
-for axis, (title, (values, labels, colours)) in zip(axes, pictures.items(), strict=True):
+for axis, (title, (values, labels, colors)) in zip(axes, pictures.items(), strict=True):
     shown = axis.imshow(
-        values, aspect="auto", cmap=ListedColormap(colours), vmin=-0.5, vmax=len(labels) - 0.5, interpolation="nearest"
+        values, aspect="auto", cmap=ListedColormap(colors), vmin=-0.5, vmax=len(labels) - 0.5, interpolation="nearest"
     )
     for row, places in enumerate(borders):
         axis.vlines(places, row - 0.5, row + 0.5, color="white", lw=1.2)
@@ -172,7 +172,7 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# What it draws as it learns: the config's prompts, at guidance 3, one row for each time. Colours and backgrounds come first,
+# What it draws as it learns: the config's prompts, at guidance 3, one row for each time. Colors and backgrounds come first,
 # shapes later than this run lasts: the built-in model saw far more pictures.
 
 

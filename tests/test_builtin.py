@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nextstep_jax.data import shapes
-from nextstep_jax.evaluation.answers import answer_prompts
+from nextstep_jax.evaluation.responses import generate_responses
 from nextstep_jax.evaluation.shapes import default_prompts, evaluate
 from nextstep_jax.generation.load import builtin_checkpoint
 from nextstep_jax.generation.pipeline import Pipeline
@@ -28,11 +28,11 @@ def test_knows_the_words_of_its_dataset(pipeline):
     assert pipeline.config.token_channels == 64 and pipeline.token_pixels == 16
 
 
-def test_answers_every_category_and_gets_its_colours(pipeline):
+def test_answers_every_category_and_gets_its_colors(pipeline):
     """What it scores is measured by `nextstep-jax evaluate shapes`; here, that its pictures have to do with the prompts."""
     prompts = default_prompts(1)
-    answers = answer_prompts(pipeline, prompts)
-    report = evaluate(prompts, answers)
+    responses = generate_responses(pipeline, prompts)
+    report = evaluate(prompts, responses)
     assert report["n"] == len(prompts) == len(shapes.PROMPT_CATEGORIES)
     assert json.loads(json.dumps(report)) == report
     reds = pipeline.generate(["a red circle", "a blue circle"], n=4, seed=0)
@@ -52,5 +52,5 @@ def test_plans_its_edits(pipeline):
         before, change, after = image.record["plan"].split(". ")
         assert " then " in change and len(before.split()) == 45 and len(after.split()) == 36
         found = set(re.findall(r"\d (\w+) (\w+) \d (\w+)", before)) - {("empty",) * 3}
-        right += found == {(thing.shape, thing.colour, thing.size) for thing in prompt.scene.objects}
+        right += found == {(thing.shape, thing.color, thing.size) for thing in prompt.scene.objects}
     assert right >= 6

@@ -33,15 +33,15 @@ def test_prompts_from_a_file(run, tmp_path):
 
 
 def test_the_seed_draws_the_prompts_too(run, monkeypatch):
-    from nextstep_jax.evaluation import answers
+    from nextstep_jax.evaluation import responses
 
     asked = []
 
-    def answer(pipeline, prompts, seed, update):
+    def respond(pipeline, prompts, seed, update):
         asked.append(([(prompt.text, prompt.scene) for prompt in prompts], seed))
         return ["" if prompt.category == "captions" else np.zeros((64, 64, 3), np.uint8) for prompt in prompts]
 
-    monkeypatch.setattr(answers, "answer_prompts", answer)
+    monkeypatch.setattr(responses, "generate_responses", respond)
     for seed in (0, 1, 1):
         assert run("shapes", "--per-category", 2, "--seed", seed)[0] == 0
     assert [seed for _, seed in asked] == [0, 1, 1]
@@ -49,14 +49,14 @@ def test_the_seed_draws_the_prompts_too(run, monkeypatch):
 
 
 def test_options_reach_pictures_and_edits(run, tmp_path, monkeypatch):
-    from nextstep_jax.evaluation import answers
+    from nextstep_jax.evaluation import responses
 
-    def answer(pipeline, prompts, seed, update):
+    def respond(pipeline, prompts, seed, update):
         for settings in (pipeline.settings(), pipeline.settings(edit=True)):
             assert (settings.think, settings.steps) == (False, 3)
         return [np.zeros((64, 64, 3), np.uint8) for _ in prompts]
 
-    monkeypatch.setattr(answers, "answer_prompts", answer)
+    monkeypatch.setattr(responses, "generate_responses", respond)
     assert Pipeline.from_checkpoint().settings(edit=True).think
     (prompts := tmp_path / "prompts.txt").write_text("a red circle\n")
     assert run("shapes", "--prompts", prompts, "--no-think", "--steps", 3)[0] == 0

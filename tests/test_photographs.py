@@ -18,7 +18,7 @@ CAPTIONS = ("hills under a cloudy sky", "a lake at dusk", "Dunes, seen from abov
 
 
 def landscape(rng, height, width):
-    """Something with a photograph's statistics: smooth, noisy, every colour a little different. [height, width, 3] uint8."""
+    """Something with a photograph's statistics: smooth, noisy, every color a little different. [height, width, 3] uint8."""
     size = max(height, width)
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.fftfreq(size)[None])
     spectrum = np.fft.fft2(rng.normal(size=(3, size, size))) / (frequency + 1 / size) ** 1.5

@@ -78,7 +78,7 @@ def probe(data: bytes, name: str = "image") -> Header:
 def load(source: bytes | str | os.PathLike, name: str | None = None, *, cover: tuple[int, int] | None = None) -> Image.Image:
     """An RGB image from a file or its bytes: PNG, JPEG, WebP, GIF or BMP.
 
-    Turned as its EXIF orientation says; transparency is put on white; 16-bit grey becomes 8-bit; of an animation the first
+    Turned as its EXIF orientation says; transparency is put on white; 16-bit gray becomes 8-bit; of an animation the first
     frame is taken.
 
     Args:
@@ -149,7 +149,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip it at 255
+    if image.mode.startswith("I"):  # 16-bit gray: Pillow's own conversion would clip it at 255
         levels = np.asarray(image).astype(np.int64)
         return Image.fromarray(np.clip(levels >> 8, 0, 255).astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
@@ -208,7 +208,7 @@ def valid_size(*, width: int, height: int, multiple: int = TOKEN, max_pixels: in
 
 
 def resize_crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Scale (LANCZOS) until the image covers height x width, and keep the centre."""
+    """Scale (LANCZOS) until the image covers height x width, and keep the center."""
     if image.size == (width, height):
         return image
     scale = max(height / image.height, width / image.width)

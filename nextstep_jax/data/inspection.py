@@ -20,7 +20,7 @@ _COLUMNS = 4
 _LINES = 5  # of caption
 _FONT = 13
 _LINE_HEIGHT = 16
-_INPUT_COLOUR, _TARGET_COLOUR = "#c0c0c0", "#2060c0"
+_INPUT_COLOR, _TARGET_COLOR = "#c0c0c0", "#2060c0"
 
 
 def inspect(
@@ -114,7 +114,7 @@ def _measure(values: list[int]) -> Mapping[str, int] | None:
 
 
 def contact_sheet(source: Source, count: int = 16) -> Image.Image:
-    """Samples in a grid: their images in order (targets framed blue, inputs grey) over their text, `[n]` standing for image n.
+    """Samples in a grid: their images in order (targets framed blue, inputs gray) over their text, `[n]` standing for image n.
     Of a sample with more than nine images the first nine are shown.
 
     Latents are shown by their first three channels. What cannot be read is a cell with the reason.
@@ -161,14 +161,14 @@ def _cell(source: Source, index: int, font: ImageFont.FreeTypeFont) -> Image.Ima
 
 def _thumbnail(part: records.ImagePart, name: str, count: int) -> Image.Image:
     side = _CELL // min(count, 3) - 4
-    image = _false_colour(part.latents()) if part.is_latents else images.load(part.data, name)
+    image = _false_color(part.latents()) if part.is_latents else images.load(part.data, name)
     scale = side / max(image.size)
     size = tuple(max(1, round(n * scale)) for n in image.size)
     image = image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
-    return ImageOps.expand(image, 2, _TARGET_COLOUR if part.loss else _INPUT_COLOUR)
+    return ImageOps.expand(image, 2, _TARGET_COLOR if part.loss else _INPUT_COLOR)
 
 
-def _false_colour(latents: np.ndarray) -> Image.Image:
+def _false_color(latents: np.ndarray) -> Image.Image:
     channels = np.resize(np.arange(min(3, latents.shape[2])), 3)
     values = latents[:, :, channels].astype(np.float32)
     low, high = values.min((0, 1)), values.max((0, 1))

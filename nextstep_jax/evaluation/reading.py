@@ -1,10 +1,10 @@
 """Reading a picture of the built-in dataset back into a scene by classical image analysis; nothing here is learned.
 
-In order: the background colour; for each pixel the palette colour on whose line from the background it lies, and how far along
-(its coverage); words by correlation with the bitmap letters; connected regions of one colour; each region's shape by its
-overlap with the drawn shapes of equal area, laid centre of mass on centre of mass.
+In order: the background color; for each pixel the palette color on whose line from the background it lies, and how far along
+(its coverage); words by correlation with the bitmap letters; connected regions of one color; each region's shape by its
+overlap with the drawn shapes of equal area, laid center of mass on center of mass.
 
-It is made to see through what a small image tokenizer does to a picture (blur, noise, shifted colours) but not to guess:
+It is made to see through what a small image tokenizer does to a picture (blur, noise, shifted colors) but not to guess:
 a region that looks like none of the shapes is read as an object of shape "unknown".
 """
 
@@ -14,26 +14,26 @@ import math
 
 import numpy as np
 
-from nextstep_jax.data.shapes import BACKGROUNDS, CANVAS, COLOURS, SHAPES, WORDS, Object, Scene, Word
+from nextstep_jax.data.shapes import BACKGROUNDS, CANVAS, COLORS, SHAPES, WORDS, Object, Scene, Word
 from nextstep_jax.data.shapes.scene import GLYPHS, LETTER_PITCH, RADII, shape_mask, word_mask
 from nextstep_jax.errors import InputError
 
 UNKNOWN = "unknown"
-MAX_COLOUR_ERROR = 75.0  # RGB distance of a region's or background's median from its palette colour
+MAX_COLOR_ERROR = 75.0  # RGB distance of a region's or background's median from its palette color
 MIN_CONTRAST = 42.0  # RGB distance from the background from which on a pixel is something
 MIN_AREA = 40.0  # pixels; smaller regions are blemishes
 MIN_OVERLAP = 0.8  # intersection over union with the best shape
 MIN_WORD_CORRELATION = 0.72
 
-_NAMES = tuple(COLOURS)
-_PALETTE = np.array(list(COLOURS.values()), np.float32)
+_NAMES = tuple(COLORS)
+_PALETTE = np.array(list(COLORS.values()), np.float32)
 _GROUNDS = np.array(list(BACKGROUNDS.values()), np.float32)
 
 
-def read_scene(pixels: np.ndarray) -> Scene:
+def parse_scene(pixels: np.ndarray) -> Scene:
     """What is in a picture: uint8 [64, 64, 3].
 
-    Objects come largest first; centres are measured, not on the lattice. Background, colour or shape may be "unknown".
+    Objects come largest first; centers are measured, not on the lattice. Background, color or shape may be "unknown".
     """
     pixels = np.asarray(pixels)
     if pixels.shape != (CANVAS, CANVAS, 3) or pixels.dtype != np.uint8:
@@ -48,12 +48,12 @@ def read_scene(pixels: np.ndarray) -> Scene:
 
 @dataclasses.dataclass(frozen=True)
 class _Layers:
-    """Each pixel as a mixture of background and one palette colour.
+    """Each pixel as a mixture of background and one palette color.
 
     Attributes:
-      coverage: [64, 64, colours] in [0, 1], how far each pixel lies from the background towards each colour.
-      fits: [64, 64, colours] bool, whether the pixel could be such a mixture.
-      label: [64, 64], the colour whose mixtures come nearest.
+      coverage: [64, 64, colors] in [0, 1], how far each pixel lies from the background towards each color.
+      fits: [64, 64, colors] bool, whether the pixel could be such a mixture.
+      label: [64, 64], the color whose mixtures come nearest.
       something: [64, 64] bool, whether the pixel differs from the background at all.
     """
 
@@ -68,17 +68,17 @@ class _Layers:
         along = offset @ rays.T / (rays * rays).sum(1)
         bounded = np.clip(along, 0, 1.15)
         distance = (offset * offset).sum(-1)
-        # |offset - bounded * ray|^2 without the [64, 64, colours, 3] array.
+        # |offset - bounded * ray|^2 without the [64, 64, colors, 3] array.
         residual = distance[..., None] - 2 * bounded * (offset @ rays.T) + bounded * bounded * (rays * rays).sum(1)
-        return cls(np.clip(along, 0, 1), residual < MAX_COLOUR_ERROR**2, residual.argmin(-1), distance > MIN_CONTRAST**2)
+        return cls(np.clip(along, 0, 1), residual < MAX_COLOR_ERROR**2, residual.argmin(-1), distance > MIN_CONTRAST**2)
 
-    def of_colour(self, colour: int) -> np.ndarray:
-        """[64, 64] coverage by one colour, nothing where it cannot be."""
-        return np.where(self.fits[..., colour], self.coverage[..., colour], 0)
+    def of_color(self, color: int) -> np.ndarray:
+        """[64, 64] coverage by one color, nothing where it cannot be."""
+        return np.where(self.fits[..., color], self.coverage[..., color], 0)
 
 
 def _background(image: np.ndarray) -> tuple[str, np.ndarray]:
-    """The background's name and its measured colour: of all pixels, the ground that most are nearest to."""
+    """The background's name and its measured color: of all pixels, the ground that most are nearest to."""
     flat = image.reshape(-1, 3)
     every = np.concatenate([_GROUNDS, _PALETTE])
     nearest = ((flat * flat).sum(1, keepdims=True) - 2 * flat @ every.T + (every * every).sum(1)).argmin(1)
@@ -89,7 +89,7 @@ def _background(image: np.ndarray) -> tuple[str, np.ndarray]:
     close = flat[((flat - ground) ** 2).sum(1) < MIN_CONTRAST**2]
     ground = close.mean(0) if len(close) else ground
     name = tuple(BACKGROUNDS)[index]
-    known = len(mine) > len(flat) / 4 and np.linalg.norm(ground - _GROUNDS[index]) < MAX_COLOUR_ERROR / 2
+    known = len(mine) > len(flat) / 4 and np.linalg.norm(ground - _GROUNDS[index]) < MAX_COLOR_ERROR / 2
     return (name if known else UNKNOWN), ground.astype(np.float32)
 
 
@@ -99,37 +99,37 @@ def _background(image: np.ndarray) -> tuple[str, np.ndarray]:
 def _read_word(layers: _Layers) -> tuple[Word | None, _Layers]:
     """The best word above the threshold, and the layers without it."""
     best_score, best = MIN_WORD_CORRELATION, None
-    for colour in _present(layers):
-        coverage = np.pad(layers.of_colour(colour), _MARGIN)
+    for color in _present(layers):
+        coverage = np.pad(layers.of_color(color), _MARGIN)
         for words, templates in _word_templates():
             scores = templates.scores(coverage)
             i, row, column = np.unravel_index(scores.argmax(), scores.shape)
             if scores[i, row, column] > best_score:
-                best_score, best = scores[i, row, column], (words[i], colour, row, column, coverage)
+                best_score, best = scores[i, row, column], (words[i], color, row, column, coverage)
     if best is None:
         return None, layers
-    text, colour, row, column, coverage = best
+    text, color, row, column, coverage = best
     height, width = LETTER_PITCH + 2, LETTER_PITCH * len(text) + 2
     window = (slice(row, row + height), slice(column, column + width))
-    # Several colours may explain soft letters; the strokes' own pixels say which it is.
+    # Several colors may explain soft letters; the strokes' own pixels say which it is.
     strokes = np.pad(layers.label, _MARGIN)[window][(word_mask(text) == 1) & np.pad(layers.something, _MARGIN)[window]]
-    colour = int(np.bincount(strokes, minlength=len(_NAMES)).argmax())
-    coverage = np.pad(layers.of_colour(colour), _MARGIN)
-    centre = (float(column - _MARGIN + width // 2), float(row - _MARGIN + height // 2))
+    color = int(np.bincount(strokes, minlength=len(_NAMES)).argmax())
+    coverage = np.pad(layers.of_color(color), _MARGIN)
+    center = (float(column - _MARGIN + width // 2), float(row - _MARGIN + height // 2))
     # Each letter's own place, with a pixel to spare on each side.
     cells = [coverage[window][:, i * LETTER_PITCH :][:, :height] for i in range(len(text))]
     read = text if all(map(_is_letter, cells, text)) else UNKNOWN
     outside = np.ones_like(coverage, bool)
     outside[window] = False
     something = layers.something & outside[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
-    return Word(read, _NAMES[colour], centre), dataclasses.replace(layers, something=something)
+    return Word(read, _NAMES[color], center), dataclasses.replace(layers, something=something)
 
 
 _MARGIN = 4  # pixels around the picture, so that a window may stick out
 
 
 def _present(layers: _Layers) -> np.ndarray:
-    """The colours of at least 60 pixels, about two letters."""
+    """The colors of at least 60 pixels, about two letters."""
     solid = layers.something & (np.take_along_axis(layers.coverage, layers.label[..., None], -1)[..., 0] > 0.5)
     return np.flatnonzero(np.bincount(layers.label[solid], minlength=len(_NAMES)) >= 60)
 
@@ -185,21 +185,21 @@ def _is_letter(cell: np.ndarray, letter: str) -> bool:
 
 
 def _regions(layers: _Layers) -> list[tuple[int, np.ndarray]]:
-    """(colour, mask [64, 64]) of each connected region of one colour, largest first, blemishes left out.
+    """(color, mask [64, 64]) of each connected region of one color, largest first, blemishes left out.
 
-    A region in which two colours hold ground is two things that touch.
+    A region in which two colors hold ground is two things that touch.
     """
     coverage = np.take_along_axis(layers.coverage, layers.label[..., None], -1)[..., 0]
     regions = []
     for mask in _components(layers.something & (coverage > 0.6)):
         counts = np.bincount(layers.label[mask], minlength=len(_NAMES))
-        # Discoloured edges are thin; a thing of its own has an inside.
-        shares = {int(colour): mask & (layers.label == colour) for colour in np.flatnonzero(counts >= MIN_AREA)}
-        shares = {colour: share for colour, share in shares.items() if _inside(share).sum() >= MIN_AREA / 2}
+        # Discolored edges are thin; a thing of its own has an inside.
+        shares = {int(color): mask & (layers.label == color) for color in np.flatnonzero(counts >= MIN_AREA)}
+        shares = {color: share for color, share in shares.items() if _inside(share).sum() >= MIN_AREA / 2}
         if len(shares) < 2:
             regions.append((int(counts.argmax()), mask))
         else:
-            regions += [(colour, piece) for colour, share in shares.items() for piece in _components(share)]
+            regions += [(color, piece) for color, share in shares.items() for piece in _components(share)]
     regions = [region for region in regions if region[1].sum() >= MIN_AREA]
     return sorted(regions, key=lambda region: -region[1].sum())
 
@@ -234,41 +234,41 @@ def _inside(mask: np.ndarray) -> np.ndarray:
 
 
 def _read_object(region: tuple[int, np.ndarray], layers: _Layers, image: np.ndarray) -> Object:
-    colour, mask = region
+    color, mask = region
     measured = np.median(image[_inside(mask) if _inside(mask).any() else mask], 0)
-    name = _NAMES[colour] if np.linalg.norm(measured - _PALETTE[colour]) < MAX_COLOUR_ERROR else UNKNOWN
+    name = _NAMES[color] if np.linalg.norm(measured - _PALETTE[color]) < MAX_COLOR_ERROR else UNKNOWN
     # Edges count by their coverage, made steeper to undo blur.
-    near = np.where(mask, layers.coverage[..., colour], np.where(_dilate(_dilate(mask)), layers.of_colour(colour), 0))
+    near = np.where(mask, layers.coverage[..., color], np.where(_dilate(_dilate(mask)), layers.of_color(color), 0))
     soft = np.clip(2 * near - 0.5, 0, 1)
     steps = np.arange(CANVAS) + 0.5
     area = soft.sum()
     x, y = float((soft.sum(0) * steps).sum() / area), float((soft.sum(1) * steps).sum() / area)
     best = max(_fit(shape, soft, area, x, y) for shape in SHAPES)
-    overlap, shape, radius, centre = best
+    overlap, shape, radius, center = best
     size = "small" if radius < (RADII["small"] + RADII["large"]) / 2 else "large"
     known = overlap >= MIN_OVERLAP and 0.75 * RADII["small"] < radius < 1.3 * RADII["large"]
-    return Object(shape if known else UNKNOWN, name, size, centre)
+    return Object(shape if known else UNKNOWN, name, size, center)
 
 
 def _fit(shape: str, soft: np.ndarray, area: float, x: float, y: float) -> tuple[float, str, float, tuple[float, float]]:
-    """Intersection over union of a region with a shape of its area and centre of mass; and that shape's radius and centre."""
+    """Intersection over union of a region with a shape of its area and center of mass; and that shape's radius and center."""
     unit_area, mass_x, mass_y = _moments(shape)
     radius = math.sqrt(area / unit_area)
-    centre = (x - mass_x * radius, y - mass_y * radius)
+    center = (x - mass_x * radius, y - mass_y * radius)
     # In steps, so that few masks have to be drawn.
     drawn = min(max(round(radius * 4) / 4, 3.0), 24.0)
-    left, top = math.floor(centre[0]), math.floor(centre[1])
-    mask = shape_mask(shape, drawn, round((centre[0] - left) * 4) / 4, round((centre[1] - top) * 4) / 4)
+    left, top = math.floor(center[0]), math.floor(center[1])
+    mask = shape_mask(shape, drawn, round((center[0] - left) * 4) / 4, round((center[1] - top) * 4) / 4)
     half = len(mask) // 2
     pad = 32
     window = np.pad(soft, pad)[top - half + pad : top + half + pad, left - half + pad : left + half + pad]
     both = np.minimum(window, mask).sum()
-    return float(both / (area + mask.sum() - both)), shape, radius, centre
+    return float(both / (area + mask.sum() - both)), shape, radius, center
 
 
 @functools.cache
 def _moments(shape: str) -> tuple[float, float, float]:
-    """Area, and the centre of mass, of a shape of radius 1."""
+    """Area, and the center of mass, of a shape of radius 1."""
     radius = 20.0
     mask = shape_mask(shape, radius)
     steps = (np.arange(len(mask)) + 0.5 - len(mask) // 2) / radius

@@ -1,8 +1,8 @@
 """ShapeEval: does a model draw, edit and caption what it is asked to, in the built-in dataset's world?
 
-In the manner of GenEval: prompts by category (single object, two objects, counting, colours, position, attribute binding,
-words), each right or wrong, the score of a category its share of right answers and the overall score the mean over these
-categories. Edits and captions are scored beside it. Answers are judged from their pixels and words alone (reading.py).
+In the manner of GenEval: prompts by category (single object, two objects, counting, colors, position, attribute binding,
+words), each right or wrong, the score of a category its share of right responses and the overall score the mean over these
+categories. Edits and captions are scored beside it. Responses are judged from their pixels and words alone (reading.py).
 
 The picture must hold what was asked for and nothing else. What a prompt leaves open is free.
 """
@@ -20,7 +20,7 @@ from nextstep_jax.data.shapes.edits import find
 from nextstep_jax.data.shapes.meaning import REGION_SLACK, inventory
 from nextstep_jax.data.shapes.scene import in_region
 from nextstep_jax.errors import InputError
-from nextstep_jax.evaluation.reading import read_scene
+from nextstep_jax.evaluation.reading import parse_scene
 
 PER_CATEGORY = 40
 PLACE_SLACK = 5.0  # pixels, how far what was to stay in place may have moved
@@ -58,28 +58,28 @@ def read_prompts(path: str | pathlib.Path) -> list[shapes.Prompt]:
     return prompts
 
 
-def failure(prompt: shapes.Prompt, answer: np.ndarray | str) -> str | None:
-    """Why an answer is wrong, in words, or None if it is right.
+def failure(prompt: shapes.Prompt, response: np.ndarray | str) -> str | None:
+    """Why a response is wrong, in words, or None if it is right.
 
     Args:
-      answer: the picture, uint8 [64, 64, 3]; for "captions" the text.
+      response: the picture, uint8 [64, 64, 3]; for "captions" the text.
     """
     if prompt.category == "captions":
-        return caption_failure(prompt.scene, answer)
+        return caption_failure(prompt.scene, response)
     if prompt.category == "edits":
-        return edit_failure(prompt.truth, prompt.scene, read_scene(answer))
-    return shapes.contradiction(prompt.truth, read_scene(answer))
+        return edit_failure(prompt.truth, prompt.scene, parse_scene(response))
+    return shapes.contradiction(prompt.truth, parse_scene(response))
 
 
 def caption_failure(scene: shapes.Scene, text: str) -> str | None:
-    """Whether a caption is in the dataset's language, names everything with its colour, and is true."""
+    """Whether a caption is in the dataset's language, names everything with its color, and is true."""
     try:
         description = shapes.parse(text)
     except InputError as error:
         return str(error)
     for mention in description.mentions:
-        if mention.colour is None:
-            return f"no colour is named for the {mention}"
+        if mention.color is None:
+            return f"no color is named for the {mention}"
     return shapes.contradiction(description, scene)
 
 
@@ -98,17 +98,17 @@ def edit_failure(edit: shapes.Edit, before: shapes.Scene, after: shapes.Scene) -
     return f"{problems[0]}, {found}" if problems else None
 
 
-def evaluate(prompts: Sequence[shapes.Prompt], answers: Sequence[np.ndarray | str]) -> dict[str, Any]:
-    """Score answers, one per prompt in the same order (several for one prompt: repeat it).
+def evaluate(prompts: Sequence[shapes.Prompt], responses: Sequence[np.ndarray | str]) -> dict[str, Any]:
+    """Score responses, one per prompt in the same order (several for one prompt: repeat it).
 
     Returns:
       {"overall": mean over the categories of pictures from prompts, None without any; "n", "correct": over everything;
        "categories": {name: {"n", "correct", "score"}}; "edits": {operation: {"n", "correct", "score"}};
        "failures": [{"index", "category", "prompt", "reason"}]}, all plain numbers and text.
     """
-    if len(prompts) != len(answers):
-        raise InputError(f"expected one answer per prompt, found {len(answers)} for {len(prompts)}")
-    judged = [(prompt, failure(prompt, answer)) for prompt, answer in zip(prompts, answers, strict=True)]
+    if len(prompts) != len(responses):
+        raise InputError(f"expected one response per prompt, found {len(responses)} for {len(prompts)}")
+    judged = [(prompt, failure(prompt, response)) for prompt, response in zip(prompts, responses, strict=True)]
     categories = _tally((prompt.category, reason) for prompt, reason in judged)
     drawn = [entry["score"] for name, entry in categories.items() if name in shapes.CATEGORIES]
     return {
@@ -136,38 +136,38 @@ def format_report(report: Mapping[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Expected:
-    """An object that should be there after an edit. `size` None: any; `place`: a centre, a region, or None for anywhere."""
+    """An object that should be there after an edit. `size` None: any; `place`: a center, a region, or None for anywhere."""
 
     shape: str
-    colour: str
+    color: str
     size: str | None
     place: tuple[float, float] | str | None
 
     def is_met_by(self, thing: shapes.Object) -> bool:
-        if (self.shape, self.colour) != (thing.shape, thing.colour) or self.size not in (None, thing.size):
+        if (self.shape, self.color) != (thing.shape, thing.color) or self.size not in (None, thing.size):
             return False
         if isinstance(self.place, str):
-            return in_region(thing.centre, self.place, REGION_SLACK)
-        return self.place is None or max(abs(p - q) for p, q in zip(self.place, thing.centre, strict=True)) <= PLACE_SLACK
+            return in_region(thing.center, self.place, REGION_SLACK)
+        return self.place is None or max(abs(p - q) for p, q in zip(self.place, thing.center, strict=True)) <= PLACE_SLACK
 
 
 def _expected(edit: shapes.Edit, before: shapes.Scene) -> list[_Expected]:
-    things = [_Expected(thing.shape, thing.colour, thing.size, thing.centre) for thing in before.objects]
+    things = [_Expected(thing.shape, thing.color, thing.size, thing.center) for thing in before.objects]
     if edit.operation == "add":
-        return [*things, _Expected(edit.target.shape, edit.target.colour, edit.target.size, edit.value)]
+        return [*things, _Expected(edit.target.shape, edit.target.color, edit.target.size, edit.value)]
     if edit.operation != "background":
         index = find(before, edit.target)
         if edit.operation == "remove":
             del things[index]
         else:
-            field = {"recolour": "colour", "reshape": "shape", "resize": "size", "move": "place"}[edit.operation]
+            field = {"recolor": "color", "reshape": "shape", "resize": "size", "move": "place"}[edit.operation]
             things[index] = dataclasses.replace(things[index], **{field: edit.value})
     return things
 
 
 def _problems(expected: Sequence[_Expected], things: Sequence[shapes.Object]) -> list[str]:
     return [
-        f"expected a {' '.join(filter(None, (e.size, e.colour, e.shape)))} {_place(e.place)}"
+        f"expected a {' '.join(filter(None, (e.size, e.color, e.shape)))} {_place(e.place)}"
         for e, thing in zip(expected, things, strict=True)
         if not e.is_met_by(thing)
     ]

@@ -19,7 +19,7 @@ from nextstep_jax.data import images
 from nextstep_jax.data.shapes import CANVAS, Scene
 from nextstep_jax.data.streams import Source
 from nextstep_jax.errors import InputError
-from nextstep_jax.evaluation.reading import read_scene
+from nextstep_jax.evaluation.reading import parse_scene
 from nextstep_jax.evaluation.reconstruction import WINDOW, psnr, ssim
 from nextstep_jax.models.image_tokenizer import ImageTokenizer
 
@@ -65,14 +65,14 @@ def evaluate_tokenizer(originals: Iterable[np.ndarray], reconstruct: Reconstruct
     """Mean scores over pictures [height, width, 3] uint8, reconstructed `batch` of one size at a time.
 
     Returns:
-      {"n", "psnr" in dB, "ssim" (None where a side is under 11 pixels), "read_alike": the share of 64x64 pictures in which
+      {"n", "psnr" in dB, "ssim" (None where a side is under 11 pixels), "scene_accuracy": the share of 64x64 pictures in which
       ShapeEval reads the same background, word and objects before and after; None without such pictures}.
 
     Raises:
       InputError: no pictures.
     """
     queues: dict[tuple[int, ...], list[np.ndarray]] = collections.defaultdict(list)
-    scores: dict[str, list[float]] = {"psnr": [], "ssim": [], "read_alike": []}
+    scores: dict[str, list[float]] = {"psnr": [], "ssim": [], "scene_accuracy": []}
     for picture in originals:
         queue = queues[picture.shape]
         queue.append(picture)
@@ -98,10 +98,10 @@ def _score(queue: list[np.ndarray], reconstruct: Reconstruct, batch: int, scores
         scores["ssim"] += np.asarray(ssim(x, y)).tolist()
     if x.shape[1:3] == (CANVAS, CANVAS):
         pairs = zip(queue, levels, strict=True)
-        scores["read_alike"] += [float(_names(read_scene(a)) == _names(read_scene(b))) for a, b in pairs]
+        scores["scene_accuracy"] += [float(_names(parse_scene(a)) == _names(parse_scene(b))) for a, b in pairs]
 
 
 def _names(scene: Scene) -> tuple:
     """What is in a scene, without its measured places."""
-    things = sorted((thing.shape, thing.colour, thing.size) for thing in scene.objects)
-    return scene.background, scene.word and (scene.word.text, scene.word.colour), things
+    things = sorted((thing.shape, thing.color, thing.size) for thing in scene.objects)
+    return scene.background, scene.word and (scene.word.text, scene.word.color), things

@@ -73,9 +73,9 @@ def normalize_latents(mean: Array, patch: int | None) -> Array:
     p = patch or 1
     _require_multiple(h, w, p)
     tokens = mean.reshape(batch, h // p, p, w // p, p, c).astype(jnp.float32)
-    centred = tokens - tokens.mean((2, 4, 5), keepdims=True)
-    variance = jnp.square(centred).mean((2, 4, 5), keepdims=True)
-    return (centred * jax.lax.rsqrt(variance + NORM_EPS)).reshape(mean.shape)
+    centered = tokens - tokens.mean((2, 4, 5), keepdims=True)
+    variance = jnp.square(centered).mean((2, 4, 5), keepdims=True)
+    return (centered * jax.lax.rsqrt(variance + NORM_EPS)).reshape(mean.shape)
 
 
 def perturb(latents: Array, alpha: Array, noise: Array) -> Array:

@@ -13,7 +13,7 @@ _PATHS = {
     "pairs": "pair",
     "captions": "caption",
     "edits": "edit",
-    "plans": "plan",
+    "thinking": "thinking",
     "interleaved": "interleaved",
 }
 
@@ -34,7 +34,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
 
     Pictures of shapes must be latents first, `DIR` being what `config.data.root` is set to ("shapes-data" here):
 
-        for kind in pair caption edit plan interleaved; do
+        for kind in pair caption edit thinking interleaved; do
           nextstep-jax data build shapes:$kind:train:1000 shapes-data/pixels/$kind
           nextstep-jax data encode shapes-data/pixels/$kind shapes-data/$kind --checkpoint TOKENIZER --area 64
         done

@@ -93,7 +93,7 @@ def test_a_bomb_in_any_other_format_is_refused():
     bombs["JPEG"][(i := bombs["JPEG"].index(b"\xff\xc0") + 5) : i + 4] = struct.pack(">HH", 65500, 65500)
     bombs["BMP"][18:26] = struct.pack("<ii", 65535, 65535)
     bombs["GIF"][(i := bombs["GIF"].index(b",", 13 + 768) + 5) : i + 4] = struct.pack("<HH", 65535, 65535)
-    frames = [Image.new("RGBA", (8, 8), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGBA", (8, 8), color) for color in ("red", "blue")]
     bombs["WEBP"] = bytearray(encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:]))
     bombs["WEBP"][(i := bombs["WEBP"].index(b"VP8X") + 12) : i + 6] = 2 * (16382).to_bytes(3, "little")
     for kind, data in bombs.items():
@@ -172,9 +172,9 @@ def test_transparency_is_put_on_white():
     rgba[:, :20, 3] = 0
     expected = np.where(rgba[..., 3:] == 0, 255, PIXELS)
     np.testing.assert_array_equal(images.load(encoded(rgba)), expected)
-    grey = Image.fromarray(np.dstack([PIXELS[..., 0], rgba[..., 3]]), "LA")
+    gray = Image.fromarray(np.dstack([PIXELS[..., 0], rgba[..., 3]]), "LA")
     np.testing.assert_array_equal(
-        images.load(encoded(grey)), np.repeat(np.where(rgba[..., 3] == 0, 255, PIXELS[..., 0])[..., None], 3, 2)
+        images.load(encoded(gray)), np.repeat(np.where(rgba[..., 3] == 0, 255, PIXELS[..., 0])[..., None], 3, 2)
     )
     palette = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
     palette.putpalette([10, 20, 30, 40, 50, 60])
@@ -195,7 +195,7 @@ def test_other_modes():
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
 def test_of_an_animation_the_first_frame_is_taken(kind):
-    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
+    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "lime", "blue")]
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=100, **options)
     assert np.asarray(images.load(data))[8, 8].tolist() == [255, 0, 0]
@@ -263,7 +263,7 @@ def test_valid_sizes(width, height):
         assert (h, w) == images.valid_size(width=width, height=height)
 
 
-def test_resize_keeps_the_centre_and_does_not_distort():
+def test_resize_keeps_the_center_and_does_not_distort():
     wide = Image.new("RGB", (300, 100), "red")
     wide.paste(Image.new("RGB", (100, 100), "lime"), (100, 0))
     square = np.asarray(images.resize_crop(wide, 64, 64))

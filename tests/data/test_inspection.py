@@ -14,8 +14,8 @@ from nextstep_jax.errors import InputError
 RED, LIME = (255, 0, 0), (0, 255, 0)
 
 
-def picture(colour, height=60, width=60, loss=True):
-    return ImagePart.from_pixels(np.full((height, width, 3), colour, np.uint8), loss)
+def picture(color, height=60, width=60, loss=True):
+    return ImagePart.from_pixels(np.full((height, width, 3), color, np.uint8), loss)
 
 
 class Listed:
@@ -73,8 +73,8 @@ def test_a_contact_sheet_shows_images_frames_and_captions(tmp_path):
     with Image.open(path) as sheet:
         assert sheet.text == {"source": "listed"}
         pixels = np.asarray(sheet)
-    colours = {tuple(colour) for colour in pixels.reshape(-1, 3).tolist()}
-    assert {RED, LIME, (0x20, 0x60, 0xC0), (0xC0, 0xC0, 0xC0)} <= colours
+    colors = {tuple(color) for color in pixels.reshape(-1, 3).tolist()}
+    assert {RED, LIME, (0x20, 0x60, 0xC0), (0xC0, 0xC0, 0xC0)} <= colors
     cells = [pixels[:, 12 + 252 * i : 252 + 252 * i] for i in range(4)]
     assert all((cell.sum(-1) < 150).sum() > 100 for cell in cells)  # each has black text
     reds = [(cell == RED).all(-1).sum() for cell in cells]

@@ -41,12 +41,12 @@ def test_render_paints_the_palette_and_softens_only_edges():
     thing = shapes.Object("square", "red", "small", (32, 32))
     image = shapes.render(shapes.Scene((thing,), "navy"))
     assert image.shape == (64, 64, 3) and image.dtype == np.uint8
-    assert tuple(image[32, 32]) == shapes.COLOURS["red"] and tuple(image[0, 0]) == shapes.BACKGROUNDS["navy"]
+    assert tuple(image[32, 32]) == shapes.COLORS["red"] and tuple(image[0, 0]) == shapes.BACKGROUNDS["navy"]
     painted = (image != shapes.BACKGROUNDS["navy"]).any(-1)
     assert painted.sum() == 18 * 18 and painted[23:41, 23:41].all()
 
     circle = shapes.render(shapes.Scene((shapes.Object("circle", "blue", "large", (20.5, 40.25)),), "white")).astype(float)
-    ground, blue = np.array(shapes.BACKGROUNDS["white"]), np.array(shapes.COLOURS["blue"])
+    ground, blue = np.array(shapes.BACKGROUNDS["white"]), np.array(shapes.COLORS["blue"])
     cover = ((ground - circle) / (ground - blue)).mean(-1)
     assert cover.sum() == pytest.approx(np.pi * 14**2, rel=0.01)
     steps = np.arange(64) + 0.5
@@ -57,7 +57,7 @@ def test_render_paints_the_palette_and_softens_only_edges():
 def test_render_cuts_off_what_sticks_out_and_lets_later_objects_cover_earlier_ones():
     corner = shapes.Object("square", "green", "large", (0, 64))
     image = shapes.render(shapes.Scene((corner, shapes.Object("circle", "pink", "small", (10, 54)))))
-    assert tuple(image[63, 0]) == shapes.COLOURS["green"] and tuple(image[54, 10]) == shapes.COLOURS["pink"]
+    assert tuple(image[63, 0]) == shapes.COLORS["green"] and tuple(image[54, 10]) == shapes.COLORS["pink"]
     assert tuple(image[0, 63]) == shapes.BACKGROUNDS["white"]
 
 
@@ -84,10 +84,10 @@ def test_names_outside_the_palette_are_refused(bad, named):
 
 
 def test_palette_is_well_separated():
-    colours = [np.array(rgb) for rgb in (*shapes.COLOURS.values(),)]
+    colors = [np.array(rgb) for rgb in (*shapes.COLORS.values(),)]
     grounds = [np.array(rgb) for rgb in shapes.BACKGROUNDS.values()]
-    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(colours, 2)) > 75
-    assert min(np.linalg.norm(a - b) for a, b in itertools.product(colours, grounds)) > 75
+    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(colors, 2)) > 75
+    assert min(np.linalg.norm(a - b) for a, b in itertools.product(colors, grounds)) > 75
     assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(grounds, 2)) > 60
 
 
@@ -103,8 +103,8 @@ def test_scenes_are_well_formed(category, split):
         assert 1 <= len(drawn.items) <= 4 and (drawn.word is not None) == (category == "words")
         assert not any(scene.overlap(a, b) for a, b in itertools.combinations(drawn.items, 2))
         for thing in drawn.objects:
-            assert thing.centre in layout.CENTRES
-            assert all(scene.RADII[thing.size] < c < 64 - scene.RADII[thing.size] for c in thing.centre)
+            assert thing.center in layout.CENTERS
+            assert all(scene.RADII[thing.size] < c < 64 - scene.RADII[thing.size] for c in thing.center)
         if category == "position":
             assert scene.clearly_related(*drawn.objects)
         held = shapes.held_out_in(drawn)
@@ -140,11 +140,11 @@ def test_no_training_scene_holds_a_held_out_combination(drawn):
         for one in scenes:
             assert not shapes.held_out_in(one), (kind, sample.key)
             for a, b in itertools.permutations(one.objects, 2):
-                if (a.shape, a.colour) != (b.shape, b.colour) and scene.relation(a, b):
-                    seen.add((a.shape, a.colour, scene.relation(a, b)))
+                if (a.shape, a.color) != (b.shape, b.color) and scene.relation(a, b):
+                    seen.add((a.shape, a.color, scene.relation(a, b)))
     assert not seen & relations
     # Hardly anything else is missing: what is held out is held out on purpose.
-    everything = set(itertools.product(shapes.SHAPES, shapes.COLOURS, scene.RELATIONS))
+    everything = set(itertools.product(shapes.SHAPES, shapes.COLORS, scene.RELATIONS))
     assert len(everything - relations - seen) <= 2
 
 
@@ -157,23 +157,23 @@ def test_no_training_text_speaks_of_a_held_out_relation(drawn):
                     said = shapes.parse(sentence)
                 except InputError:
                     continue
-                if said.relation and all(mention.colour and mention.shape for mention in said.mentions):
+                if said.relation and all(mention.color and mention.shape for mention in said.mentions):
                     spoken += 1
                     a, b = said.mentions
-                    assert (a.shape, a.colour, said.relation) not in shapes.held_out_relations()
-                    assert (b.shape, b.colour, meaning.INVERSE[said.relation]) not in shapes.held_out_relations()
+                    assert (a.shape, a.color, said.relation) not in shapes.held_out_relations()
+                    assert (b.shape, b.color, meaning.INVERSE[said.relation]) not in shapes.held_out_relations()
     assert spoken > COUNT / 4
 
 
 def test_held_out_relations_match_the_rule_for_scenes():
-    for shape, colour, name in shapes.held_out_relations():
+    for shape, color, name in shapes.held_out_relations():
         place = {"left of": (12, 32), "right of": (52, 32), "above": (32, 12), "below": (32, 52)}[name]
         other = shapes.Object(
-            "cross" if shape != "cross" else "star", "purple" if colour != "purple" else "red", "small", (32, 32)
+            "cross" if shape != "cross" else "star", "purple" if color != "purple" else "red", "small", (32, 32)
         )
-        one = shapes.Object(shape, colour, "small", place)
+        one = shapes.Object(shape, color, "small", place)
         assert "position" in shapes.held_out_in(shapes.Scene((one, other)))
-        alike = shapes.Object(shape, colour, "small", (32, 32))
+        alike = shapes.Object(shape, color, "small", (32, 32))
         assert "position" not in shapes.held_out_in(shapes.Scene((one, alike)))
 
 
@@ -185,7 +185,7 @@ def test_captions_say_what_they_mean_and_are_true(category):
     rng = random.Random(category)
     for _ in range(80):
         drawn = layout.random_scene(category, rng)
-        said = meaning.describe(drawn, rng, colours=rng.random(), sizes=0.5, background=0.5)
+        said = meaning.describe(drawn, rng, colors=rng.random(), sizes=0.5, background=0.5)
         text = language.realize(said, rng)
         assert shapes.parse(text) == said, text
         assert shapes.contradiction(said, drawn) is None, text
@@ -217,7 +217,7 @@ def test_the_plain_form_comes_first():
         ),
         (
             '"cat" written in red above a cross',
-            meaning.Description((shapes.Mention(colour="red", text="cat"), shapes.Mention("cross")), "above"),
+            meaning.Description((shapes.Mention(color="red", text="cat"), shapes.Mention("cross")), "above"),
         ),
         ("draw an orange star in the center", meaning.Description((shapes.Mention("star", "orange"),), None, "middle")),
         (
@@ -305,7 +305,7 @@ def test_edits_mean_what_they_say_and_do_it(operation):
             assert len(kept) == len(before.objects) - (operation != "add")
         if operation == "move":
             (moved,) = set(after.objects) - kept
-            assert scene.in_region(moved.centre, edit.value)
+            assert scene.in_region(moved.center, edit.value)
         assert not any(scene.overlap(a, b) for a, b in itertools.combinations(after.objects, 2))
 
 
@@ -317,7 +317,7 @@ def test_edit_with_no_room_or_no_object():
     with pytest.raises(InputError, match="0 objects"):
         shapes.apply_edit(shapes.parse_edit("remove the circle"), alone, random.Random(0))
     moved = shapes.apply_edit(shapes.parse_edit("move the red star to the right"), alone, random.Random(0))
-    assert moved.objects[0].centre[0] >= 44
+    assert moved.objects[0].center[0] >= 44
 
 
 @pytest.mark.parametrize(
@@ -341,19 +341,19 @@ def test_samples_are_functions_of_kind_index_seed_and_split():
         assert len({stored, *map(records.pack, others)}) == 4
 
 
-def test_letters_spell_no_word_and_come_in_every_colour(drawn):
+def test_letters_spell_no_word_and_come_in_every_color(drawn):
     words = [scenes[0].word for kind, _, scenes in drawn if kind == "letters"]
     assert {len(word.text) for word in words} == {2, 3, 4}
     assert not {word.text for word in words} & set(shapes.WORDS)
-    seen = {(letter, word.colour) for word in words for letter in word.text}
-    assert len(seen) > 0.95 * len(scene.GLYPHS) * len(shapes.COLOURS)
+    seen = {(letter, word.color) for word in words for letter in word.text}
+    assert len(seen) > 0.95 * len(scene.GLYPHS) * len(shapes.COLORS)
 
 
 def test_the_dataset_has_not_changed_unnoticed(drawn):
     digest = hashlib.blake2b(digest_size=8)
     for _, sample, scenes in drawn:
         digest.update(repr((sample.key, [part.text for part in sample.texts], scenes)).encode())
-    assert digest.hexdigest() == "1e8bd754794d5ebd"
+    assert digest.hexdigest() == "38c44f61e153e29a"
 
 
 def test_parts_and_losses_of_each_kind():
@@ -365,7 +365,7 @@ def test_parts_and_losses_of_each_kind():
     assert form("pair") == ("pair", [("text", True), ("image", True)])
     assert form("caption") == ("pair", [("image", False), ("text", True)])
     assert form("edit") == ("edit", [("image", False), ("text", False), ("image", True)])
-    assert form("plan") == ("edit", [("text", False), ("image", False), ("text", True), ("image", True)])
+    assert form("thinking") == ("edit", [("text", False), ("image", False), ("text", True), ("image", True)])
     assert form("text") == ("text", [("text", True)])
     assert form("table") == ("text", [("text", False), ("text", True)])
     for index in range(10):
@@ -379,7 +379,7 @@ def test_pictures_agree_with_their_captions(drawn):
             said = shapes.parse(sample.texts[0].text)
             assert shapes.contradiction(said, scenes[0]) is None, sample.texts[0].text
             if kind == "caption":
-                assert all(mention.colour for mention in said.mentions)
+                assert all(mention.color for mention in said.mentions)
         if kind == "edit":
             edit = shapes.parse_edit(sample.texts[0].text)
             if edit.operation != "add":
@@ -388,7 +388,7 @@ def test_pictures_agree_with_their_captions(drawn):
 
 def test_plans_tell_both_pictures_and_what_changes(drawn):
     nothing = "empty empty empty"
-    for sample, (before, after) in [(sample, scenes) for kind, sample, scenes in drawn if kind == "plan"]:
+    for sample, (before, after) in [(sample, scenes) for kind, sample, scenes in drawn if kind == "thinking"]:
         instruction, plan = (part.text for part in sample.texts)
         edit = shapes.parse_edit(instruction)
         if edit.operation != "add":
@@ -399,7 +399,7 @@ def test_plans_tell_both_pictures_and_what_changes(drawn):
         tables = [{number: f"{kind} {size}" for number, kind, _, size in first}]
         tables.append(dict(re.findall(r"(\d) (\w+ \w+ \w+)", found[4])))
         for table, picture in zip(tables, (before, after), strict=True):
-            things = {thing.centre: f"{thing.shape} {thing.colour} {thing.size}" for thing in picture.objects}
+            things = {thing.center: f"{thing.shape} {thing.color} {thing.size}" for thing in picture.objects}
             places = itertools.product((16, 32, 48), repeat=2)
             assert list(table.items()) == [(f"{n}", things.get((x, y), nothing)) for n, (y, x) in enumerate(places, 1)]
         if edit.operation == "background":
@@ -414,7 +414,7 @@ def test_tables_are_looked_up_and_hold_nothing_held_out(drawn):
     for first, again in [[part.text for part in sample.texts] for kind, sample, _ in drawn if kind == "table"]:
         entries = [entry for entry in re.findall(r"\d (\w+ \w+ \d \w+)", first) if "empty" not in entry]
         assert sorted(again.split(" then ")) == sorted(entries)
-        words = [(shape, colour, size, int(place) - 1) for shape, colour, place, size in map(str.split, entries)]
+        words = [(shape, color, size, int(place) - 1) for shape, color, place, size in map(str.split, entries)]
         things = [shapes.Object(*kind, (16 + place % 3 * 16, 16 + place // 3 * 16)) for *kind, place in words]
         assert not holdout.held_out_in(shapes.Scene(tuple(things)))
 

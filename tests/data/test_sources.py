@@ -157,8 +157,13 @@ def test_shapes_are_a_source(kind):
     source = pickle.loads(pickle.dumps(ShapesSource(kind, "train", 3)))
     assert len(source) == 3
     assert source[2] == shapes.sample(kind, 2)
-    assert source[0].kind == {"caption": "pair", "letters": "pair", "plan": "edit", "table": "text"}.get(kind, kind)
+    assert source[0].kind == {"caption": "pair", "letters": "pair", "thinking": "edit", "table": "text"}.get(kind, kind)
     assert source.fingerprint(0, 2) != ShapesSource(kind, "heldout", 3).fingerprint(0, 2)
+
+
+def test_an_old_kind_of_shapes_names_the_new_one():
+    with pytest.raises(InputError, match="'plan'; there are .*; 'plan' is called 'thinking' now"):
+        open_source("shapes:plan:train:3")[0]
 
 
 # --- TensorFlow Datasets ----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from nextstep_jax.data import shapes
 from nextstep_jax.data.shapes import edits, language, layout, meaning, samples
 from nextstep_jax.errors import InputError
 from nextstep_jax.evaluation import shapes as shape_eval
-from nextstep_jax.evaluation.reading import UNKNOWN, read_scene
+from nextstep_jax.evaluation.reading import UNKNOWN, parse_scene
 
 COUNT = 24
 
@@ -43,7 +43,7 @@ def described_scenes(category, count):
     rng = random.Random(f"evaluation {category}")
     for index in range(count):
         scene = layout.random_scene(category, rng, shapes.SPLITS[index % 2])
-        truth = meaning.describe(scene, rng, colours=1, sizes=0.5, background=0.5, relations=category in ("position", "words"))
+        truth = meaning.describe(scene, rng, colors=1, sizes=0.5, background=0.5, relations=category in ("position", "words"))
         yield scene, shapes.Prompt(language.realize(truth, rng), category, truth)
 
 
@@ -66,12 +66,12 @@ def _change(scene, rng, **how):
     )
 
 
-def wrong_colour(scene, rng):
+def wrong_color(scene, rng):
     if not scene.objects:
         return dataclasses.replace(
-            scene, word=dataclasses.replace(scene.word, colour=_other(shapes.COLOURS, scene.word.colour, rng))
+            scene, word=dataclasses.replace(scene.word, color=_other(shapes.COLORS, scene.word.color, rng))
         )
-    return _change(scene, rng, colour=shapes.COLOURS)
+    return _change(scene, rng, color=shapes.COLORS)
 
 
 def wrong_shape(scene, rng):
@@ -83,7 +83,7 @@ def missing_object(scene, rng):
 
 
 def extra_object(scene, rng):
-    free = layout.free_centres("small", scene.items)
+    free = layout.free_centers("small", scene.items)
     kind = layout.random_kind(rng, "small")
     return dataclasses.replace(scene, objects=(*scene.objects, shapes.Object(*kind, rng.choice(free)))) if free else None
 
@@ -93,17 +93,15 @@ def swapped_places(scene, rng):
         return None
     a, b = scene.objects
     return dataclasses.replace(
-        scene, objects=(dataclasses.replace(a, centre=b.centre), dataclasses.replace(b, centre=a.centre))
+        scene, objects=(dataclasses.replace(a, center=b.center), dataclasses.replace(b, center=a.center))
     )
 
 
-def swapped_colours(scene, rng):
+def swapped_colors(scene, rng):
     if len(scene.objects) != 2:
         return None
     a, b = scene.objects
-    return dataclasses.replace(
-        scene, objects=(dataclasses.replace(a, colour=b.colour), dataclasses.replace(b, colour=a.colour))
-    )
+    return dataclasses.replace(scene, objects=(dataclasses.replace(a, color=b.color), dataclasses.replace(b, color=a.color)))
 
 
 def wrong_background(scene, rng):
@@ -130,18 +128,18 @@ def misspelt_word(scene, rng):
 def moved(scene, rng):
     """The first object put somewhere else."""
     first, *others = scene.objects
-    (x, y), free = first.centre, layout.free_centres(first.size, others)
-    far = [centre for centre in free if max(abs(centre[0] - x), abs(centre[1] - y)) >= 8]
-    return dataclasses.replace(scene, objects=(dataclasses.replace(first, centre=rng.choice(far)), *others)) if far else None
+    (x, y), free = first.center, layout.free_centers(first.size, others)
+    far = [center for center in free if max(abs(center[0] - x), abs(center[1] - y)) >= 8]
+    return dataclasses.replace(scene, objects=(dataclasses.replace(first, center=rng.choice(far)), *others)) if far else None
 
 
 CORRUPTIONS = (
-    wrong_colour,
+    wrong_color,
     wrong_shape,
     missing_object,
     extra_object,
     swapped_places,
-    swapped_colours,
+    swapped_colors,
     wrong_background,
     wrong_word,
     misspelt_word,
@@ -165,7 +163,7 @@ def test_wrong_pictures_fail(corrupt, degrade):
     for category in shapes.CATEGORIES:
         for seed, (scene, prompt) in enumerate(described_scenes(category, COUNT // 2)):
             wrong = corrupt(scene, rng)
-            # Some changes leave the prompt true: a colour swap within a pair of one colour, a background nobody named.
+            # Some changes leave the prompt true: a color swap within a pair of one color, a background nobody named.
             if wrong is None or (corrupt is not misspelt_word and shapes.contradiction(prompt.truth, wrong) is None):
                 continue
             made += 1
@@ -188,34 +186,34 @@ def test_read_scene_measures_places_and_sizes():
     things = (shapes.Object("star", "pink", "large", (17.5, 20.25)), shapes.Object("triangle", "cyan", "small", (47.0, 44.75)))
     scene = shapes.Scene(things, "navy")
     for seed, degrade in enumerate(DEGRADE.values()):
-        read = read_scene(degrade(shapes.render(scene), seed))
+        read = parse_scene(degrade(shapes.render(scene), seed))
         assert read.background == "navy" and read.word is None and len(read.objects) == 2
         for thing, found in zip(things, read.objects, strict=True):
-            assert (found.shape, found.colour, found.size) == (thing.shape, thing.colour, thing.size)
-            assert found.centre == pytest.approx(thing.centre, abs=0.6)
+            assert (found.shape, found.color, found.size) == (thing.shape, thing.color, thing.size)
+            assert found.center == pytest.approx(thing.center, abs=0.6)
     word = shapes.Scene((), "gray", shapes.Word("love", "purple", (32, 24)))
-    assert read_scene(shapes.render(word)) == dataclasses.replace(
-        word, word=dataclasses.replace(word.word, centre=(32.0, 24.0))
+    assert parse_scene(shapes.render(word)) == dataclasses.replace(
+        word, word=dataclasses.replace(word.word, center=(32.0, 24.0))
     )
 
 
 def test_what_is_none_of_the_shapes_is_read_as_unknown():
     image = np.full((64, 64, 3), 248, np.uint8)
-    image[20:24, 8:56] = shapes.COLOURS["red"]
-    assert [thing.shape for thing in read_scene(image).objects] == [UNKNOWN]
+    image[20:24, 8:56] = shapes.COLORS["red"]
+    assert [thing.shape for thing in parse_scene(image).objects] == [UNKNOWN]
     image = np.full((64, 64, 3), 248, np.uint8)
     image[20:40, 20:40] = (120, 80, 40)
-    assert [(thing.shape, thing.colour) for thing in read_scene(image).objects] == [("square", UNKNOWN)]
-    assert read_scene(np.full((64, 64, 3), (255, 0, 255), np.uint8)).background == UNKNOWN
+    assert [(thing.shape, thing.color) for thing in parse_scene(image).objects] == [("square", UNKNOWN)]
+    assert parse_scene(np.full((64, 64, 3), (255, 0, 255), np.uint8)).background == UNKNOWN
     half = shapes.render(shapes.Scene((shapes.Object("circle", "red", "large", (32, 32)),)))
     half[:, 33:] = 248
-    assert read_scene(half).objects[0].shape == UNKNOWN
+    assert parse_scene(half).objects[0].shape == UNKNOWN
 
 
-def test_touching_things_of_two_colours_are_two_things():
+def test_touching_things_of_two_colors_are_two_things():
     pair = (shapes.Object("square", "red", "small", (20, 32)), shapes.Object("circle", "blue", "large", (42, 32)))
-    read = read_scene(shapes.render(shapes.Scene(pair, "cream")))
-    assert {(thing.shape, thing.colour) for thing in read.objects} == {("square", "red"), ("circle", "blue")}
+    read = parse_scene(shapes.render(shapes.Scene(pair, "cream")))
+    assert {(thing.shape, thing.color) for thing in read.objects} == {("square", "red"), ("circle", "blue")}
 
 
 @pytest.mark.parametrize(
@@ -223,7 +221,7 @@ def test_touching_things_of_two_colours_are_two_things():
 )
 def test_only_pictures_of_the_right_kind_are_read(bad):
     with pytest.raises(InputError, match="uint8"):
-        read_scene(bad)
+        parse_scene(bad)
 
 
 # --- edits ------------------------------------------------------------------------------------------------------------
@@ -251,17 +249,17 @@ def test_undone_edits_fail(operation):
 
 
 @pytest.mark.parametrize("operation", edits.OPERATIONS)
-@pytest.mark.parametrize("corrupt", [wrong_colour, wrong_shape, extra_object, wrong_background, moved])
+@pytest.mark.parametrize("corrupt", [wrong_color, wrong_shape, extra_object, wrong_background, moved])
 def test_edits_that_touch_the_rest_fail(operation, corrupt):
     rng, made = random.Random(1), 0  # there is seldom room for another object
     for prompt, after in edit_prompts(operation, 2 * COUNT):
         rest = [thing for thing in after.objects if thing in prompt.scene.objects]
-        if corrupt in (wrong_colour, wrong_shape, moved) and not rest:
+        if corrupt in (wrong_color, wrong_shape, moved) and not rest:
             continue
         others = tuple(thing for thing in after.objects if thing not in rest[:1])
         if corrupt is moved:
             wrong = moved(shapes.Scene((*rest[:1], *others), after.background), rng)
-        elif corrupt in (wrong_colour, wrong_shape):
+        elif corrupt in (wrong_color, wrong_shape):
             changed = corrupt(shapes.Scene((rest[0],)), rng).objects
             wrong = dataclasses.replace(after, objects=(*others, *changed))
         else:
@@ -283,15 +281,15 @@ def test_captions_are_checked_for_truth(category):
         prompt = shapes.Prompt("", "captions", None, scene)
         assert shape_eval.failure(prompt, text) is None
         assert shape_eval.failure(prompt, text.upper() + " .") is None
-        for corrupt in (wrong_colour, wrong_shape, missing_object, extra_object):
+        for corrupt in (wrong_color, wrong_shape, missing_object, extra_object):
             wrong = corrupt(scene, rng)
             if wrong is not None and wrong.items:
                 assert shape_eval.failure(prompt, shapes.caption(wrong, rng)), (text, wrong)
 
 
-def test_captions_need_the_language_and_colours():
+def test_captions_need_the_language_and_colors():
     scene = shapes.Scene((shapes.Object("circle", "red", "small", (20, 20)),))
-    assert shape_eval.caption_failure(scene, "a circle") == "no colour is named for the circle"
+    assert shape_eval.caption_failure(scene, "a circle") == "no color is named for the circle"
     assert "found 'blob'" in shape_eval.caption_failure(scene, "a red blob")
     assert "found the end" in shape_eval.caption_failure(scene, "")
     assert shape_eval.caption_failure(scene, "a small red circle on a white background") is None
@@ -309,18 +307,18 @@ def test_default_prompts_are_held_out_and_of_every_category():
 
 def test_report_counts_and_names_what_failed():
     asked = [pair for category in shapes.CATEGORIES for pair in described_scenes(category, 4)]
-    prompts, answers = [prompt for _, prompt in asked], [shapes.render(scene) for scene, _ in asked]
+    prompts, responses = [prompt for _, prompt in asked], [shapes.render(scene) for scene, _ in asked]
     for prompt in (*shapes.prompts("heldout", "edits", 4), *shapes.prompts("heldout", "captions", 4)):
         prompts.append(prompt)
         rng = random.Random(0)
         done = prompt.category == "edits" and shapes.apply_edit(prompt.truth, prompt.scene, rng)
-        answers.append(shapes.render(done) if done else shapes.caption(prompt.scene, rng))
-    report = shape_eval.evaluate(prompts, answers)
+        responses.append(shapes.render(done) if done else shapes.caption(prompt.scene, rng))
+    report = shape_eval.evaluate(prompts, responses)
     assert report["overall"] == 1 and report["n"] == report["correct"] == 36 and report["failures"] == []
 
-    answers[0] = answers[31] = np.zeros((64, 64, 3), np.uint8)
-    answers[35] = "nonsense"
-    report = json.loads(json.dumps(shape_eval.evaluate(prompts, answers)))
+    responses[0] = responses[31] = np.zeros((64, 64, 3), np.uint8)
+    responses[35] = "nonsense"
+    report = json.loads(json.dumps(shape_eval.evaluate(prompts, responses)))
     assert report["overall"] == pytest.approx(1 - 0.25 / 7) and report["correct"] == 33
     assert report["categories"]["single object"] == {"n": 4, "correct": 3, "score": 0.75}
     assert report["categories"]["edits"]["correct"] == report["categories"]["captions"]["correct"] == 3
@@ -329,8 +327,8 @@ def test_report_counts_and_names_what_failed():
     assert report["failures"][0]["prompt"] == prompts[0].text and "nonsense" in report["failures"][2]["reason"]
     table = shape_eval.format_report(report)
     assert len(table.splitlines()) == 10 and "0.964" in table
-    with pytest.raises(InputError, match="one answer per prompt"):
-        shape_eval.evaluate(prompts, answers[1:])
+    with pytest.raises(InputError, match="one response per prompt"):
+        shape_eval.evaluate(prompts, responses[1:])
 
 
 def test_prompt_files_are_read_line_by_line(tmp_path):

@@ -17,7 +17,7 @@ def test_a_perfect_tokenizer():
     assert len(found) == 10 and found[0].shape == (64, 64, 3)
     seen = []
     scores = evaluate_tokenizer(found, lambda x: seen.append(x.shape) or x, batch=4)
-    assert scores == {"n": 10, "psnr": np.inf, "ssim": pytest.approx(1.0), "read_alike": 1.0}
+    assert scores == {"n": 10, "psnr": np.inf, "ssim": pytest.approx(1.0), "scene_accuracy": 1.0}
     assert seen == [(4, 64, 64, 3)] * 3
 
 
@@ -30,20 +30,20 @@ def test_what_is_lost_is_seen():
         return y
 
     scores = evaluate_tokenizer(found, forget_half)
-    assert scores["psnr"] < 25 and scores["ssim"] < 0.95 and scores["read_alike"] < 0.5
+    assert scores["psnr"] < 25 and scores["ssim"] < 0.95 and scores["scene_accuracy"] < 0.5
 
 
 def test_other_sizes_are_not_read():
     ramp = np.linspace(0, 255, 32 * 48 * 3).reshape(32, 48, 3).astype(np.uint8)
     tiny = ramp[:8, :8]
     scores = evaluate_tokenizer([ramp, ramp, tiny], lambda x: np.clip(x + 0.1, -1, 1))
-    assert scores["n"] == 3 and scores["read_alike"] is None and 25 < scores["psnr"] < 27
+    assert scores["n"] == 3 and scores["scene_accuracy"] is None and 25 < scores["psnr"] < 27
 
 
 def test_the_built_in_tokenizer_keeps_what_shapeeval_reads():
     scenes = [shapes.render(prompt.scene) for prompt in shapes.prompts("heldout", "captions", 16)]
     scores = evaluate_tokenizer(scenes, load_reconstruction(builtin_checkpoint()))
-    assert scores["read_alike"] >= 0.9
+    assert scores["scene_accuracy"] >= 0.9
 
 
 def test_mistakes():

@@ -32,8 +32,8 @@ def test_traces_the_generation(tiny_pipeline, settings, traced):
 def test_tokens_are_the_sampled_ones_normalized(traced):
     mean, variance = token_statistics(traced.sampled)
     assert np.abs(mean).max() > 1e-3 and mean.shape == variance.shape == (4,)
-    centred = traced.sampled - traced.sampled.mean(-1, keepdims=True)
-    np.testing.assert_allclose(traced.tokens, centred / traced.sampled.std(-1, keepdims=True), atol=1e-4)
+    centered = traced.sampled - traced.sampled.mean(-1, keepdims=True)
+    np.testing.assert_allclose(traced.tokens, centered / traced.sampled.std(-1, keepdims=True), atol=1e-4)
     np.testing.assert_allclose(token_statistics(traced.tokens), [np.zeros(4), np.ones(4)], atol=1e-3)
 
 

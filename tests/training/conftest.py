@@ -8,7 +8,7 @@ import pytest
 
 
 def fake_latents(pixels: np.ndarray) -> np.ndarray:
-    """[B, height, width, 3] in [-1, 1] to [B, h, w, 16]: random features of the mean colours of 8x8 blocks, normalized."""
+    """[B, height, width, 3] in [-1, 1] to [B, h, w, 16]: random features of the mean colors of 8x8 blocks, normalized."""
     blocks = pixels.reshape(len(pixels), pixels.shape[1] // 8, 8, pixels.shape[2] // 8, 8, 3).mean((2, 4))
     features = blocks @ np.random.default_rng(0).normal(size=(3, 16)) + 0.1
     features -= features.mean(-1, keepdims=True)
@@ -17,13 +17,13 @@ def fake_latents(pixels: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def shapes_data(tmp_path_factory):
-    """A folder with the datasets pair, caption, edit, plan and interleaved: a few shapes as latents."""
+    """A folder with the datasets pair, caption, edit, thinking and interleaved: a few shapes as latents."""
     from nextstep_jax.data.build import build
     from nextstep_jax.data.encode import encode
     from nextstep_jax.data.sources import open_source
 
     root = tmp_path_factory.mktemp("shapes_data")
-    for kind in ("pair", "caption", "edit", "plan", "interleaved"):
+    for kind in ("pair", "caption", "edit", "thinking", "interleaved"):
         build(open_source(f"shapes:{kind}:train:24"), root / "pixels" / kind)
         encode(root / "pixels" / kind, fake_latents, root / kind, area=64)
     return root

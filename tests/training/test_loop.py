@@ -77,7 +77,7 @@ def test_every_stage_learns(name, laptop, tmp_path):
     assert jax.tree.structure(exported) == jax.tree.structure(expected) and same(exported, expected)
     if config.objective == "multitask":
         named = {kind for line in lines for kind in KIND_IDS if f"text_loss/{kind}" in line}
-        kinds = {"pairs": "pair", "captions": "pair", "edits": "edit", "plans": "edit", "tables": "text"}
+        kinds = {"pairs": "pair", "captions": "pair", "edits": "edit", "thinking": "edit", "tables": "text"}
         assert named == {kinds.get(name, name) for name, source in config.data.sources.items() if source.share}
         assert all(line["packing_waste"] < 0.5 and line["text_targets_dropped"] == 0 for line in lines)
 

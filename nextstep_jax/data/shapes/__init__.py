@@ -1,4 +1,4 @@
-"""The built-in dataset: pictures of coloured shapes and short words, 64 x 64 pixels, with captions, edits and stories.
+"""The built-in dataset: pictures of colored shapes and short words, 64 x 64 pixels, with captions, edits and stories.
 
     scene.py     the palette, what a scene is, and how it is drawn
     holdout.py   the combinations training never sees
@@ -26,13 +26,13 @@ from nextstep_jax.data.shapes.samples import (
     understand,
     vocabulary_words,
 )
-from nextstep_jax.data.shapes.scene import BACKGROUNDS, CANVAS, COLOURS, SHAPES, SIZES, WORDS, Object, Scene, Word, render
+from nextstep_jax.data.shapes.scene import BACKGROUNDS, CANVAS, COLORS, SHAPES, SIZES, WORDS, Object, Scene, Word, render
 
 __all__ = [
     "BACKGROUNDS",
     "CANVAS",
     "CATEGORIES",
-    "COLOURS",
+    "COLORS",
     "KINDS",
     "PROMPT_CATEGORIES",
     "SHAPES",

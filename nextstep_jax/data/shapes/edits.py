@@ -5,12 +5,12 @@ import random
 
 from nextstep_jax.data.shapes.holdout import is_held_out
 from nextstep_jax.data.shapes.language import REGION_WORDS, Reader, noun_phrase
-from nextstep_jax.data.shapes.layout import free_centres, random_kind
+from nextstep_jax.data.shapes.layout import free_centers, random_kind
 from nextstep_jax.data.shapes.meaning import Mention
-from nextstep_jax.data.shapes.scene import BACKGROUNDS, COLOURS, REGIONS, SHAPES, SIZES, Object, Scene, in_region, overlap
+from nextstep_jax.data.shapes.scene import BACKGROUNDS, COLORS, REGIONS, SHAPES, SIZES, Object, Scene, in_region, overlap
 from nextstep_jax.errors import InputError
 
-OPERATIONS = ("recolour", "remove", "add", "move", "resize", "reshape", "background")
+OPERATIONS = ("recolor", "remove", "add", "move", "resize", "reshape", "background")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Edit:
     Attributes:
       operation: one of OPERATIONS.
       target: the object it is about (for "add" the new one); None for "background".
-      value: the new colour, size, shape, region or background; for "add" the region or None.
+      value: the new color, size, shape, region or background; for "add" the region or None.
     """
 
     operation: str
@@ -36,7 +36,7 @@ def random_edit(scene: Scene, operation: str, rng: random.Random) -> Edit | None
         kind = random_kind(rng)
         region = rng.choice((*REGIONS, None))
         size = kind[2] if rng.random() < 0.6 else None
-        taken = any((thing.shape, thing.colour) == kind[:2] for thing in scene.objects)
+        taken = any((thing.shape, thing.color) == kind[:2] for thing in scene.objects)
         return None if taken or len(scene.objects) >= 4 else Edit(operation, Mention(*kind[:2], size), region)
     if not scene.objects:
         return None
@@ -44,25 +44,25 @@ def random_edit(scene: Scene, operation: str, rng: random.Random) -> Edit | None
     target = reference(scene, thing, rng)
     if target is None:
         return None
-    if operation == "recolour":
-        return Edit(operation, target, _other(COLOURS, thing.colour, rng))
+    if operation == "recolor":
+        return Edit(operation, target, _other(COLORS, thing.color, rng))
     if operation == "reshape":
         return Edit(operation, target, _other(SHAPES, thing.shape, rng))
     if operation == "resize":
         return Edit(operation, target, _other(SIZES, thing.size, rng))
     if operation == "move":
         # Not even near the place already, so that what was asked for can be seen to be done.
-        regions = [region for region in REGIONS if not in_region(thing.centre, region, slack=8)]
+        regions = [region for region in REGIONS if not in_region(thing.center, region, slack=8)]
         return Edit(operation, target, rng.choice(regions)) if regions else None
     return Edit(operation, target)
 
 
 def reference(scene: Scene, thing: Object, rng: random.Random) -> Mention | None:
-    """How to speak of one object: by shape, and colour if need be (or so drawn); None if another is just like it."""
+    """How to speak of one object: by shape, and color if need be (or so drawn); None if another is just like it."""
     alike = [other for other in scene.objects if other.shape == thing.shape]
-    if len(alike) > 1 and sum(other.colour == thing.colour for other in alike) > 1:
+    if len(alike) > 1 and sum(other.color == thing.color for other in alike) > 1:
         return None
-    return Mention(thing.shape, thing.colour if len(alike) > 1 or rng.random() < 0.4 else None)
+    return Mention(thing.shape, thing.color if len(alike) > 1 or rng.random() < 0.4 else None)
 
 
 def find(scene: Scene, target: Mention) -> int:
@@ -76,17 +76,17 @@ def find(scene: Scene, target: Mention) -> int:
 def apply_edit(edit: Edit, scene: Scene, rng: random.Random) -> Scene | None:
     """The scene after an edit, or None where there is no room for it.
 
-    A moved object goes to the free one of `layout.CENTRES` in the region that is nearest to it; an added one to any free
+    A moved object goes to the free one of `layout.CENTERS` in the region that is nearest to it; an added one to any free
     one (of the region). The others stay where they are; a resized one must have room there.
     """
     if edit.operation == "background":
         return dataclasses.replace(scene, background=edit.value)
     if edit.operation == "add":
         for size in (edit.target.size,) if edit.target.size else rng.sample(SIZES, 2):
-            free = free_centres(size, scene.items)
+            free = free_centers(size, scene.items)
             free = [c for c in free if edit.value is None or in_region(c, edit.value)]
             if free:
-                added = Object(edit.target.shape, edit.target.colour, size, rng.choice(free))
+                added = Object(edit.target.shape, edit.target.color, size, rng.choice(free))
                 return dataclasses.replace(scene, objects=(*scene.objects, added))
         return None
     index = find(scene, edit.target)
@@ -94,16 +94,16 @@ def apply_edit(edit: Edit, scene: Scene, rng: random.Random) -> Scene | None:
     others = scene.objects[:index] + scene.objects[index + 1 :]
     if edit.operation == "remove":
         return dataclasses.replace(scene, objects=others)
-    field = {"recolour": "colour", "reshape": "shape", "resize": "size", "move": None}[edit.operation]
+    field = {"recolor": "color", "reshape": "shape", "resize": "size", "move": None}[edit.operation]
     changed = dataclasses.replace(thing, **{field: edit.value}) if field else thing
     if edit.operation == "resize" and any(overlap(changed, other) for other in others):
         return None
     if edit.operation == "move":
-        x, y = thing.centre
-        free = [c for c in free_centres(changed.size, others) if in_region(c, edit.value)]
+        x, y = thing.center
+        free = [c for c in free_centers(changed.size, others) if in_region(c, edit.value)]
         if not free:
             return None
-        changed = dataclasses.replace(changed, centre=min(free, key=lambda c: (c[0] - x) ** 2 + (c[1] - y) ** 2))
+        changed = dataclasses.replace(changed, center=min(free, key=lambda c: (c[0] - x) ** 2 + (c[1] - y) ** 2))
     return dataclasses.replace(scene, objects=(*scene.objects[:index], changed, *scene.objects[index + 1 :]))
 
 
@@ -117,13 +117,13 @@ def edit_held_out(edit: Edit, before: Scene, after: Scene) -> bool:
         thing = before.objects[find(before, edit.target)]
     else:
         thing = next(thing for thing in after.objects if thing not in before.objects)
-    return is_held_out((operation, SHAPES.index(thing.shape), tuple(COLOURS).index(thing.colour)))
+    return is_held_out((operation, SHAPES.index(thing.shape), tuple(COLORS).index(thing.color)))
 
 
 # --- in words ---------------------------------------------------------------------------------------------------------
 
 _FORMS = {
-    "recolour": ("make {} {}", "paint {} {}", "change the color of {} to {}"),
+    "recolor": ("make {} {}", "paint {} {}", "change the color of {} to {}"),
     "remove": ("remove {}", "delete {}", "take away {}"),
     "add": ("add {}", "put {}", "place {}"),
     "move": ("move {} {}", "shift {} {}"),
@@ -165,8 +165,8 @@ def parse_edit(text: str) -> Edit:
     elif reader.take_any(("add", "put", "place")):
         target = reader.noun_phrase()
         region = reader.one_of([(words, region) for region, forms in REGION_WORDS.items() for words in forms])
-        if target.shape is None or target.colour is None or target.count > 1:
-            raise InputError(f'cannot read "{text}": one object of a named colour is added at a time')
+        if target.shape is None or target.color is None or target.count > 1:
+            raise InputError(f'cannot read "{text}": one object of a named color is added at a time')
         edit = Edit("add", target, region)
     elif reader.take_any(("move", "shift")):
         target = reader.reference()
@@ -180,14 +180,14 @@ def parse_edit(text: str) -> Edit:
     elif reader.take("change the color of"):
         target = reader.reference()
         reader.expect("to")
-        edit = Edit("recolour", target, reader.choice(COLOURS, "a colour"))
+        edit = Edit("recolor", target, reader.choice(COLORS, "a color"))
     elif reader.take("change"):
         target = reader.reference()
         edit = Edit("reshape", target, _new_shape(reader))
     elif reader.take_any(("make", "paint")):
         target = reader.reference()
-        value = reader.choice((*COLOURS, *_RESIZE_OF), "a colour or a size")
-        edit = Edit("recolour", target, value) if value in COLOURS else Edit("resize", target, _RESIZE_OF[value])
+        value = reader.choice((*COLORS, *_RESIZE_OF), "a color or a size")
+        edit = Edit("recolor", target, value) if value in COLORS else Edit("resize", target, _RESIZE_OF[value])
     else:
         raise reader.error("an instruction")
     reader.finish()

@@ -8,7 +8,7 @@ import random
 import re
 
 from nextstep_jax.data.shapes.meaning import Description, Mention, describe
-from nextstep_jax.data.shapes.scene import BACKGROUNDS, COLOURS, SHAPES, WORDS, Scene
+from nextstep_jax.data.shapes.scene import BACKGROUNDS, COLORS, SHAPES, WORDS, Scene
 from nextstep_jax.errors import InputError
 
 NUMBERS = ("one", "two", "three", "four")
@@ -40,7 +40,7 @@ _BACKGROUND_PHRASES = [(form.format(name), name) for form in BACKGROUND_FORMS fo
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
-    """A true caption of any scene, with colours and sometimes sizes, relation, region and background."""
+    """A true caption of any scene, with colors and sometimes sizes, relation, region and background."""
     return realize(describe(scene, rng), rng)
 
 
@@ -96,13 +96,13 @@ def realize(description: Description, rng: random.Random) -> str:
 def noun_phrase(mention: Mention, rng: random.Random, article: str | None = None) -> str:
     """ "a small red circle", "three stars", 'the word "cat" in red'; `article` stands in for a, an or the number."""
     if mention.shape is None:
-        colour = mention.colour
-        if colour is None:
+        color = mention.color
+        if color is None:
             return f'the word "{mention.text}"'
-        return rng.choice(('the word "{}" in {}', '"{}" written in {}')).format(mention.text, colour)
+        return rng.choice(('the word "{}" in {}', '"{}" written in {}')).format(mention.text, color)
     noun = mention.shape if mention.count == 1 else PLURALS[mention.shape]
     size = rng.choice(SIZE_WORDS[mention.size]) if mention.size else None
-    words = [word for word in (size, mention.colour, noun) if word]
+    words = [word for word in (size, mention.color, noun) if word]
     if article is None:
         if mention.count > 1:
             article = NUMBERS[mention.count - 1]
@@ -217,11 +217,11 @@ class Reader:
         if "a" in articles and (self.take('the word "') or self.take('"')):
             text = self.choice(WORDS, f"one of the words {', '.join(WORDS)}")
             self.expect('"')
-            colour = self.choice(COLOURS, "a colour") if self.take("written in") or self.take("in") else None
-            return Mention(colour=colour, text=text)
+            color = self.choice(COLORS, "a color") if self.take("written in") or self.take("in") else None
+            return Mention(color=color, text=text)
         number = self.choice(articles, " or ".join(map(repr, articles)))
         count = NUMBERS.index(number) + 1 if number in NUMBERS else 1
         size = self.maybe(_SIZE_OF)
-        colour = self.maybe(COLOURS)
+        color = self.maybe(COLORS)
         noun = self.choice(SHAPES if count == 1 else _PLURAL_SHAPE, "a shape" if count == 1 else "shapes")
-        return Mention(_PLURAL_SHAPE.get(noun, noun), colour, _SIZE_OF.get(size), count)
+        return Mention(_PLURAL_SHAPE.get(noun, noun), color, _SIZE_OF.get(size), count)

@@ -9,7 +9,7 @@ from nextstep_jax.data.shapes.holdout import CATEGORIES, held_out_in
 from nextstep_jax.data.shapes.scene import (
     BACKGROUNDS,
     CANVAS,
-    COLOURS,
+    COLORS,
     GAP,
     RADII,
     RELATIONS,
@@ -24,8 +24,8 @@ from nextstep_jax.data.shapes.scene import (
     relation,
 )
 
-# Where an object's centre can lie, in pixels: 16, 32 or 48 from the left and from the top.
-CENTRES = tuple(itertools.product(range(16, CANVAS, 16), repeat=2))
+# Where an object's center can lie, in pixels: 16, 32 or 48 from the left and from the top.
+CENTERS = tuple(itertools.product(range(16, CANVAS, 16), repeat=2))
 
 # Where so many things usually stand. Captions say what there is, seldom where: if every place were as likely as every other, an
 # object's first token could come anywhere, and a small model would take long to connect it with its word.
@@ -37,7 +37,7 @@ LAYOUTS: dict[int, tuple[tuple[tuple[int, int], ...], ...]] = {
 }
 USUAL = 0.7  # how often they do; else anywhere
 
-# How often a picture of each category is drawn for training. Colours, places and words take the most learning.
+# How often a picture of each category is drawn for training. Colors, places and words take the most learning.
 CATEGORY_WEIGHTS = dict(zip(CATEGORIES, (0.12, 0.08, 0.16, 0.16, 0.18, 0.16, 0.14), strict=True))
 
 
@@ -55,18 +55,18 @@ def random_category(rng: random.Random) -> str:
     return rng.choices(CATEGORIES, tuple(CATEGORY_WEIGHTS.values()))[0]
 
 
-def free_centres(size: str, others: Iterable[Object | Word]) -> list[tuple[int, int]]:
-    """The CENTRES where an object of a size would touch none of the others (as `scene.overlap` judges)."""
-    free, reach = CENTRES, RADII[size] + GAP
+def free_centers(size: str, others: Iterable[Object | Word]) -> list[tuple[int, int]]:
+    """The CENTERS where an object of a size would touch none of the others (as `scene.overlap` judges)."""
+    free, reach = CENTERS, RADII[size] + GAP
     for other in others:
-        (x, y), (w, h) = other.centre, other.half_extent
+        (x, y), (w, h) = other.center, other.half_extent
         free = [c for c in free if abs(c[0] - x) >= reach + w or abs(c[1] - y) >= reach + h]
     return list(free)
 
 
 @functools.cache
-def related_centres(size: str, other: str, name: str) -> tuple[tuple[tuple[int, int], tuple[int, int]], ...]:
-    """Pairs of CENTRES at which an object of the first size stands in a clear relation to one of the second."""
+def related_centers(size: str, other: str, name: str) -> tuple[tuple[tuple[int, int], tuple[int, int]], ...]:
+    """Pairs of CENTERS at which an object of the first size stands in a clear relation to one of the second."""
     b = Object("circle", "red", other, (0, 0))
 
     @functools.cache
@@ -74,26 +74,26 @@ def related_centres(size: str, other: str, name: str) -> tuple[tuple[tuple[int, 
         a = Object("circle", "red", size, (dx, dy))
         return relation(a, b) == name and clearly_related(a, b) and not overlap(a, b)
 
-    return tuple((p, q) for p, q in itertools.product(CENTRES, CENTRES) if suits(p[0] - q[0], p[1] - q[1]))
+    return tuple((p, q) for p, q in itertools.product(CENTERS, CENTERS) if suits(p[0] - q[0], p[1] - q[1]))
 
 
 def scatter(kinds: list[tuple[str, str, str]], rng: random.Random) -> tuple[Object, ...] | None:
-    """Objects of the given (shape, colour, size), usually in one of LAYOUTS; None if the last does not fit any more."""
+    """Objects of the given (shape, color, size), usually in one of LAYOUTS; None if the last does not fit any more."""
     if rng.random() < USUAL:
         usual = rng.choice(LAYOUTS[len(kinds)])
         placed = tuple(Object(*kind, c) for kind, c in zip(kinds, rng.sample(usual, len(usual)), strict=True))
         return None if any(overlap(a, b) for a, b in itertools.combinations(placed, 2)) else placed
     placed = ()
-    for shape, colour, size in sorted(kinds, key=lambda kind: -RADII[kind[2]]):
-        free = free_centres(size, placed)
+    for shape, color, size in sorted(kinds, key=lambda kind: -RADII[kind[2]]):
+        free = free_centers(size, placed)
         if not free:
             return None
-        placed += (Object(shape, colour, size, rng.choice(free)),)
+        placed += (Object(shape, color, size, rng.choice(free)),)
     return placed
 
 
 def random_kind(rng: random.Random, size: str | None = None) -> tuple[str, str, str]:
-    return rng.choice(SHAPES), rng.choice(tuple(COLOURS)), size or rng.choice(SIZES)
+    return rng.choice(SHAPES), rng.choice(tuple(COLORS)), size or rng.choice(SIZES)
 
 
 def _draw(category: str, rng: random.Random) -> Scene | None:
@@ -112,12 +112,12 @@ def _draw(category: str, rng: random.Random) -> Scene | None:
         a, b = random_kind(rng), random_kind(rng)
         if a[:2] == b[:2]:
             return None
-        places = related_centres(a[2], b[2], rng.choice(RELATIONS))
+        places = related_centers(a[2], b[2], rng.choice(RELATIONS))
         if rng.random() < USUAL:
             places = [pair for pair in places if pair in LAYOUTS[2] or pair[::-1] in LAYOUTS[2]]
         p, q = rng.choice(places)
         return Scene((Object(*a, p), Object(*b, q)), background)
-    count = {"single object": 1, "two objects": 2, "colours": 1, "attribute binding": 2 if rng.random() < 0.6 else 3}[category]
+    count = {"single object": 1, "two objects": 2, "colors": 1, "attribute binding": 2 if rng.random() < 0.6 else 3}[category]
     kinds = [random_kind(rng, "small" if count == 3 else None) for _ in range(count)]
     if len({kind[:2] for kind in kinds}) < count or (category == "two objects" and kinds[0][0] == kinds[1][0]):
         return None
@@ -126,16 +126,16 @@ def _draw(category: str, rng: random.Random) -> Scene | None:
 
 
 def _draw_word(background: str, rng: random.Random) -> Scene | None:
-    """A word on a line of its own, alone or with an object under or over it. Few lines, each one row of tokens, and centred,
+    """A word on a line of its own, alone or with an object under or over it. Few lines, each one row of tokens, and centered,
     are easier to learn.
     """
-    text, colour = rng.choice(WORDS), rng.choice(tuple(COLOURS))
+    text, color = rng.choice(WORDS), rng.choice(tuple(COLORS))
     if rng.random() < 0.6:
         line = 24 if rng.random() < USUAL else rng.choice((8, 40, 56))
-        return Scene((), background, Word(text, colour, (CANVAS // 2, line)))
-    word = Word(text, colour, (CANVAS // 2, rng.choice((8, 56))))
+        return Scene((), background, Word(text, color, (CANVAS // 2, line)))
+    word = Word(text, color, (CANVAS // 2, rng.choice((8, 56))))
     kind = random_kind(rng)
-    free = [c for c in free_centres(kind[2], (word,)) if clearly_related(Object(*kind, c), word)]
+    free = [c for c in free_centers(kind[2], (word,)) if clearly_related(Object(*kind, c), word)]
     if rng.random() < USUAL:
         free = [c for c in free if c[0] == CANVAS // 2]
     return Scene((Object(*kind, rng.choice(free)),), background, word) if free else None

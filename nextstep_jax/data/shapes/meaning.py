@@ -1,6 +1,6 @@
 """What a caption says, and whether it is true of a scene.
 
-A description is closed: it names everything in the picture. What a mention leaves open (colour, size) may be anything.
+A description is closed: it names everything in the picture. What a mention leaves open (color, size) may be anything.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ class Mention:
     """One noun phrase: `count` objects alike, or (shape None) the word `text`. None leaves an attribute open."""
 
     shape: str | None = None
-    colour: str | None = None
+    color: str | None = None
     size: str | None = None
     count: int = 1
     text: str | None = None
 
     def fits(self, thing: Object | Word) -> bool:
-        if self.colour not in (None, thing.colour):
+        if self.color not in (None, thing.color):
             return False
         if isinstance(thing, Word):
             return self.text == thing.text
@@ -33,7 +33,7 @@ class Mention:
 
     def __str__(self):
         what = f'word "{self.text}"' if self.shape is None else self.shape + ("s" if self.count > 1 else "")
-        return " ".join(filter(None, (str(self.count) if self.count > 1 else "", self.size, self.colour, what)))
+        return " ".join(filter(None, (str(self.count) if self.count > 1 else "", self.size, self.color, what)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ def describe(
     scene: Scene,
     rng: random.Random,
     *,
-    colours: float = 1.0,
+    colors: float = 1.0,
     sizes: float = 0.3,
     background: float = 0.3,
     relations: float = 0.7,
@@ -67,32 +67,32 @@ def describe(
     """A true description of a scene that leaves out some of what could be said.
 
     Args:
-      colours, sizes, background, relations, region: how likely each is said (relations and regions only where they are clear).
-        Colours are said of all or none, and always where shapes alone would not tell the objects apart.
+      colors, sizes, background, relations, region: how likely each is said (relations and regions only where they are clear).
+        Colors are said of all or none, and always where shapes alone would not tell the objects apart.
       reading_order: how likely things without a relation are named from the top down and from left to right, as one would.
     """
     kinds: dict[tuple[str, str], list[Object]] = {}
     for thing in scene.objects:
-        kinds.setdefault((thing.shape, thing.colour), []).append(thing)
+        kinds.setdefault((thing.shape, thing.color), []).append(thing)
     say_sizes = rng.random() < sizes
-    say_colours = rng.random() < colours or len({shape for shape, _ in kinds}) < len(kinds)
+    say_colors = rng.random() < colors or len({shape for shape, _ in kinds}) < len(kinds)
     entries = []
-    for (shape, colour), things in kinds.items():
+    for (shape, color), things in kinds.items():
         size = things[0].size if say_sizes and len({thing.size for thing in things}) == 1 else None
-        entries.append((Mention(shape, colour if say_colours else None, size, len(things)), things))
+        entries.append((Mention(shape, color if say_colors else None, size, len(things)), things))
     if scene.word is not None:
-        colour = scene.word.colour if say_colours else None
-        entries.append((Mention(colour=colour, text=scene.word.text), [scene.word]))
+        color = scene.word.color if say_colors else None
+        entries.append((Mention(color=color, text=scene.word.text), [scene.word]))
     rng.shuffle(entries)
     things = [thing for _, group in entries for thing in group]
     said_relation = said_region = None
     if len(things) == len(entries) == 2 and clearly_related(*things) and rng.random() < relations:
         said_relation = relation(*things)
     elif rng.random() < reading_order:
-        entries.sort(key=lambda entry: min(thing.centre[::-1] for thing in entry[1]))
+        entries.sort(key=lambda entry: min(thing.center[::-1] for thing in entry[1]))
     mentions = tuple(mention for mention, _ in entries)
     if len(things) == 1 and scene.word is None and rng.random() < region:
-        said_region = next((name for name in REGIONS if in_region(things[0].centre, name)), None)
+        said_region = next((name for name in REGIONS if in_region(things[0].center, name)), None)
     said_background = scene.background if not things or rng.random() < background else None
     return Description(mentions, said_relation, said_region, said_background)
 
@@ -113,15 +113,15 @@ def contradiction(description: Description, scene: Scene) -> str | None:
         return f"expected {_plain(wanted)}, found {inventory(scene)}"
     if description.relation and not any(relation(*order) == description.relation for order in matches):
         return f"the {wanted[0]} is not {description.relation} the {wanted[1]}"
-    if description.region and not any(in_region(order[0].centre, description.region, REGION_SLACK) for order in matches):
+    if description.region and not any(in_region(order[0].center, description.region, REGION_SLACK) for order in matches):
         return f"the {wanted[0]} is not in the region {description.region!r}"
     return None
 
 
 def inventory(scene: Scene) -> str:
     """What is in a scene, for messages."""
-    things = [Mention(thing.shape, thing.colour, thing.size) for thing in scene.objects]
-    return _plain(things if scene.word is None else [*things, Mention(colour=scene.word.colour, text=scene.word.text)])
+    things = [Mention(thing.shape, thing.color, thing.size) for thing in scene.objects]
+    return _plain(things if scene.word is None else [*things, Mention(color=scene.word.color, text=scene.word.text)])
 
 
 def _plain(mentions) -> str:

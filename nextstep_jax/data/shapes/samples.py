@@ -5,14 +5,14 @@ Kinds of sample:
     pair         a caption, then its picture
     caption      a picture, then a caption of it (the picture is no target)
     edit         a picture, an instruction, the picture afterwards (only the last is a target)
-    plan         an instruction, a picture, a plan between the thinking tokens, the picture afterwards (both are targets;
-                 plans.py)
+    thinking     an instruction, a picture, thinking text between the thinking tokens, the picture afterwards (both are
+                 targets; thinking.py)
     interleaved  a story: step by step, text and picture in turn
     text         sentences without a picture
-    table        the first part of a plan, but of three to five things and without a picture; then these things in another
-                 order, which is a target and nothing but looking up
+    table        the first part of a thinking text, but of three to five things and without a picture; then these things in
+                 another order, which is a target and nothing but looking up
     letters      a picture of letters that spell no word, without a caption: an image tokenizer shall draw letters, not the
-                 words that it has seen in this colour
+                 words that it has seen in this color
 
 No global random state: every draw comes from a generator seeded with the digest of (kind, index, split, seed).
 """
@@ -51,31 +51,35 @@ from nextstep_jax.data.shapes.language import (
 )
 from nextstep_jax.data.shapes.layout import random_category, random_kind, random_scene, scatter
 from nextstep_jax.data.shapes.meaning import INVERSE, Description, Mention, describe
-from nextstep_jax.data.shapes.plans import plan, table
-from nextstep_jax.data.shapes.scene import BACKGROUNDS, COLOURS, GLYPHS, SHAPES, WORDS, Scene, in_region, relation, render
+from nextstep_jax.data.shapes.scene import BACKGROUNDS, COLORS, GLYPHS, SHAPES, WORDS, Scene, in_region, relation, render
+from nextstep_jax.data.shapes.thinking import table, thinking_text
 from nextstep_jax.errors import InputError
 
-KINDS = ("pair", "caption", "edit", "plan", "interleaved", "text", "table", "letters")
+KINDS = ("pair", "caption", "edit", "thinking", "interleaved", "text", "table", "letters")
 SPLITS = ("train", "heldout")
 PROMPT_CATEGORIES = (*CATEGORIES, "edits", "captions")
 
+_OLD_KINDS = {"plan": "thinking"}
+# What the random streams of some names are seeded with: other names would draw other prompts than those that scores refer to.
+_STREAMS = {"colors": "colours", "thinking": "plan"}
+
 # What a caption of each category says, as arguments of `describe`.
-_SAID = {
-    "single object": {"colours": 0, "sizes": 0.5, "background": 0.5},
-    "two objects": {"colours": 0, "sizes": 0.3, "background": 0.5, "relations": 0.2},
-    "counting": {"colours": 0.9},
-    "colours": {},
+_CAPTION_DETAIL = {
+    "single object": {"colors": 0, "sizes": 0.5, "background": 0.5},
+    "two objects": {"colors": 0, "sizes": 0.3, "background": 0.5, "relations": 0.2},
+    "counting": {"colors": 0.9},
+    "colors": {},
     "position": {"relations": 1},
     "attribute binding": {"relations": 0},
-    "words": {"colours": 0.9, "relations": 1},
+    "words": {"colors": 0.9, "relations": 1},
 }
 # What a prompt must say besides, for its held-out combination to be asked for.
-_ASKED = {
+_PROMPT_DETAIL = {
     "single object": {"sizes": 1, "background": 1},
     "two objects": {"background": 1, "relations": 0},
-    "counting": {"colours": 1},
-    "colours": {"background": 1},
-    "words": {"colours": 1},
+    "counting": {"colors": 1},
+    "colors": {"background": 1},
+    "words": {"colors": 1},
 }
 
 
@@ -103,22 +107,23 @@ def sample(kind: str, index: int, *, split: str = "train", seed: int = 0) -> Sam
     are merely others.
     """
     if kind not in KINDS:
-        raise InputError(f"no such kind of sample: {kind!r}; there are {', '.join(KINDS)}")
-    rng = _generator(f"{kind}/{index}", split, seed)
+        renamed = f"; {kind!r} is called {_OLD_KINDS[kind]!r} now" if kind in _OLD_KINDS else ""
+        raise InputError(f"no such kind of sample: {kind!r}; there are {', '.join(KINDS)}{renamed}")
+    rng = _generator(f"{_STREAMS.get(kind, kind)}/{index}", split, seed)
     if kind == "pair":
         category = random_category(rng)
         scene = random_scene(category, rng, split)
-        parts = (TextPart(realize(describe(scene, rng, **_SAID[category]), rng)), _image(scene))
+        parts = (TextPart(realize(describe(scene, rng, **_CAPTION_DETAIL[category]), rng)), _image(scene))
     elif kind == "caption":
         scene = random_scene(random_category(rng), rng, split)
         parts = (_image(scene, loss=False), TextPart(caption(scene, rng)))
-    elif kind in ("edit", "plan"):
+    elif kind in ("edit", "thinking"):
         before, edit, after = _random_change(rng.choice(OPERATIONS), rng, split)
         source, instruction = _image(before, loss=False), TextPart(instruct(edit, rng), loss=False)
         if kind == "edit":
             parts = (source, instruction, _image(after))
         else:
-            thoughts = TextPart(f"<|begin_of_thinking|>{plan(before, after)}<|end_of_thinking|>")
+            thoughts = TextPart(f"<|begin_of_thinking|>{thinking_text(before, after)}<|end_of_thinking|>")
             parts = (instruction, source, thoughts, _image(after))
     elif kind == "interleaved":
         parts = tuple(part for text, scene in _story(rng) for part in (TextPart(text), _image(scene)))
@@ -129,7 +134,7 @@ def sample(kind: str, index: int, *, split: str = "train", seed: int = 0) -> Sam
         parts = (_image(_letters(rng)),)
     else:
         parts = (TextPart(_sentences(rng)),)
-    stored_as = {"caption": "pair", "letters": "pair", "plan": "edit", "table": "text"}.get(kind, kind)
+    stored_as = {"caption": "pair", "letters": "pair", "thinking": "edit", "table": "text"}.get(kind, kind)
     return Sample(parts, stored_as, f"shapes/{split}/{seed}/{kind}/{index}")
 
 
@@ -148,7 +153,7 @@ def prompts(split: str, category: str, n: int, *, seed: int = 0) -> list[Prompt]
     while len(found) < n:
         if misses > 1000:
             raise InputError(f"expected {n} different prompts of the category {category!r}, found only {len(found)}")
-        rng = _generator(f"prompt/{category}/{index}", split, seed)
+        rng = _generator(f"prompt/{_STREAMS.get(category, category)}/{index}", split, seed)
         if category == "edits":
             before, edit, _ = _random_change(OPERATIONS[len(found) % len(OPERATIONS)], rng, split)
             prompt = Prompt(instruct(edit, rng), category, edit, before)
@@ -156,7 +161,7 @@ def prompts(split: str, category: str, n: int, *, seed: int = 0) -> list[Prompt]
             prompt = Prompt("", category, None, random_scene(CATEGORIES[len(found) % len(CATEGORIES)], rng, split))
         else:
             scene = random_scene(category, rng, split)
-            truth = describe(scene, rng, **(_SAID[category] | _ASKED.get(category, {})))
+            truth = describe(scene, rng, **(_CAPTION_DETAIL[category] | _PROMPT_DETAIL.get(category, {})))
             prompt = Prompt(realize(truth, rng), category, truth)
         misses = misses + 1 if (prompt.text, prompt.scene) in found else 0
         found.setdefault((prompt.text, prompt.scene), prompt)
@@ -182,15 +187,15 @@ def understand(text: str, seed: int = 0) -> Prompt:
     elif any(mention.count > 1 for mention in mentions):
         category = "counting"
     else:
-        coloured = any(mention.colour for mention in mentions)
-        one, several = ("colours", "attribute binding") if coloured else ("single object", "two objects")
+        colored = any(mention.color for mention in mentions)
+        one, several = ("colors", "attribute binding") if colored else ("single object", "two objects")
         category = several if len(mentions) > 1 else one
     return Prompt(text, category, truth)
 
 
 def vocabulary_words() -> tuple[str, ...]:
     """Every word and punctuation mark the dataset's language can hold, sorted."""
-    names = (*COLOURS, *BACKGROUNDS, *SHAPES, *PLURALS.values(), *NUMBERS, *WORDS, *INTRODUCTIONS, *BACKGROUND_FORMS)
+    names = (*COLORS, *BACKGROUNDS, *SHAPES, *PLURALS.values(), *NUMBERS, *WORDS, *INTRODUCTIONS, *BACKGROUND_FORMS)
     synonyms = [form for table in (RELATION_WORDS, REGION_WORDS, SIZE_WORDS) for forms in table.values() for form in forms]
     return tuple(sorted({word for text in (*names, *synonyms, _REST) for word in split_words(text.replace("{}", ""))}))
 
@@ -242,15 +247,15 @@ def _suitable_scene(edit: Edit, rng: random.Random) -> Scene:
     for _ in range(10_000):
         kinds = [random_kind(rng) for _ in range(rng.choice((1, 2, 3)))]
         if edit.target is not None and edit.operation != "add":
-            shape, colour, size = kinds[0]
-            kinds[0] = (edit.target.shape, edit.target.colour or colour, edit.target.size or size)
+            shape, color, size = kinds[0]
+            kinds[0] = (edit.target.shape, edit.target.color or color, edit.target.size or size)
         objects = scatter(kinds, rng)
         if objects is None or len({kind[:2] for kind in kinds}) < len(kinds):
             continue
         scene = Scene(objects, rng.choice(tuple(BACKGROUNDS)))
         if edit.target is not None and sum(edit.target.fits(thing) for thing in objects) != (edit.operation != "add"):
             continue
-        if edit.operation == "move" and in_region(objects[find(scene, edit.target)].centre, edit.value, slack=8):
+        if edit.operation == "move" and in_region(objects[find(scene, edit.target)].center, edit.value, slack=8):
             continue
         after = apply_edit(edit, scene, rng)
         if after is not None and after != scene:
@@ -262,17 +267,17 @@ def _change(scene: Scene, operation: str, rng: random.Random) -> tuple[Scene | N
     """A random edit and the scene after it, in which no two objects may be of a kind; (None, None) if the draw fails."""
     edit = random_edit(scene, operation, rng)
     after = edit and apply_edit(edit, scene, rng)
-    if after is None or len({(thing.shape, thing.colour) for thing in after.objects}) < len(after.objects):
+    if after is None or len({(thing.shape, thing.color) for thing in after.objects}) < len(after.objects):
         return None, None
     return after, edit
 
 
 def _letters(rng: random.Random) -> Scene:
-    """A scene of a word, with two to four other letters in its place, in any colour."""
+    """A scene of a word, with two to four other letters in its place, in any color."""
     scene, text = random_scene("words", rng), WORDS[0]
     while text in WORDS:
         text = "".join(rng.choices(tuple(GLYPHS), k=rng.choice((2, 3, 4))))
-    return dataclasses.replace(scene, word=dataclasses.replace(scene.word, text=text, colour=rng.choice(tuple(COLOURS))))
+    return dataclasses.replace(scene, word=dataclasses.replace(scene.word, text=text, color=rng.choice(tuple(COLORS))))
 
 
 def _story(rng: random.Random) -> list[tuple[str, Scene]]:
@@ -309,7 +314,7 @@ def _sentences(rng: random.Random) -> str:
         scene = random_scene("position", rng)
         a, b = scene.objects
         name = relation(a, b)
-        first, second = Mention(a.shape, a.colour), Mention(b.shape, b.colour)
+        first, second = Mention(a.shape, a.color), Mention(b.shape, b.color)
         said = f"{noun_phrase(first, rng)} is {rng.choice(RELATION_WORDS[name])} {noun_phrase(second, rng)}"
         back = rng.choice(RELATION_WORDS[INVERSE[name]])
         return f"{said}, so {noun_phrase(second, rng, 'the')} is {back} {noun_phrase(first, rng, 'the')}."

@@ -4,9 +4,9 @@ A scene is one to four flat shapes and perhaps a short word on a plain backgroun
 pixels from the top left corner, x to the right and y down; pixel i covers [i, i + 1), so the middle is (32, 32).
 
 Sizes follow from what an image tokenizer with 8 x 8-pixel latent cells keeps: a small object is 20 pixels across and a
-letter's strokes are 3 pixels wide. The dataset puts centres on corners of the cells of 16 x 16 pixels that one image token
+letter's strokes are 3 pixels wide. The dataset puts centers on corners of the cells of 16 x 16 pixels that one image token
 stands for (layout.py), so that a shape is four tokens, a quarter each, which spares a small model much of the memorizing;
-`render` draws any centre.
+`render` draws any center.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from nextstep_jax.errors import InputError
 CANVAS = 64
 GAP = 3  # pixels, at least, between the boxes around two things
 
-COLOURS = {
+COLORS = {
     "red": (225, 40, 45),
     "orange": (245, 140, 30),
     "yellow": (250, 220, 50),
@@ -74,12 +74,12 @@ REGIONS = ("left", "right", "top", "bottom", "middle")
 
 @dataclasses.dataclass(frozen=True)
 class Object:
-    """A flat shape: names from SHAPES, COLOURS and SIZES, and its centre (x, y) in pixels."""
+    """A flat shape: names from SHAPES, COLORS and SIZES, and its center (x, y) in pixels."""
 
     shape: str
-    colour: str
+    color: str
     size: str
-    centre: tuple[float, float]
+    center: tuple[float, float]
 
     @property
     def half_extent(self) -> tuple[float, float]:
@@ -88,11 +88,11 @@ class Object:
 
 @dataclasses.dataclass(frozen=True)
 class Word:
-    """A word in capital bitmap letters: lower-case text from WORDS, its colour and its centre (x, y) in pixels."""
+    """A word in capital bitmap letters: lower-case text from WORDS, its color and its center (x, y) in pixels."""
 
     text: str
-    colour: str
-    centre: tuple[float, float]
+    color: str
+    center: tuple[float, float]
 
     @property
     def half_extent(self) -> tuple[float, float]:
@@ -115,10 +115,10 @@ class Scene:
 def relation(a: Object | Word, b: Object | Word) -> str | None:
     """Where `a` lies seen from `b`, or None if no single word says it.
 
-    The centres must be at least three quarters of the two half extents apart along the axis of the relation, and
+    The centers must be at least three quarters of the two half extents apart along the axis of the relation, and
     further apart along it than across it.
     """
-    dx, dy = a.centre[0] - b.centre[0], a.centre[1] - b.centre[1]
+    dx, dy = a.center[0] - b.center[0], a.center[1] - b.center[1]
     axis = 0 if abs(dx) > abs(dy) else 1
     if abs(dx) == abs(dy) or abs((dx, dy)[axis]) < 0.75 * (a.half_extent[axis] + b.half_extent[axis]):
         return None
@@ -129,21 +129,21 @@ def relation(a: Object | Word, b: Object | Word) -> str | None:
 
 def clearly_related(a: Object | Word, b: Object | Word) -> bool:
     """Whether the relation of `a` and `b` jumps to the eye: at least twice as far along its axis as across it."""
-    dx, dy = abs(a.centre[0] - b.centre[0]), abs(a.centre[1] - b.centre[1])
+    dx, dy = abs(a.center[0] - b.center[0]), abs(a.center[1] - b.center[1])
     return relation(a, b) is not None and max(dx, dy) >= 2 * min(dx, dy)
 
 
 def overlap(a: Object | Word, b: Object | Word) -> bool:
     """Whether the boxes around `a` and `b` come closer than GAP pixels."""
-    return all(abs(p - q) < g + h + GAP for p, q, g, h in zip(a.centre, b.centre, a.half_extent, b.half_extent, strict=True))
+    return all(abs(p - q) < g + h + GAP for p, q, g, h in zip(a.center, b.center, a.half_extent, b.half_extent, strict=True))
 
 
-def in_region(centre: tuple[float, float], region: str, slack: float = 0) -> bool:
-    """Whether a centre lies in the named part of the picture; `slack` pixels looser for readings than for drawing.
+def in_region(center: tuple[float, float], region: str, slack: float = 0) -> bool:
+    """Whether a center lies in the named part of the picture; `slack` pixels looser for readings than for drawing.
 
     The middle is the square of 8 pixels; the sides begin 12 pixels from it, each ending at the diagonals.
     """
-    x, y = centre[0] - CANVAS / 2, centre[1] - CANVAS / 2
+    x, y = center[0] - CANVAS / 2, center[1] - CANVAS / 2
     if region == "middle":
         return max(abs(x), abs(y)) <= 4 + slack
     along, across = {"left": (-x, y), "right": (x, y), "top": (-y, x), "bottom": (y, x)}[region]
@@ -155,8 +155,8 @@ def render(scene: Scene) -> np.ndarray:
     image = np.empty((CANVAS, CANVAS, 3), np.float32)
     image[:] = _named(BACKGROUNDS, scene.background, "background")
     for thing in scene.items:
-        colour = np.asarray(_named(COLOURS, thing.colour, "colour"), np.float32)
-        x, y = thing.centre
+        color = np.asarray(_named(COLORS, thing.color, "color"), np.float32)
+        x, y = thing.center
         left, top = math.floor(x), math.floor(y)
         if isinstance(thing, Word):
             mask = word_mask(thing.text, x - left, y - top)
@@ -167,13 +167,13 @@ def render(scene: Scene) -> np.ndarray:
         rows, columns = slice(max(row, 0), row + mask.shape[0]), slice(max(column, 0), column + mask.shape[1])
         patch = image[rows, columns]
         alpha = mask[max(-row, 0) :, max(-column, 0) :][: patch.shape[0], : patch.shape[1], None]
-        patch += alpha * (colour - patch)
+        patch += alpha * (color - patch)
     return (image + 0.5).astype(np.uint8)
 
 
 @functools.lru_cache(maxsize=4096)
 def shape_mask(shape: str, radius: float, dx: float = 0.0, dy: float = 0.0) -> np.ndarray:
-    """How much of each pixel a shape covers: float32 [2n, 2n] in [0, 1], the centre at (n + dx, n + dy)."""
+    """How much of each pixel a shape covers: float32 [2n, 2n] in [0, 1], the center at (n + dx, n + dy)."""
     if shape not in SHAPES:
         raise InputError(f"no such shape: {shape!r}; there are {', '.join(SHAPES)}")
     n, fine = math.ceil(1.05 * radius) + 1, 8
@@ -185,7 +185,7 @@ def shape_mask(shape: str, radius: float, dx: float = 0.0, dy: float = 0.0) -> n
 
 @functools.lru_cache(maxsize=1024)
 def word_mask(text: str, dx: float = 0.0, dy: float = 0.0) -> np.ndarray:
-    """How much of each pixel the letters cover: float32 [18, 16 n + 2], the middle of the n letters' cells at the centre.
+    """How much of each pixel the letters cover: float32 [18, 16 n + 2], the middle of the n letters' cells at the center.
 
     A letter stands in the top left of its cell of 16 x 16 pixels, two pixels in.
     """

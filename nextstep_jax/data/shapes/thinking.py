@@ -1,0 +1,71 @@
+"""What a model thinks before it draws an edit: what is where before, what becomes of which thing, and what is where afterwards.
+
+The nine places are numbered row by row:
+
+    1 empty empty 1 empty 2 circle red 2 small ... 9 star blue 9 large. circle red 2 small then circle green 2 small.
+    1 empty empty empty 2 circle green small ... 9 star blue large
+
+A new background changes no place; between the tables stands "background white then background gray".
+
+The words are in this order so that a small model can look up what an instruction means: what a transformer finds most easily is
+the word that follows words it has. An instruction gives a shape and perhaps a color; in the first table a shape is followed by
+its color, and both by their place. What lies at a place follows its number in either table.
+"""
+
+import itertools
+import random
+
+from nextstep_jax.data.shapes.holdout import held_out_in
+from nextstep_jax.data.shapes.layout import CENTERS
+from nextstep_jax.data.shapes.scene import COLORS, SHAPES, SIZES, Object, Scene
+
+Center = tuple[int, int]
+
+_PLACES: dict[Center, int] = {center: number for number, center in enumerate(sorted(CENTERS, key=lambda c: c[::-1]), 1)}
+
+
+def thinking_text(before: Scene, after: Scene) -> str:
+    """The thinking text of a change of one thing or of the background. Things must be at `layout.CENTERS`."""
+    second = " ".join(" ".join((str(number), *_thing(after, center))) for center, number in _PLACES.items())
+    return f"{_table(before)}. {_change(before, after)}. {second}"
+
+
+def table(rng: random.Random) -> tuple[str, str]:
+    """A first table of three to five things, no two alike in shape and color, and the same things in another order.
+
+    The second text is nothing but looking up in the first. Neither holds a held-out combination.
+    """
+    while True:
+        kinds = rng.sample([*itertools.product(SHAPES, COLORS)], rng.choice((3, 4, 5)))
+        centers = rng.sample(CENTERS, len(kinds))
+        scene = Scene(tuple(Object(*kind, rng.choice(SIZES), at) for kind, at in zip(kinds, centers, strict=True)))
+        if not held_out_in(scene):
+            return f"{_table(scene)}.", " then ".join(_entry(scene, center) for center in centers)
+
+
+def _change(before: Scene, after: Scene) -> str:
+    gone, new = _place_of_difference(before, after), _place_of_difference(after, before)
+    if gone is None and new is None:
+        return f"background {before.background} then background {after.background}"
+    return f"{_entry(before, gone or new)} then {_entry(after, new or gone)}"
+
+
+def _place_of_difference(scene: Scene, other: Scene) -> Center | None:
+    """Where the thing is that the other scene does not have."""
+    return next((thing.center for thing in scene.objects if thing not in other.objects), None)
+
+
+def _table(scene: Scene) -> str:
+    """The first table."""
+    return " ".join(f"{number} {_entry(scene, center)}" for center, number in _PLACES.items())
+
+
+def _entry(scene: Scene, center: Center) -> str:
+    shape, color, size = _thing(scene, center)
+    return f"{shape} {color} {_PLACES[center]} {size}"
+
+
+def _thing(scene: Scene, center: Center) -> tuple[str, str, str]:
+    """Shape, color and size of what is there."""
+    there = (thing for thing in scene.objects if thing.center == center)
+    return next(((thing.shape, thing.color, thing.size) for thing in there), ("empty", "empty", "empty"))
