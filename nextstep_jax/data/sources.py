@@ -80,9 +80,7 @@ class ShapesSource:
     """The first `length` samples of one kind and split of the procedural dataset (nextstep_jax/data/shapes)."""
 
     def __init__(self, kind: str, split: str, length: int, seed: int = 0):
-        for what, value, known in (("kind", kind, shapes.KINDS), ("split", split, shapes.SPLITS)):
-            if value not in known:
-                raise InputError(f"{what} of shapes must be one of {', '.join(known)}, found {value!r}")
+        shapes.require_known(kind, split)
         if length < 1:
             raise InputError(f"a source of shapes needs at least one sample, found {length}")
         self.name = f"shapes-{kind}-{split}"

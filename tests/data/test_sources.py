@@ -161,11 +161,6 @@ def test_shapes_are_a_source(kind):
     assert source.fingerprint(0, 2) != ShapesSource(kind, "heldout", 3).fingerprint(0, 2)
 
 
-def test_an_old_kind_of_shapes_names_the_new_one():
-    with pytest.raises(InputError, match="'plan'; there are .*; 'plan' is called 'thinking' now"):
-        open_source("shapes:plan:train:3")[0]
-
-
 # --- TensorFlow Datasets ----------------------------------------------------------------------------------------------
 
 
@@ -270,6 +265,7 @@ def test_a_source_is_opened_by_what_it_looks_like(folder, tmp_path):
         ("/no/such/place", "no such file or folder"),
         ("shapes:pair:train", "expected shapes:KIND:SPLIT:N"),
         ("shapes:poem:train:4", "kind of shapes must be one of"),
+        ("shapes:plan:train:4", r"found 'plan' \(called 'thinking' now\)"),
         ("shapes:pair:test:4", "split of shapes must be one of"),
         ("shapes:pair:train:0", "at least one sample"),
         (__file__, "not a source"),

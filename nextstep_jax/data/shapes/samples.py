@@ -106,9 +106,7 @@ def sample(kind: str, index: int, *, split: str = "train", seed: int = 0) -> Sam
     In the split "heldout" the edits have one and so have the scenes of pairs and captions; its stories, sentences and tables
     are merely others.
     """
-    if kind not in KINDS:
-        renamed = f"; {kind!r} is called {_OLD_KINDS[kind]!r} now" if kind in _OLD_KINDS else ""
-        raise InputError(f"no such kind of sample: {kind!r}; there are {', '.join(KINDS)}{renamed}")
+    require_known(kind, split)
     rng = _generator(f"{_STREAMS.get(kind, kind)}/{index}", split, seed)
     if kind == "pair":
         category = random_category(rng)
@@ -136,6 +134,14 @@ def sample(kind: str, index: int, *, split: str = "train", seed: int = 0) -> Sam
         parts = (TextPart(_sentences(rng)),)
     stored_as = {"caption": "pair", "letters": "pair", "thinking": "edit", "table": "text"}.get(kind, kind)
     return Sample(parts, stored_as, f"shapes/{split}/{seed}/{kind}/{index}")
+
+
+def require_known(kind: str, split: str) -> None:
+    """InputError unless there is such a kind of sample and such a split."""
+    for what, value, known in (("kind", kind, KINDS), ("split", split, SPLITS)):
+        if value not in known:
+            renamed = f" (called {_OLD_KINDS[value]!r} now)" if value in _OLD_KINDS else ""
+            raise InputError(f"{what} of shapes must be one of {', '.join(known)}, found {value!r}{renamed}")
 
 
 def sample_scene(index: int, *, split: str = "train", seed: int = 0) -> Scene:
