@@ -7,7 +7,7 @@ import pytest
 
 from nextstep_jax.errors import DamagedDataError
 from nextstep_jax.rewards.cache import CachedReward
-from nextstep_jax.rewards.protocol import FunctionReward
+from nextstep_jax.rewards.loading import FunctionReward
 
 
 class Counting:

@@ -6,7 +6,7 @@ import scipy.stats
 
 from nextstep_jax.errors import InputError
 from nextstep_jax.rewards.combine import RewardTerm, normalize, score_groups
-from nextstep_jax.rewards.protocol import FunctionReward, open_reward
+from nextstep_jax.rewards.loading import FunctionReward, open_reward
 
 
 def seeds(requests):

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
-from nextstep_jax.rewards.protocol import RewardRequest, open_reward
+from nextstep_jax.rewards.loading import open_reward
+from nextstep_jax.rewards.protocol import RewardRequest
 from nextstep_jax.rewards.text import edit_distance, text_score, wanted_text
 
 
