@@ -98,18 +98,18 @@ def measure_statistics(per_category: int) -> dict[str, Any]:
                 for seed in SEEDS
                 for i in range(0, len(prompts), 14)
             ]
-            pixels = [picture for one in traces for picture in pipeline.decode(one.tokens, one.h, one.w)]
+            pixels = [image for one in traces for image in pipeline.decode(one.tokens, one.h, one.w)]
             run: dict[str, Any] = {"cfg": cfg, "normalize": normalize}
             for name in ("sampled", "tokens"):
                 mean, variance = token_statistics(np.concatenate([getattr(one, name) for one in traces]))
                 run[name] = {"mean": rounded(mean), "variance": rounded(variance)}
             report = evaluate(prompts * len(SEEDS), pixels)
-            runs.append(run | {"shape_eval": round(report["overall"], 4), "pictures": report["n"]})
+            runs.append(run | {"shape_eval": round(report["overall"], 4), "images": report["n"]})
     return {"runs": runs}
 
 
-def pictures(count: int) -> np.ndarray:
-    """Held-out pictures [count, 64, 64, 3] in [-1, 1]."""
+def heldout_images(count: int) -> np.ndarray:
+    """Held-out images [count, 64, 64, 3] in [-1, 1]."""
     return np.stack([to_float(shapes.render(shapes.sample_scene(i, split="heldout"))) for i in range(count)])
 
 
@@ -125,7 +125,7 @@ def spread(latents: np.ndarray) -> dict[str, Any]:
 
 def measure_latents(count: int) -> dict[str, Any]:
     """Latents of the built-in tokenizer, with per-token normalization and without it (then scaled as a whole)."""
-    pipeline, images = Pipeline.from_checkpoint(), pictures(count)
+    pipeline, images = Pipeline.from_checkpoint(), heldout_images(count)
     arguments = (pipeline.tokenizer_config, pipeline.tokenizer_params, images)
     normalized, raw = encode_latents(*arguments), encode_latents(*arguments, normalize=False)
     return {"edges": EDGES.tolist(), "normalized": spread(normalized), "raw": spread((raw - raw.mean()) / raw.std())}
@@ -155,14 +155,14 @@ def inventory(scene: shapes.Scene) -> list[tuple[str, str]]:
 
 
 def measure_tokenizer(checkpoint: pathlib.Path, count: int) -> dict[str, Any]:
-    """Reconstruction against noise in the latents: PSNR, SSIM, and the share of pictures still read as what they show."""
+    """Reconstruction against noise in the latents: PSNR, SSIM, and the share of images still read as what they show."""
     config, params = load_tokenizer(checkpoint)
-    images = pictures(count)
+    images = heldout_images(count)
     made = reconstruct_noisy(config, params, images, STRENGTHS)
     scenes = [shapes.sample_scene(i, split="heldout") for i in range(count)]
     levels = np.round((made + 1) * 127.5).astype(np.uint8)
     alike = [
-        np.mean([inventory(parse_scene(picture)) == inventory(scene) for picture, scene in zip(some, scenes, strict=True)])
+        np.mean([inventory(parse_scene(image)) == inventory(scene) for image, scene in zip(some, scenes, strict=True)])
         for some in levels
     ]
     return {
@@ -170,7 +170,7 @@ def measure_tokenizer(checkpoint: pathlib.Path, count: int) -> dict[str, Any]:
         "psnr": rounded(psnr(images, some).mean() for some in made),
         "ssim": rounded(ssim(images, some).mean() for some in made),
         "scene_accuracy": rounded(alike),
-        "pictures": count,
+        "images": count,
         "latents": spread(encode_latents(config, params, images)),
     }
 
@@ -179,7 +179,7 @@ def measure_tokenizer(checkpoint: pathlib.Path, count: int) -> dict[str, Any]:
 
 
 class OneObject:
-    """Captioned pictures of a single object: a source for `build`."""
+    """Captioned images of a single object: a source for `build`."""
 
     def __init__(self, split: str, length: int):
         self.name, self._split, self._scenes, index = f"one-object-{split}", split, [], 0
@@ -255,7 +255,7 @@ def measure_generator(folder: pathlib.Path, per_category: int) -> dict[str, Any]
     return {
         "head_parameters": sum(leaf.size for leaf in jax.tree.leaves(pipeline.params["flow_head"])),
         "model_parameters": sum(leaf.size for leaf in jax.tree.leaves(pipeline.params)),
-        "pictures": report["n"],
+        "images": report["n"],
         "correct": report["correct"],
         "categories": report["categories"],
         "right_shape": right["shape"] / len(pairs),
@@ -288,7 +288,7 @@ def main(arguments: list[str] | None = None) -> None:
         made_with = builtin | {"guidance": GUIDANCE, "seeds": SEEDS, "prompts_per_category": per_category}
         result(args.results / "statistics.json", made_with, functools.partial(measure_statistics, per_category))
     if "latents" in parts:
-        made_with = builtin | {"pictures": count}
+        made_with = builtin | {"images": count}
         result(args.results / "latents.json", made_with, functools.partial(measure_latents, count))
 
     config = paper_tokenizer.get_config()
@@ -299,7 +299,7 @@ def main(arguments: list[str] | None = None) -> None:
         def make(gamma=gamma):
             return measure_tokenizer(train_tokenizer(gamma, args.work, tokenizer_steps, tiny), count)
 
-        result(args.results / f"tokenizer_gamma_{gamma:g}.json", trained | {"gamma": gamma, "pictures": count}, make)
+        result(args.results / f"tokenizer_gamma_{gamma:g}.json", trained | {"gamma": gamma, "images": count}, make)
 
     config = paper_generator.get_config()
     steps = args.generator_steps or (4 if tiny else config.steps)

@@ -28,7 +28,7 @@ def evaluate():
     "--json", "json_file", type=click.Path(path_type=pathlib.Path), help="Also write the scores and failures as JSON."
 )
 def shapes(checkpoint, prompts_file, per_category, seed, dtype, json_file, **changes):
-    """ShapeEval: pictures, edits and captions of the built-in dataset's world, judged by reading their pixels."""
+    """ShapeEval: images, edits and captions of the built-in dataset's world, judged by reading their pixels."""
     from nextstep_jax.data.files import write_json
     from nextstep_jax.evaluation import shapes as shape_eval
     from nextstep_jax.evaluation.responses import generate_responses
@@ -56,19 +56,19 @@ def shapes(checkpoint, prompts_file, per_category, seed, dtype, json_file, **cha
 @click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Images a call.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def tokenizer(source, checkpoint, area, limit, batch, as_json):
-    """PSNR and SSIM of the images of SOURCE after encoding and decoding; and, of 64-pixel pictures, how many ShapeEval still
+    """PSNR and SSIM of the images of SOURCE after encoding and decoding; and, of 64-pixel images, how many ShapeEval still
     reads the same.
 
     SOURCE is what `nextstep-jax data build` takes: a folder, tars, a built dataset, shapes:pair:heldout:420.
     """
     from nextstep_jax.data.images import buckets
     from nextstep_jax.data.sources import open_source
-    from nextstep_jax.evaluation.tokenizer import evaluate_tokenizer, load_reconstruction, pictures
+    from nextstep_jax.evaluation.tokenizer import evaluate_tokenizer, load_reconstruction, source_images
     from nextstep_jax.generation.load import builtin_checkpoint
 
     buckets(area)
     keep_compiled_programs()
-    originals = pictures(open_source(source), area, limit)
+    originals = source_images(open_source(source), area, limit)
     scores = evaluate_tokenizer(originals, load_reconstruction(str(checkpoint or builtin_checkpoint())), batch)
     if as_json:
         click.echo(json.dumps(scores))
@@ -77,4 +77,4 @@ def tokenizer(source, checkpoint, area, limit, batch, as_json):
     if scores["ssim"] is not None:
         click.echo(f"SSIM {scores['ssim']:.4f}")
     if scores["scene_accuracy"] is not None:
-        click.echo(f"read alike {scores['scene_accuracy']:.3f}")
+        click.echo(f"scene accuracy {scores['scene_accuracy']:.3f}")

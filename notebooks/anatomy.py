@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # Anatomy of one picture
+# # Anatomy of one image
 # One prompt is walked by hand through the built-in model, with nothing but `apply`: ids, embeddings, hidden states, the flow
 # head's way from noise to an image token, tokens, latents, pixels. At the end: which words each image token looks at, and where
 # the time goes.
@@ -60,7 +60,7 @@ plt.show()
 
 # %% [markdown]
 # ## Ids
-# The prompt, then the announcement of a picture of 4x4 tokens: `<|image_area|>4*4<|begin_of_image|>`.
+# The prompt, then the announcement of an image of 4x4 tokens: `<|image_area|>4*4<|begin_of_image|>`.
 
 # %%
 row = make_row([prompt, area_prefix(special, h, w)], special, config.token_channels, pipeline.vocabulary)
@@ -210,9 +210,9 @@ plt.show()
 
 # %% [markdown]
 # ## What each image token looks at
-# For every word, the attention that the sixteen positions that predict the picture's tokens pay to it: mean over all heads of
-# a block, laid out as the picture is; colors follow the square root of the weight, so that faint looks show. The rest of a
-# position's attention goes to the picture's markers and to earlier tokens.
+# For every word, the attention that the sixteen positions that predict the image's tokens pay to it: mean over all heads of
+# a block, laid out as the image is; colors follow the square root of the weight, so that faint looks show. The rest of a
+# position's attention goes to the image's markers and to earlier tokens.
 
 # %%
 words, weights = word_attention(pipeline, prompt, image.tokens, h, w)
@@ -233,7 +233,7 @@ plt.show()
 
 # %% [markdown]
 # ## Where the time goes
-# Median times of one picture's parts, each compiled on its own, on the machine that executed this notebook. The transformer
+# Median times of one image's parts, each compiled on its own, on the machine that executed this notebook. The transformer
 # runs once a token, the flow head `steps` times; guidance runs both with two rows.
 
 # %%
@@ -252,7 +252,7 @@ for steps in (5, 20) if FAST else (5, 20, 50):
     )
     parts[f"flow head, {steps} steps"] = seconds(flow, params, condition, noise[0])
 pixels_of = jax.jit(lambda p, tokens: decode_images(pipeline.tokenizer_config, config.patch, h, w, p, tokens))
-parts["decoder, a sixteenth of a picture"] = seconds(pixels_of, pipeline.tokenizer_params, image.tokens[None]) / (h * w)
+parts["decoder, a sixteenth of an image"] = seconds(pixels_of, pipeline.tokenizer_params, image.tokens[None]) / (h * w)
 figure, axis = plt.subplots(figsize=(7.5, 2.2))
 bars = axis.barh(list(parts), [1e3 * value for value in parts.values()], color="steelblue")
 axis.bar_label(bars, fmt="%.2f", padding=3)

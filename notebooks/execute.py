@@ -1,9 +1,9 @@
-"""Execute the notebooks: the text NAME.py (jupytext's percent format) becomes NAME.ipynb beside it, with all its pictures.
+"""Execute the notebooks: the text NAME.py (jupytext's percent format) becomes NAME.ipynb beside it, with all its images.
 
     python -m notebooks.execute [NAME ...] [--fast] [--out DIR]
 
---fast shrinks every notebook to what CI executes; use it with --out, so that the pictures of a full run stay. A full run of
-`quickstart` also writes its first picture as quickstart.png. Needs the extra `notebooks`.
+--fast shrinks every notebook to what CI executes; use it with --out, so that the images of a full run stay. A full run of
+`quickstart` also writes its first image as quickstart.png. Needs the extra `notebooks`.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def execute(name: str, fast: bool = False) -> nbformat.NotebookNode:
     return notebook
 
 
-def pictures(notebook: nbformat.NotebookNode) -> list[bytes]:
+def images(notebook: nbformat.NotebookNode) -> list[bytes]:
     """The PNG files of a notebook's figures, in order."""
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     return [base64.b64decode(output.data["image/png"]) for output in outputs if "image/png" in output.get("data", {})]
@@ -76,9 +76,9 @@ def main() -> None:
         notebook = execute(name, arguments.fast)
         path = arguments.out / f"{name}.ipynb"
         nbformat.write(notebook, path)
-        print(f"{path}: {len(pictures(notebook))} pictures, {time.perf_counter() - start:.0f} s, {path.stat().st_size:,} bytes")
+        print(f"{path}: {len(images(notebook))} images, {time.perf_counter() - start:.0f} s, {path.stat().st_size:,} bytes")
         if name == "quickstart" and not arguments.fast:
-            (arguments.out / "quickstart.png").write_bytes(pictures(notebook)[0])
+            (arguments.out / "quickstart.png").write_bytes(images(notebook)[0])
 
 
 if __name__ == "__main__":

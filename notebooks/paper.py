@@ -13,7 +13,7 @@
 
 # %% [markdown]
 # # The paper's claims, on a laptop
-# Four claims of the NextStep-1 paper, tried at the scale of the built-in model: 64x64 pictures of 16 tokens, models of about a
+# Four claims of the NextStep-1 paper, tried at the scale of the built-in model: 64x64 images of 16 tokens, models of about a
 # million parameters, minutes of training. Such a trial can agree or disagree; it cannot prove. At the end a table says for each
 # claim what the paper shows, what was found here, and whether the two agree, by rules that stand in the code.
 #
@@ -64,7 +64,7 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# What this does to pictures, and to ShapeEval (the mean over its categories, on held-out prompts).
+# What this does to images, and to ShapeEval (the mean over its categories, on held-out prompts).
 
 # %%
 pipeline = Pipeline.from_checkpoint()
@@ -86,7 +86,7 @@ figure, axis = plt.subplots(figsize=(5, 2.6))
 for normalize, label in ((True, "each token normalized"), (False, "tokens as sampled")):
     some = [run for run in runs if run["normalize"] is normalize]
     axis.plot([run["cfg"] for run in some], [run["shape_eval"] for run in some], "o-", label=label)
-axis.set(xlabel="guidance", ylabel="ShapeEval", ylim=(0, 1), title="Right pictures, mean over categories")
+axis.set(xlabel="guidance", ylabel="ShapeEval", ylim=(0, 1), title="Right images, mean over categories")
 axis.legend()
 plt.show()
 
@@ -94,7 +94,7 @@ plt.show()
 # ## How latents are spread (Figure 7)
 # A flow head starts at a standard normal distribution; the nearer the latents are to one, the shorter its way. The built-in
 # tokenizer's latents with the per-token normalization, and without it (then shifted and scaled as a whole, as other tokenizers
-# do), over held-out pictures. `KS` is the largest distance between the distribution functions.
+# do), over held-out images. `KS` is the largest distance between the distribution functions.
 
 # %%
 if "latents" in results:
@@ -119,12 +119,12 @@ if "latents" in results:
 # %% [markdown]
 # ## Noise in the tokenizer's training (Figure 6)
 # Tokenizers trained with noise of a strength drawn from [0, gamma] on their latents, everything else alike. Reconstruction of
-# held-out pictures when noise of a given strength is added to the latents: how near the pixels are, and how many pictures still
+# held-out images when noise of a given strength is added to the latents: how near the pixels are, and how many images still
 # show the same colored shapes to ShapeEval's reader.
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(9.5, 2.9))
-labels = {"psnr": "PSNR (dB)", "ssim": "SSIM", "scene_accuracy": "share of pictures read alike"}
+labels = {"psnr": "PSNR (dB)", "ssim": "SSIM", "scene_accuracy": "share of images read alike"}
 for axis, (name, label) in zip(axes, labels.items(), strict=True):
     for tokenizer in tokenizers:
         axis.plot(tokenizer["strengths"], tokenizer[name], "o-", ms=3, label=f"{tokenizer['made_with']['gamma']:g}")
@@ -135,16 +135,16 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# What generation makes of these tokenizers: one model for each, trained alike on pictures of a single object, scored on
-# held-out prompts. Bars are shares of right pictures, lines their standard errors; there was one training of each, so
+# What generation makes of these tokenizers: one model for each, trained alike on images of a single object, scored on
+# held-out prompts. Bars are shares of right images, lines their standard errors; there was one training of each, so
 # differences of a few hundredths say nothing.
 
 
 # %%
 def score(model):
-    """Share of right pictures and its standard error."""
-    share = model["correct"] / model["pictures"]
-    return share, math.sqrt(share * (1 - share) / model["pictures"])
+    """Share of right images and its standard error."""
+    share = model["correct"] / model["images"]
+    return share, math.sqrt(share * (1 - share) / model["images"])
 
 
 def bars(axis, some, names, title):
@@ -153,14 +153,14 @@ def bars(axis, some, names, title):
     shares = {"all right": [score(m)[0] for m in some], "shape right": [m["right_shape"] for m in some]}
     shares["color right"] = [m["right_color"] for m in some]
     for number, (label, values) in enumerate(shares.items()):
-        errors = [math.sqrt(v * (1 - v) / m["pictures"]) for v, m in zip(values, some, strict=True)]
+        errors = [math.sqrt(v * (1 - v) / m["images"]) for v, m in zip(values, some, strict=True)]
         axis.bar(x + 0.27 * (number - 1), values, 0.25, yerr=errors, label=label, error_kw={"lw": 1})
-    axis.set(xticks=x, xticklabels=names, ylim=(0, 1.25), ylabel="share of pictures", title=title)
+    axis.set(xticks=x, xticklabels=names, ylim=(0, 1.25), ylabel="share of images", title=title)
 
 
 by_gamma = sorted((m for m in models if m["made_with"]["head"][0] == "base"), key=lambda m: m["made_with"]["gamma"])
 figure, axes = plt.subplots(1, 2, figsize=(9, 3), gridspec_kw={"width_ratios": [1.2, 1]})
-bars(axes[0], by_gamma, [f"gamma {m['made_with']['gamma']:g}" for m in by_gamma], "Pictures on different tokenizers' latents")
+bars(axes[0], by_gamma, [f"gamma {m['made_with']['gamma']:g}" for m in by_gamma], "Images on different tokenizers' latents")
 for model in by_gamma:
     axes[1].plot(model["steps_of_losses"], model["losses"]["image_loss"], lw=1, label=f"{model['made_with']['gamma']:g}")
 axes[1].set(xlabel="step", ylabel="velocity error (MSE per number)", title="Training")
@@ -180,7 +180,7 @@ order = ("small", "base", "large")
 heads = sorted((m for m in models if m["made_with"]["gamma"] == 0.3), key=lambda m: order.index(m["made_with"]["head"][0]))
 names = ["{} {}x{}\n{:,.0f}K".format(*m["made_with"]["head"], m["head_parameters"] / 1e3) for m in heads]
 figure, axes = plt.subplots(1, 2, figsize=(9, 3), gridspec_kw={"width_ratios": [1.2, 1]})
-bars(axes[0], heads, names, "Pictures by size of the flow head")
+bars(axes[0], heads, names, "Images by size of the flow head")
 for model in heads:
     axes[1].plot(model["steps_of_losses"], model["losses"]["image_loss"], lw=1, label=model["made_with"]["head"][0])
 axes[1].set(xlabel="step", ylabel="velocity error (MSE per number)", title="Training")

@@ -1,4 +1,4 @@
-"""What the notebooks share: how pictures are laid out, how long a function takes, and whether sizes are shrunk."""
+"""What the notebooks share: how images are laid out, how long a function takes, and whether sizes are shrunk."""
 
 import os
 import statistics
@@ -10,32 +10,32 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
-# Set by `python -m notebooks.execute --fast`: everything is shown, with fewer pictures, steps and words.
+# Set by `python -m notebooks.execute --fast`: everything is shown, with fewer images, steps and words.
 FAST = os.environ.get("NEXTSTEP_NOTEBOOKS_FAST") == "1"
 
 plt.rcParams.update({"figure.dpi": 100, "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8, "axes.grid": False})
 
 
 def show(
-    pictures: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
     titles: Sequence[str] = (),
     columns: int = 8,
     rows: Sequence[str] = (),
     side: float = 1.25,
     colors: Sequence[str] = (),
 ) -> None:
-    """Pictures in rows of `columns`, `side` inches each, titles in their colors over the first, a label before each row."""
-    columns = min(columns, len(pictures))
+    """Images in rows of `columns`, `side` inches each, titles in their colors over the first, a label before each row."""
+    columns = min(columns, len(images))
     titles = ["\n".join(textwrap.fill(line, round(15 * side)) for line in title.split("\n")) for title in titles]
-    count = -(-len(pictures) // columns)
+    count = -(-len(images) // columns)
     lines = max((title.count("\n") + 1 for title in titles), default=0)
     figure, axes = plt.subplots(
         count, columns, figsize=(side * columns + 0.9 * bool(rows), (side + 0.14 * lines) * count), squeeze=False
     )
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[], frame_on=False)
-    for i, (axis, picture) in enumerate(zip(axes.flat, pictures, strict=False)):
-        axis.imshow(picture, interpolation="nearest")
+    for i, (axis, image) in enumerate(zip(axes.flat, images, strict=False)):
+        axis.imshow(image, interpolation="nearest")
         if i < len(titles):
             axis.set_title(titles[i], fontsize=7.5, pad=3, color=colors[i] if colors else "black")
     for axis, label in zip(axes[:, 0], rows, strict=False):

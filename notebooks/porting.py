@@ -64,7 +64,7 @@ for entry in model_entries(config)[:12]:
 
 # %% [markdown]
 # ## Compare
-# `nextstep-jax parity`, as a picture: each dot is one array that the PyTorch releases computed, its height the largest
+# `nextstep-jax parity`, as a plot: each dot is one array that the PyTorch releases computed, its height the largest
 # difference from ours in float32, the black line its bound. Dots on the floor are equal to the last bit.
 
 # %%

@@ -13,10 +13,10 @@
 
 # %% [markdown]
 # # Quickstart
-# The built-in model draws 64x64 pictures in a small language of shapes, changes pictures on request, describes them, and
-# writes stories with pictures in them. Below: prompts and what it draws, seeds against guidance, a picture appearing token by
-# token, edits, captions, a story, and pictures that are not square. A green title means that ShapeEval, which reads pixels by
-# classical image analysis, finds in the picture what was asked for; a red one that it does not.
+# The built-in model draws 64x64 images in a small language of shapes, changes images on request, describes them, and
+# writes stories with images in them. Below: prompts and what it draws, seeds against guidance, an image appearing token by
+# token, edits, captions, a story, and images that are not square. A green title means that ShapeEval, which reads pixels by
+# classical image analysis, finds in the image what was asked for; a red one that it does not.
 
 # %%
 import re
@@ -80,7 +80,7 @@ show(pixels, names, columns=seeds, rows=[f"guidance {strength:g}" for strength i
 
 # %% [markdown]
 # ## Token by token
-# `on_chunk` is called while the picture grows; here it keeps every preview. Each token is a square of 16x16 pixels, in reading
+# `on_chunk` is called while the image grows; here it keeps every preview. Each token is a square of 16x16 pixels, in reading
 # order; what is not there yet is decoded from zeros.
 
 # %%
@@ -89,17 +89,17 @@ pipeline.generate(
     "a red circle left of a blue square", seed=1, on_chunk=lambda n, total, decode: previews.append((n, decode()[0]))
 )
 chosen = [previews[i] for i in (range(3, 16, 4) if FAST else range(16))]
-show([picture for _, picture in chosen], [f"{n} of 16 tokens" if n > 1 else "1 token" for n, _ in chosen])
+show([image for _, image in chosen], [f"{n} of 16 tokens" if n > 1 else "1 token" for n, _ in chosen])
 
 # %% [markdown]
 # ## Edits
-# A picture and an instruction in, a picture out. In between the model writes down a plan, which is kept in the image's record:
-# what is in each of nine places, what becomes of what, and what is where then. Below the pictures, the plan of the first.
+# An image and an instruction in, an image out. In between the model writes down a plan, which is kept in the image's record:
+# what is in each of nine places, what becomes of what, and what is where then. Below the images, the plan of the first.
 
 # %%
 edits = default_prompts(8)[-16:-8][: 2 if FAST else 8]
 before = [shapes.render(edit.scene) for edit in edits]
-edited = [pipeline.edit(picture, edit.text, seed=0)[0] for picture, edit in zip(before, edits, strict=True)]
+edited = [pipeline.edit(image, edit.text, seed=0)[0] for image, edit in zip(before, edits, strict=True)]
 after = [image.pixels for image in edited]
 titles = [""] * len(edits) + [edit.text for edit in edits]
 show(
@@ -121,12 +121,12 @@ for part in edited[0].record["plan"].split(". "):
 # %%
 captions = default_prompts(6)[-6:][: 2 if FAST else 6]
 before = [shapes.render(prompt.scene) for prompt in captions]
-written = [pipeline.write(images=[picture], max_tokens=64) for picture in before]
+written = [pipeline.write(images=[image], max_tokens=64) for image in before]
 show(before, written, columns=6, side=1.5, colors=verdicts(captions, written))
 
 # %% [markdown]
-# ## Text and pictures in one sequence
-# The model goes on with a story: it writes, says when a picture comes, draws it, and writes on with that picture in view.
+# ## Text and images in one sequence
+# The model goes on with a story: it writes, says when an image comes, draws it, and writes on with that image in view.
 
 # %%
 beginning = "first, draw a large red circle on a white background."

@@ -14,7 +14,7 @@
 # %% [markdown]
 # # Training from nothing
 # A small model learns to draw in a few minutes, with the loop and the config that made the built-in one. Below: the mixture of
-# data and how it is packed, as pictures; losses by kind of output and of data; what it draws as it learns; and the same run
+# data and how it is packed, as images; losses by kind of output and of data; what it draws as it learns; and the same run
 # with one value of the config changed.
 
 # %%
@@ -117,7 +117,7 @@ for name in shown:
 # ## Mixture and packing
 # One batch as the model gets it. Samples of all kinds are packed into rows of equal length, by best fit; samples in one row do
 # not see each other (white lines). Top: what kind of data a position belongs to. Middle: text or image token. Bottom: what is a
-# target: of the language head, of the flow head, or of none, as the sources of edits and pictures to be captioned.
+# target: of the language head, of the flow head, or of none, as the sources of edits and images to be captioned.
 
 # %%
 stage = STAGES[config.objective](config)
@@ -128,13 +128,13 @@ borders = [np.flatnonzero(np.diff(row)) + 0.5 for row in batch.segment_ids]
 used = batch.segment_ids > 0
 content = np.where(used, 1 + batch.is_image, 0)
 target = np.where(batch.image_weight > 0, 3, np.where(batch.text_weight > 0, 2, used.astype(int)))
-pictures = {
+panels = {
     "kind of data": (kinds, ["padding", *KIND_IDS], ["#eeeeee", "C0", "C2", "C4", "C5"]),
     "content": (content, ["padding", "text", "image token"], ["#eeeeee", "C0", "C1"]),
     "target of": (target, ["padding", "no head", "language head", "flow head"], ["#eeeeee", "#aaaaaa", "C0", "C1"]),
 }
 figure, axes = plt.subplots(3, 1, figsize=(9.5, 6.5), sharex=True)
-for axis, (title, (values, labels, colors)) in zip(axes, pictures.items(), strict=True):
+for axis, (title, (values, labels, colors)) in zip(axes, panels.items(), strict=True):
     shown = axis.imshow(
         values, aspect="auto", cmap=ListedColormap(colors), vmin=-0.5, vmax=len(labels) - 0.5, interpolation="nearest"
     )
@@ -173,17 +173,17 @@ plt.show()
 
 # %% [markdown]
 # What it draws as it learns: the config's prompts, at guidance 3, one row for each time. Colors and backgrounds come first,
-# shapes later than this run lasts: the built-in model saw far more pictures.
+# shapes later than this run lasts: the built-in model saw far more images.
 
 
 # %%
 def show_grids(grids):
-    """Rows of sample pictures, one row a label."""
-    pictures = [picture for grid in grids.values() for picture in np.split(grid, grid.shape[1] // shapes.CANVAS, axis=1)]
-    show(pictures, list(config.samples.prompts), columns=8, rows=list(grids), side=1.05)
+    """Rows of sample images, one row a label."""
+    images = [image for grid in grids.values() for image in np.split(grid, grid.shape[1] // shapes.CANVAS, axis=1)]
+    show(images, list(config.samples.prompts), columns=8, rows=list(grids), side=1.05)
 
 
-show_grids({f"step {step}": picture for step, picture in read_samples(work / "run").items()})
+show_grids({f"step {step}": image for step, image in read_samples(work / "run").items()})
 
 # %% [markdown]
 # ## One value changed

@@ -64,7 +64,7 @@ def test_options_reach_pictures_and_edits(run, tmp_path, monkeypatch):
 
 def test_a_tokenizer(run):
     code, out, _ = run("tokenizer", "shapes:pair:heldout:8", "--area", 64, "--limit", 8, "--batch", 8)
-    assert code == 0 and out.startswith("8 images, PSNR ") and "read alike " in out
+    assert code == 0 and out.startswith("8 images, PSNR ") and "scene accuracy " in out
     code, out, _ = run("tokenizer", "shapes:pair:heldout:8", "--area", 64, "--limit", 8, "--batch", 8, "--json")
     assert code == 0 and json.loads(out)["n"] == 8
 

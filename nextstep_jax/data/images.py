@@ -38,7 +38,7 @@ _SIGNATURES = {
 MAX_FILE_BYTES = 64 << 20
 MAX_PIXELS = 1 << 26  # 64 Mpx: 192 MiB of RGB
 
-REDUCING_GAP = 2  # sides of a picture decoded at reduced size over those it is then resized to (LANCZOS needs some margin)
+REDUCING_GAP = 2  # sides of an image decoded at reduced size over those it is then resized to (LANCZOS needs some margin)
 
 # The 17 grids (rows, columns) in 16-pixel tokens of a 256-pixel image (February 2026 training release). Other areas scale them.
 BUCKETS = (
@@ -84,7 +84,7 @@ def load(source: bytes | str | os.PathLike, name: str | None = None, *, cover: t
     Args:
       cover: the (height, width) that `resize_crop` will make of it. A JPEG with at least four times the pixels a side is then
         decoded at a half, a quarter or an eighth of its size, and at least `REDUCING_GAP` times what is needed: faster, and
-        about one level away from the whole picture after the resizing.
+        about one level away from the whole image after the resizing.
 
     Raises:
       InputError: one line naming the file (or `name`): an ImageError if it is empty, not an image, truncated or damaged, a

@@ -1,4 +1,4 @@
-"""Batches of pictures alone, for training the image tokenizer.
+"""Batches of images alone, for training the image tokenizer.
 
 Letters: B images of a lane.
 """
@@ -13,27 +13,27 @@ from nextstep_jax.data import images
 from nextstep_jax.data.sources import Source
 from nextstep_jax.errors import InputError
 
-_FIRST_REPORT = 100  # pictures read before a share of bad ones is judged
+_FIRST_REPORT = 100  # images read before a share of bad ones is judged
 
 
 class PixelBatch(NamedTuple):
-    """pixels [B, height, width, 3] uint8, and "source:key" of each picture."""
+    """pixels [B, height, width, 3] uint8, and "source:key" of each image."""
 
     pixels: np.ndarray
     keys: tuple[str, ...]
 
 
 class PixelBatches:
-    """Endless iterator of `PixelBatch` over the pictures of several sources, one of every sample, shuffled anew in each epoch.
+    """Endless iterator of `PixelBatch` over the images of several sources, one of every sample, shuffled anew in each epoch.
 
-    Pictures are resized to cover height x width and cropped in the middle (large JPEGs are decoded at reduced size). One that
+    Images are resized to cover height x width and cropped in the middle (large JPEGs are decoded at reduced size). One that
     cannot be read is left out and counted; above `bad_share` of those read, the next batch raises instead.
     `set_state(get_state())` continues with the very next batch, whatever the number of workers. It makes the rows of one lane;
     `lanes.py` joins them.
 
     Args:
       batch_size: B.
-      lane, lanes: which lane this is; lanes share the pictures out.
+      lane, lanes: which lane this is; lanes share the images out.
       workers: reader processes; 0 reads in threads.
     """
 
@@ -52,11 +52,11 @@ class PixelBatches:
     ):
         if not sources or batch_size < 1:
             raise InputError(
-                f"a stream of pictures needs a source and a batch of at least 1, found {len(sources)} and {batch_size}"
+                f"a stream of images needs a source and a batch of at least 1, found {len(sources)} and {batch_size}"
             )
         self._batch_size, self._bad_share, self._workers = batch_size, bad_share, workers
         parts = [grain.MapDataset.range(len(source)).map(_Read(source, height, width)) for source in sources]
-        self._pictures = grain.MapDataset.concatenate(parts).shuffle(seed).repeat()[lane::lanes]
+        self._images = grain.MapDataset.concatenate(parts).shuffle(seed).repeat()[lane::lanes]
         self._reader = None
         self._position = 0
         self._read = 0
@@ -66,7 +66,7 @@ class PixelBatches:
         return self
 
     def __next__(self) -> PixelBatch:
-        """The next batch. InputError when too many pictures could not be read, quoting the latest."""
+        """The next batch. InputError when too many images could not be read, quoting the latest."""
         if self._reader is None:
             self._reader = self._read_ahead()
         rows, keys = [], []
@@ -77,15 +77,15 @@ class PixelBatches:
             if pixels is None:
                 self._bad.append(text)
                 if self._read >= _FIRST_REPORT and len(self._bad) > self._bad_share * self._read:
-                    raise InputError(f"{len(self._bad)} of {self._read} pictures cannot be used, the latest: {text}")
+                    raise InputError(f"{len(self._bad)} of {self._read} images cannot be used, the latest: {text}")
                 continue
             rows.append(pixels)
             keys.append(text)
         return PixelBatch(np.stack(rows), tuple(keys))
 
     def _read_ahead(self):
-        # Every reader takes each n-th picture and none is left out before this point, so the order is that of one reader.
-        rest = self._pictures[self._position :]
+        # Every reader takes each n-th image and none is left out before this point, so the order is that of one reader.
+        rest = self._images[self._position :]
         # Threads of its own when there are no processes: decoding goes on while the device computes.
         stream = rest.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * self._batch_size))
         if self._workers:
@@ -94,13 +94,13 @@ class PixelBatches:
         return iter(stream)
 
     def get_state(self) -> dict[str, Any]:
-        """How many pictures of this lane's order have been read."""
+        """How many images of this lane's order have been read."""
         return {"next_index": self._position}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue from `get_state`'s result."""
         if not isinstance(state, dict) or not isinstance(state.get("next_index"), int):
-            raise InputError(f"the saved position in the pictures is {state!r}, expected one that this version wrote")
+            raise InputError(f"the saved position in the images is {state!r}, expected one that this version wrote")
         self.close()
         self._position = state["next_index"]
 
@@ -121,11 +121,11 @@ class _Read(NamedTuple):
     def __call__(self, index: int) -> tuple[np.ndarray | None, str]:
         try:
             sample = self.source[index]
-            pictures = sample.images
-            if not pictures:
-                return None, f"{self.source.name}:{sample.key} holds no picture"
+            parts = sample.images
+            if not parts:
+                return None, f"{self.source.name}:{sample.key} holds no image"
             name = f"{self.source.name}:{sample.key}"
-            picture = images.load(pictures[index % len(pictures)].data, name, cover=(self.height, self.width))
-            return np.asarray(images.resize_crop(picture, self.height, self.width)), name
+            image = images.load(parts[index % len(parts)].data, name, cover=(self.height, self.width))
+            return np.asarray(images.resize_crop(image, self.height, self.width)), name
         except InputError as error:
             return None, str(error)

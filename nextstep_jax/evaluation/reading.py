@@ -1,10 +1,10 @@
-"""Reading a picture of the built-in dataset back into a scene by classical image analysis; nothing here is learned.
+"""Reading an image of the built-in dataset back into a scene by classical image analysis; nothing here is learned.
 
 In order: the background color; for each pixel the palette color on whose line from the background it lies, and how far along
 (its coverage); words by correlation with the bitmap letters; connected regions of one color; each region's shape by its
 overlap with the drawn shapes of equal area, laid center of mass on center of mass.
 
-It is made to see through what a small image tokenizer does to a picture (blur, noise, shifted colors) but not to guess:
+It is made to see through what a small image tokenizer does to an image (blur, noise, shifted colors) but not to guess:
 a region that looks like none of the shapes is read as an object of shape "unknown".
 """
 
@@ -31,13 +31,13 @@ _GROUNDS = np.array(list(BACKGROUNDS.values()), np.float32)
 
 
 def parse_scene(pixels: np.ndarray) -> Scene:
-    """What is in a picture: uint8 [64, 64, 3].
+    """What is in an image: uint8 [64, 64, 3].
 
     Objects come largest first; centers are measured, not on the lattice. Background, color or shape may be "unknown".
     """
     pixels = np.asarray(pixels)
     if pixels.shape != (CANVAS, CANVAS, 3) or pixels.dtype != np.uint8:
-        raise InputError(f"a picture must be uint8 [{CANVAS}, {CANVAS}, 3], found {pixels.dtype} {list(pixels.shape)}")
+        raise InputError(f"an image must be uint8 [{CANVAS}, {CANVAS}, 3], found {pixels.dtype} {list(pixels.shape)}")
     image = pixels.astype(np.float32)
     background, ground = _background(image)
     layers = _Layers.of(image, ground)
@@ -125,7 +125,7 @@ def _read_word(layers: _Layers) -> tuple[Word | None, _Layers]:
     return Word(read, _NAMES[color], center), dataclasses.replace(layers, something=something)
 
 
-_MARGIN = 4  # pixels around the picture, so that a window may stick out
+_MARGIN = 4  # pixels around the image, so that a window may stick out
 
 
 def _present(layers: _Layers) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A model's responses to ShapeEval prompts: a picture for a prompt or an edit, a text for a picture to caption."""
+"""A model's responses to ShapeEval prompts: an image for a prompt or an edit, a text for an image to caption."""
 
 from collections.abc import Callable, Sequence
 

@@ -4,7 +4,7 @@ In the manner of GenEval: prompts by category (single object, two objects, count
 words), each right or wrong, the score of a category its share of right responses and the overall score the mean over these
 categories. Edits and captions are scored beside it. Responses are judged from their pixels and words alone (reading.py).
 
-The picture must hold what was asked for and nothing else. What a prompt leaves open is free.
+The image must hold what was asked for and nothing else. What a prompt leaves open is free.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ def default_prompts(per_category: int = PER_CATEGORY, *, seed: int = 0) -> list[
 def read_prompts(path: str | pathlib.Path) -> list[shapes.Prompt]:
     """A text file of prompts and instructions in the dataset's language, one a line; blank lines do not count.
 
-    An instruction gets a picture of its own to edit, drawn at random from the line's number.
+    An instruction gets an image of its own to edit, drawn at random from the line's number.
 
     Raises:
       InputError: names the file, the line and the word at which a line leaves the language.
@@ -62,7 +62,7 @@ def failure(prompt: shapes.Prompt, response: np.ndarray | str) -> str | None:
     """Why a response is wrong, in words, or None if it is right.
 
     Args:
-      response: the picture, uint8 [64, 64, 3]; for "captions" the text.
+      response: the image, uint8 [64, 64, 3]; for "captions" the text.
     """
     if prompt.category == "captions":
         return caption_failure(prompt.scene, response)
@@ -102,7 +102,7 @@ def evaluate(prompts: Sequence[shapes.Prompt], responses: Sequence[np.ndarray | 
     """Score responses, one per prompt in the same order (several for one prompt: repeat it).
 
     Returns:
-      {"overall": mean over the categories of pictures from prompts, None without any; "n", "correct": over everything;
+      {"overall": mean over the categories of images from prompts, None without any; "n", "correct": over everything;
        "categories": {name: {"n", "correct", "score"}}; "edits": {operation: {"n", "correct", "score"}};
        "failures": [{"index", "category", "prompt", "reason"}]}, all plain numbers and text.
     """

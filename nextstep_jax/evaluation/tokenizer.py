@@ -1,7 +1,7 @@
-"""How well an image tokenizer gives pictures back: PSNR, SSIM and, for the built-in dataset, whether they still read the same.
+"""How well an image tokenizer gives images back: PSNR, SSIM and, for the built-in dataset, whether they still read the same.
 
 The paper judges tokenizers by PSNR and SSIM on 256-pixel images (section 5; 30.60 dB and 0.89 on ImageNet-1K). A transformer
-cannot draw what its tokenizer cannot: on the built-in dataset the share of pictures that are read alike before and after bounds
+cannot draw what its tokenizer cannot: on the built-in dataset the share of images that are read alike before and after bounds
 what ShapeEval can give.
 """
 
@@ -41,7 +41,7 @@ def load_reconstruction(checkpoint: str) -> Reconstruct:
     return functools.partial(apply, {"params": checkpoints.load_params(checkpoint, subtree="image_tokenizer")})
 
 
-def pictures(source: Source, area: int, limit: int) -> Iterator[np.ndarray]:
+def source_images(source: Source, area: int, limit: int) -> Iterator[np.ndarray]:
     """The first `limit` images of a source, each resized and cropped to its bucket: [height, width, 3] uint8.
 
     Raises:
@@ -62,20 +62,20 @@ def pictures(source: Source, area: int, limit: int) -> Iterator[np.ndarray]:
 
 
 def evaluate_tokenizer(originals: Iterable[np.ndarray], reconstruct: Reconstruct, batch: int = 16) -> dict[str, Any]:
-    """Mean scores over pictures [height, width, 3] uint8, reconstructed `batch` of one size at a time.
+    """Mean scores over images [height, width, 3] uint8, reconstructed `batch` of one size at a time.
 
     Returns:
-      {"n", "psnr" in dB, "ssim" (None where a side is under 11 pixels), "scene_accuracy": the share of 64x64 pictures in which
-      ShapeEval reads the same background, word and objects before and after; None without such pictures}.
+      {"n", "psnr" in dB, "ssim" (None where a side is under 11 pixels), "scene_accuracy": the share of 64x64 images in which
+      ShapeEval reads the same background, word and objects before and after; None without such images}.
 
     Raises:
-      InputError: no pictures.
+      InputError: no images.
     """
     queues: dict[tuple[int, ...], list[np.ndarray]] = collections.defaultdict(list)
     scores: dict[str, list[float]] = {"psnr": [], "ssim": [], "scene_accuracy": []}
-    for picture in originals:
-        queue = queues[picture.shape]
-        queue.append(picture)
+    for image in originals:
+        queue = queues[image.shape]
+        queue.append(image)
         if len(queue) == batch:
             _score(queue, reconstruct, batch, scores)
             queue.clear()
@@ -83,7 +83,7 @@ def evaluate_tokenizer(originals: Iterable[np.ndarray], reconstruct: Reconstruct
         if queue:
             _score(queue, reconstruct, batch, scores)
     if not scores["psnr"]:
-        raise InputError("there are no pictures to reconstruct")
+        raise InputError("there are no images to reconstruct")
     means = {name: float(np.mean(values)) if values else None for name, values in scores.items()}
     return {"n": len(scores["psnr"])} | means
 

@@ -1,4 +1,4 @@
-"""The image tokenizer's training objective: reconstruct pictures from normalized, perturbed latents (paper section 4.2).
+"""The image tokenizer's training objective: reconstruct images from normalized, perturbed latents (paper section 4.2).
 
     loss = w1 |x - y| + w2 (x - y)^2 + w_kl KL + w_p perceptual(x, y) - w_a discriminator(y)
     y = decode(z + alpha eps),  z ~ posterior(x),  alpha ~ U[0, gamma],  eps ~ N(0, I)

@@ -1,4 +1,4 @@
-"""Picture batches for the image tokenizer."""
+"""Image batches for the image tokenizer."""
 
 import itertools
 
@@ -10,10 +10,10 @@ from nextstep_jax.data.records import ImagePart, Sample, TextPart
 from nextstep_jax.errors import InputError
 
 
-class Pictures:
-    """Samples with one picture each, all of whose pixels hold the sample's number; damaged where told."""
+class Images:
+    """Samples with one image each, all of whose pixels hold the sample's number; damaged where told."""
 
-    name = "pictures"
+    name = "images"
 
     def __init__(self, count, damaged=(), size=(8, 8)):
         self._count, self._damaged, self._size = count, damaged, size
@@ -23,7 +23,7 @@ class Pictures:
 
     def __getitem__(self, index):
         if index in self._damaged:
-            raise InputError(f"pictures: sample {index}: the file is cut short")
+            raise InputError(f"images: sample {index}: the file is cut short")
         part = ImagePart.from_pixels(np.full((*self._size, 3), index, np.uint8))
         return Sample((TextPart("a picture"), part), "pair", str(index))
 
@@ -34,7 +34,7 @@ def numbers(batches, count):
 
 
 def test_every_picture_comes_once_an_epoch_in_a_new_order():
-    batches = PixelBatches([Pictures(8), Pictures(4)], 4, 8, 8, seed=1)
+    batches = PixelBatches([Images(8), Images(4)], 4, 8, 8, seed=1)
     first, second = numbers(batches, 3), numbers(batches, 3)
     batches.close()
     assert sorted(sum(first, [])) == sorted([*range(8), *range(4)]) == sorted(sum(second, []))
@@ -42,26 +42,26 @@ def test_every_picture_comes_once_an_epoch_in_a_new_order():
 
 
 def test_names_say_which_pictures_they_are():
-    batches = PixelBatches([Pictures(8)], 4, 8, 8)
+    batches = PixelBatches([Images(8)], 4, 8, 8)
     batch = next(batches)
     batches.close()
-    assert batch.keys == tuple(f"pictures:{number}" for number in batch.pixels[:, 0, 0, 0])
+    assert batch.keys == tuple(f"images:{number}" for number in batch.pixels[:, 0, 0, 0])
 
 
 def test_a_saved_position_gives_the_very_next_batch():
-    batches = PixelBatches([Pictures(20)], 4, 8, 8)
+    batches = PixelBatches([Images(20)], 4, 8, 8)
     numbers(batches, 2)
     state = batches.get_state()
     expected = numbers(batches, 5)
     batches.close()
-    again = PixelBatches([Pictures(20)], 4, 8, 8)
+    again = PixelBatches([Images(20)], 4, 8, 8)
     again.set_state(state)
     assert numbers(again, 5) == expected
     again.close()
 
 
 def test_hosts_share_the_pictures():
-    hosts = [PixelBatches([Pictures(12)], 2, 8, 8, lane=host, lanes=2) for host in (0, 1)]
+    hosts = [PixelBatches([Images(12)], 2, 8, 8, lane=host, lanes=2) for host in (0, 1)]
     seen = [sum(numbers(host, 3), []) for host in hosts]
     for host in hosts:
         host.close()
@@ -69,22 +69,20 @@ def test_hosts_share_the_pictures():
 
 
 def test_pictures_are_brought_to_one_size():
-    batches = PixelBatches([Pictures(4, size=(20, 10)), Pictures(4, size=(7, 9))], 8, 8, 12)
+    batches = PixelBatches([Images(4, size=(20, 10)), Images(4, size=(7, 9))], 8, 8, 12)
     assert next(batches).pixels.shape == (8, 8, 12, 3)
     batches.close()
 
 
 def test_a_few_damaged_pictures_are_left_out():
-    batches = PixelBatches([Pictures(200, damaged=(7,))], 50, 8, 8)
+    batches = PixelBatches([Images(200, damaged=(7,))], 50, 8, 8)
     assert 7 not in sum(numbers(batches, 3), [])
     batches.close()
 
 
 def test_many_damaged_pictures_stop_the_run_and_one_is_named():
-    batches = PixelBatches([Pictures(200, damaged=range(0, 200, 10))], 50, 8, 8)
-    with pytest.raises(
-        InputError, match=r"\d+ of \d+ pictures cannot be used, the latest: pictures: sample \d+: the file is cut"
-    ):
+    batches = PixelBatches([Images(200, damaged=range(0, 200, 10))], 50, 8, 8)
+    with pytest.raises(InputError, match=r"\d+ of \d+ images cannot be used, the latest: images: sample \d+: the file is cut"):
         numbers(batches, 4)
     batches.close()
 

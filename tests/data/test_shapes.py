@@ -34,7 +34,7 @@ def drawn():
     return found
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- images -----------------------------------------------------------------------------------------------------------
 
 
 def test_render_paints_the_palette_and_softens_only_edges():
@@ -398,8 +398,8 @@ def test_plans_tell_both_pictures_and_what_changes(drawn):
         assert [number for number, _, _, _ in first] == [place for _, _, place, _ in first]
         tables = [{number: f"{kind} {size}" for number, kind, _, size in first}]
         tables.append(dict(re.findall(r"(\d) (\w+ \w+ \w+)", found[4])))
-        for table, picture in zip(tables, (before, after), strict=True):
-            things = {thing.center: f"{thing.shape} {thing.color} {thing.size}" for thing in picture.objects}
+        for table, image in zip(tables, (before, after), strict=True):
+            things = {thing.center: f"{thing.shape} {thing.color} {thing.size}" for thing in image.objects}
             places = itertools.product((16, 32, 48), repeat=2)
             assert list(table.items()) == [(f"{n}", things.get((x, y), nothing)) for n, (y, x) in enumerate(places, 1)]
         if edit.operation == "background":

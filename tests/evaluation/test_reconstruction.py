@@ -33,7 +33,7 @@ def oracle_ssim(x, y, low, high):
 
 @pytest.fixture(scope="module")
 def pair():
-    """[2, 24, 31, 3] in [-1, 1]: smooth pictures, and noisier or darker versions of them."""
+    """[2, 24, 31, 3] in [-1, 1]: smooth images, and noisier or darker versions of them."""
     rng = np.random.default_rng(0)
     x = np.clip(gaussian_filter(rng.normal(size=(2, 24, 31, 3)), (0, 2, 2, 0)) * 4, -1, 1)
     y = np.clip(x + rng.normal(size=x.shape) * np.array([0.02, 0.4])[:, None, None, None] - 0.1, -1, 1)

@@ -1,4 +1,4 @@
-"""ShapeEval against pictures whose content is known: right ones pass, wrong ones fail, clean or as a tokenizer leaves them."""
+"""ShapeEval against images whose content is known: right ones pass, wrong ones fail, clean or as a tokenizer leaves them."""
 
 import dataclasses
 import io
@@ -146,7 +146,7 @@ CORRUPTIONS = (
 )
 
 
-# --- pictures from prompts --------------------------------------------------------------------------------------------
+# --- images from prompts ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("degrade", DEGRADE)

@@ -6,14 +6,14 @@ import pytest
 from nextstep_jax.data import shapes
 from nextstep_jax.data.sources import open_source
 from nextstep_jax.errors import InputError
-from nextstep_jax.evaluation.tokenizer import evaluate_tokenizer, load_reconstruction, pictures
+from nextstep_jax.evaluation.tokenizer import evaluate_tokenizer, load_reconstruction, source_images
 from nextstep_jax.generation.load import builtin_checkpoint
 
-SOURCE = open_source("shapes:edit:heldout:6")  # two pictures a sample
+SOURCE = open_source("shapes:edit:heldout:6")  # two images a sample
 
 
 def test_a_perfect_tokenizer():
-    found = list(pictures(SOURCE, 64, 10))
+    found = list(source_images(SOURCE, 64, 10))
     assert len(found) == 10 and found[0].shape == (64, 64, 3)
     seen = []
     scores = evaluate_tokenizer(found, lambda x: seen.append(x.shape) or x, batch=4)
@@ -22,7 +22,7 @@ def test_a_perfect_tokenizer():
 
 
 def test_what_is_lost_is_seen():
-    found = list(pictures(SOURCE, 64, 12))
+    found = list(source_images(SOURCE, 64, 12))
 
     def forget_half(x):
         y = x.copy()
@@ -47,5 +47,5 @@ def test_the_built_in_tokenizer_keeps_what_shapeeval_reads():
 
 
 def test_mistakes():
-    with pytest.raises(InputError, match="no pictures"):
+    with pytest.raises(InputError, match="no images"):
         evaluate_tokenizer([], lambda x: x)

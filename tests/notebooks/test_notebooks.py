@@ -3,7 +3,7 @@
 import nbformat
 import pytest
 
-from notebooks.execute import FOLDER, NAMES, execute, pictures, read_text
+from notebooks.execute import FOLDER, NAMES, execute, images, read_text
 
 
 def test_no_notebook_is_left_out():
@@ -16,7 +16,7 @@ def test_text_and_executed_notebook_are_paired(name):
     cells = [(cell.cell_type, cell.source) for cell in read_text(name).cells]
     assert [(cell.cell_type, cell.source) for cell in written.cells] == cells, f"run: python -m notebooks.execute {name}"
     assert written.metadata.jupytext.formats == "ipynb,py:percent"
-    assert len(pictures(written)) >= 3
+    assert len(images(written)) >= 3
     errors = [output for cell in written.cells for output in cell.get("outputs", ()) if output.output_type == "error"]
     assert not errors
 
@@ -24,4 +24,4 @@ def test_text_and_executed_notebook_are_paired(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_shrunk(name):
     notebook = execute(name, fast=True)
-    assert len(pictures(notebook)) >= 3
+    assert len(images(notebook)) >= 3

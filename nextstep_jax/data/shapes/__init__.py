@@ -1,4 +1,4 @@
-"""The built-in dataset: pictures of colored shapes and short words, 64 x 64 pixels, with captions, edits and stories.
+"""The built-in dataset: images of colored shapes and short words, 64 x 64 pixels, with captions, edits and stories.
 
     scene.py     the palette, what a scene is, and how it is drawn
     holdout.py   the combinations training never sees

@@ -1,4 +1,4 @@
-"""Edits: what can be asked of a picture, how it is said, and what the picture looks like afterwards."""
+"""Edits: what can be asked of an image, how it is said, and what the image looks like afterwards."""
 
 import dataclasses
 import random
@@ -69,7 +69,7 @@ def find(scene: Scene, target: Mention) -> int:
     """The index of the object a reference means. InputError unless there is exactly one."""
     found = [i for i, thing in enumerate(scene.objects) if target.fits(thing)]
     if len(found) != 1:
-        raise InputError(f"the picture holds {len(found)} objects that are a {target}; an edit needs exactly one")
+        raise InputError(f"the image holds {len(found)} objects that are a {target}; an edit needs exactly one")
     return found[0]
 
 

@@ -2,12 +2,12 @@
 
 Every category has its kind of combination, written as a tuple of positions in the lists of names:
 
-    single object      shape, size, background of a picture's only object
-    two objects        the two shapes and the background of a picture of two
+    single object      shape, size, background of an image's only object
+    two objects        the two shapes and the background of an image of two
     counting           how many (2, 3, 4 are 0, 1, 2) of one shape and color
-    colors            shape, color, background of a picture's only object
+    colors             shape, color, background of an image's only object
     position           shape, color and the relation this object has to an object of another kind
-    attribute binding  shape, color, shape, color of two kinds in one picture
+    attribute binding  shape, color, shape, color of two kinds in one image
     words              word, color
     edits              operation, and the shape and color of the object as it comes out (for "background": old, new)
 

@@ -161,7 +161,7 @@ def parse(text: str) -> Description:
     if (place and any(mention.count > 1 for mention in mentions)) or (region and mentions[0].count > 1):
         raise InputError(f'cannot read "{text}": only a single thing has a place')
     if sum(mention.count for mention in mentions) > 4:
-        raise InputError(f'cannot read "{text}": a picture holds at most four things')
+        raise InputError(f'cannot read "{text}": an image holds at most four things')
     return Description(tuple(mentions), place, region, background)
 
 

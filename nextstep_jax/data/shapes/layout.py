@@ -37,7 +37,7 @@ LAYOUTS: dict[int, tuple[tuple[tuple[int, int], ...], ...]] = {
 }
 USUAL = 0.7  # how often they do; else anywhere
 
-# How often a picture of each category is drawn for training. Colors, places and words take the most learning.
+# How often an image of each category is drawn for training. Colors, places and words take the most learning.
 CATEGORY_WEIGHTS = dict(zip(CATEGORIES, (0.12, 0.08, 0.16, 0.16, 0.18, 0.16, 0.14), strict=True))
 
 

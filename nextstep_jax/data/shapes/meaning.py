@@ -1,6 +1,6 @@
 """What a caption says, and whether it is true of a scene.
 
-A description is closed: it names everything in the picture. What a mention leaves open (color, size) may be anything.
+A description is closed: it names everything in the image. What a mention leaves open (color, size) may be anything.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class Description:
     Attributes:
       mentions: everything there is; empty for a bare background.
       relation: where the first of exactly two mentions, of one thing each, lies seen from the second.
-      region: where in the picture the only thing lies.
+      region: where in the image the only thing lies.
       background: None leaves it open.
     """
 
@@ -98,7 +98,7 @@ def describe(
 
 
 def contradiction(description: Description, scene: Scene) -> str | None:
-    """Why a scene (rendered, or read from a picture) is not what the description says; None if it is.
+    """Why a scene (rendered, or read from an image) is not what the description says; None if it is.
 
     A relation is judged by `scene.relation`, a region with REGION_SLACK pixels of slack.
     """

@@ -2,16 +2,16 @@
 
 Kinds of sample:
 
-    pair         a caption, then its picture
-    caption      a picture, then a caption of it (the picture is no target)
-    edit         a picture, an instruction, the picture afterwards (only the last is a target)
-    thinking     an instruction, a picture, thinking text between the thinking tokens, the picture afterwards (both are
+    pair         a caption, then its image
+    caption      an image, then a caption of it (the image is no target)
+    edit         an image, an instruction, the image afterwards (only the last is a target)
+    thinking     an instruction, an image, thinking text between the thinking tokens, the image afterwards (both are
                  targets; thinking.py)
-    interleaved  a story: step by step, text and picture in turn
-    text         sentences without a picture
-    table        the first part of a thinking text, but of three to five things and without a picture; then these things in
+    interleaved  a story: step by step, text and image in turn
+    text         sentences without an image
+    table        the first part of a thinking text, but of three to five things and without an image; then these things in
                  another order, which is a target and nothing but looking up
-    letters      a picture of letters that spell no word, without a caption: an image tokenizer shall draw letters, not the
+    letters      an image of letters that spell no word, without a caption: an image tokenizer shall draw letters, not the
                  words that it has seen in this color
 
 No global random state: every draw comes from a generator seeded with the digest of (kind, index, split, seed).
@@ -91,7 +91,7 @@ class Prompt:
       text: what to say to the model; empty for "captions".
       category: one of PROMPT_CATEGORIES.
       truth: the meaning of the text; for "captions" None, since there the scene decides.
-      scene: the picture to show with it (`render` draws it): the source of an edit, the picture to caption.
+      scene: the image to show with it (`render` draws it): the source of an edit, the image to caption.
     """
 
     text: str
@@ -145,7 +145,7 @@ def require_known(kind: str, split: str) -> None:
 
 
 def sample_scene(index: int, *, split: str = "train", seed: int = 0) -> Scene:
-    """Scene `index`, in the mixture of categories of the pairs: pictures alone, for the image tokenizer."""
+    """Scene `index`, in the mixture of categories of the pairs: images alone, for the image tokenizer."""
     rng = _generator(f"scene/{index}", split, seed)
     return random_scene(random_category(rng), rng, split)
 
@@ -176,7 +176,7 @@ def prompts(split: str, category: str, n: int, *, seed: int = 0) -> list[Prompt]
 
 
 def understand(text: str, seed: int = 0) -> Prompt:
-    """A prompt or an instruction in the dataset's language, with its truth; an instruction gets a random picture it suits.
+    """A prompt or an instruction in the dataset's language, with its truth; an instruction gets a random image it suits.
 
     Raises:
       InputError: says at which word the text leaves the language.
@@ -266,7 +266,7 @@ def _suitable_scene(edit: Edit, rng: random.Random) -> Scene:
         after = apply_edit(edit, scene, rng)
         if after is not None and after != scene:
             return scene
-    raise InputError("no picture was found that this could be done to")
+    raise InputError("no image was found that this could be done to")
 
 
 def _change(scene: Scene, operation: str, rng: random.Random) -> tuple[Scene | None, Edit | None]:
@@ -287,7 +287,7 @@ def _letters(rng: random.Random) -> Scene:
 
 
 def _story(rng: random.Random) -> list[tuple[str, Scene]]:
-    """Three or four pictures, each one edit further, and the sentence before each. Fit for training."""
+    """Three or four images, each one edit further, and the sentence before each. Fit for training."""
     while True:
         scene = Scene((), rng.choice(tuple(BACKGROUNDS)))
         count = rng.choice((3, 4))

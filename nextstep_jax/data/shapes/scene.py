@@ -1,4 +1,4 @@
-"""What a picture of the built-in dataset is made of, and how it is drawn.
+"""What an image of the built-in dataset is made of, and how it is drawn.
 
 A scene is one to four flat shapes and perhaps a short word on a plain background, 64 x 64 pixels. Positions are in
 pixels from the top left corner, x to the right and y down; pixel i covers [i, i + 1), so the middle is (32, 32).
@@ -101,7 +101,7 @@ class Word:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """All that is in a picture. Nothing else is: a caption that leaves an object out is not about this scene."""
+    """All that is in an image. Nothing else is: a caption that leaves an object out is not about this scene."""
 
     objects: tuple[Object, ...] = ()
     background: str = "white"
@@ -139,7 +139,7 @@ def overlap(a: Object | Word, b: Object | Word) -> bool:
 
 
 def in_region(center: tuple[float, float], region: str, slack: float = 0) -> bool:
-    """Whether a center lies in the named part of the picture; `slack` pixels looser for readings than for drawing.
+    """Whether a center lies in the named part of the image; `slack` pixels looser for readings than for drawing.
 
     The middle is the square of 8 pixels; the sides begin 12 pixels from it, each ending at the diagonals.
     """
