@@ -153,19 +153,10 @@ def image_encoder(checkpoint: str) -> tuple[Callable, dict[str, Any]]:
     import jax
 
     from nextstep_jax import checkpoints
-    from nextstep_jax.config import ImageTokenizerConfig
-    from nextstep_jax.errors import InputError
-    from nextstep_jax.models.image_tokenizer import ImageTokenizer, scale_latents
+    from nextstep_jax.generation.load import load_image_tokenizer
+    from nextstep_jax.generation.tokenizer import encode_means
 
-    values = checkpoints.load_config(checkpoint).get("image_tokenizer")
-    if values is None:
-        raise InputError(f"{checkpoint}: has no image tokenizer")
-    config = ImageTokenizerConfig.from_released(values, f"{checkpoint}/config.json")
-    params = checkpoints.load_params(checkpoint, subtree="image_tokenizer")
+    config, params = load_image_tokenizer(checkpoint)
     digests = [checkpoints.leaf_digest(leaf) for leaf in jax.tree.leaves(params)]
-
-    @jax.jit
-    def encode_pixels(params, pixels):
-        return scale_latents(ImageTokenizer(config).apply({"params": params}, pixels, method="encode").mean, config)
-
-    return functools.partial(encode_pixels, params), {"image_tokenizer": hashlib.sha256("".join(digests).encode()).hexdigest()}
+    encoder = {"image_tokenizer": hashlib.sha256("".join(digests).encode()).hexdigest()}
+    return functools.partial(encode_means, config, params), encoder

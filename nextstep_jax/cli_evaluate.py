@@ -63,18 +63,26 @@ def tokenizer(source, checkpoint, area, limit, batch, as_json):
     """
     from nextstep_jax.data.images import buckets
     from nextstep_jax.data.sources import open_source
-    from nextstep_jax.evaluation.tokenizer import evaluate_tokenizer, load_reconstruction, source_images
-    from nextstep_jax.generation.load import builtin_checkpoint
+    from nextstep_jax.evaluation.tokenizer import evaluate, reconstruction, source_images
+    from nextstep_jax.generation.load import load_image_tokenizer
 
     buckets(area)
     keep_compiled_programs()
-    originals = source_images(open_source(source), area, limit)
-    scores = evaluate_tokenizer(originals, load_reconstruction(str(checkpoint or builtin_checkpoint())), batch)
+    skipped = []
+    originals = source_images(open_source(source), area, limit, skipped)
+    scores = evaluate(originals, reconstruction(*load_image_tokenizer(checkpoint)), batch) | {"skipped": len(skipped)}
+    if skipped:
+        click.echo(f"warning: {len(skipped)} of {source} cannot be read and are not counted, first: {skipped[0]}", err=True)
     if as_json:
         click.echo(json.dumps(scores))
         return
     click.echo(f"{scores['n']} images, PSNR {scores['psnr']:.2f} dB")
     if scores["ssim"] is not None:
-        click.echo(f"SSIM {scores['ssim']:.4f}")
+        click.echo(f"SSIM {scores['ssim']:.4f}{_of(scores['ssim_n'], scores['n'])}")
     if scores["scene_accuracy"] is not None:
-        click.echo(f"scene accuracy {scores['scene_accuracy']:.3f}")
+        click.echo(f"scene accuracy {scores['scene_accuracy']:.3f}{_of(scores['scene_n'], scores['n'])}")
+
+
+def _of(part: int, whole: int) -> str:
+    """Over how many images a mean goes, where not over all."""
+    return f" over {part} of them" if part < whole else ""

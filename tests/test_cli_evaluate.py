@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from nextstep_jax.cli import main
+from nextstep_jax.data import images
 from nextstep_jax.generation.pipeline import Pipeline
 
 
@@ -67,6 +68,16 @@ def test_a_tokenizer(run):
     assert code == 0 and out.startswith("8 images, PSNR ") and "scene accuracy " in out
     code, out, _ = run("tokenizer", "shapes:pair:heldout:8", "--area", 64, "--limit", 8, "--batch", 8, "--json")
     assert code == 0 and json.loads(out)["n"] == 8
+
+
+def test_a_tokenizer_counts_what_it_cannot_read(run, tmp_path):
+    for i in range(2):
+        images.save_png(tmp_path / f"{i}.png", np.full((32, 32, 3), 90 + i, np.uint8))
+        (tmp_path / f"{i}.txt").write_text("gray")
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:-30])
+    code, out, err = run("tokenizer", tmp_path, "--area", 32, "--json")
+    assert code == 0 and json.loads(out)["n"] == 1 and json.loads(out)["skipped"] == 1
+    assert f"warning: 1 of {tmp_path} cannot be read" in err and "1.png: " in err
 
 
 @pytest.mark.parametrize(

@@ -220,9 +220,9 @@ def resize_crop(image: Image.Image, height: int, width: int) -> Image.Image:
 # --- arrays -----------------------------------------------------------------------------------------------------------
 
 
-def to_float(pixels: np.ndarray | Image.Image) -> np.ndarray:
-    """uint8 levels [..., 3] to float32 in [-1, 1]."""
-    return np.asarray(pixels).astype(np.float32) / 127.5 - 1.0
+def to_float(pixels):
+    """uint8 levels, a NumPy or JAX array of any shape, to float32 in [-1, 1]."""
+    return pixels.astype(np.float32) / 127.5 - 1.0
 
 
 def to_uint8(values: np.ndarray) -> np.ndarray:

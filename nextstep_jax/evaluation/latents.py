@@ -13,7 +13,8 @@ import numpy as np
 
 from nextstep_jax.config import ImageTokenizerConfig
 from nextstep_jax.errors import InputError
-from nextstep_jax.models.image_tokenizer import ImageTokenizer, perturb, scale_latents, unscale_latents
+from nextstep_jax.generation.tokenizer import encode_means
+from nextstep_jax.models.image_tokenizer import ImageTokenizer, perturb, unscale_latents
 
 Array = jax.Array
 
@@ -46,9 +47,8 @@ def encode_latents(config: ImageTokenizerConfig, params: dict, images: Array, no
     Args:
       normalize: False leaves out the per-token normalization of a tokenizer that has one.
     """
-    return np.asarray(
-        _encode(config if normalize else dataclasses.replace(config, normalize=False), params, jnp.asarray(images))
-    )
+    config = config if normalize else dataclasses.replace(config, normalize=False)
+    return np.asarray(encode_means(config, params, jnp.asarray(images)))
 
 
 def reconstruct_noisy(
@@ -59,14 +59,9 @@ def reconstruct_noisy(
     Args:
       strengths: standard deviations of the normal noise added to the latents; each uses the same noise.
     """
-    latents = _encode(config, params, jnp.asarray(images))
+    latents = encode_means(config, params, jnp.asarray(images))
     noise = jax.random.normal(jax.random.key(seed), latents.shape)
     return np.stack([np.asarray(_decode(config, params, perturb(latents, s, noise))) for s in strengths])
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _encode(config: ImageTokenizerConfig, params: dict, images: Array) -> Array:
-    return scale_latents(ImageTokenizer(config).apply({"params": params}, images, method="encode").mean, config)
 
 
 @functools.partial(jax.jit, static_argnames="config")

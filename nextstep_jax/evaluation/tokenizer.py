@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from nextstep_jax import checkpoints
 from nextstep_jax.config import ImageTokenizerConfig
 from nextstep_jax.data import images
 from nextstep_jax.data.shapes import CANVAS, Scene
@@ -27,46 +26,49 @@ from nextstep_jax.models.image_tokenizer import ImageTokenizer
 Reconstruct = Callable[[np.ndarray], jax.Array]
 
 
-def load_reconstruction(checkpoint: str) -> Reconstruct:
-    """Encode and decode with a checkpoint's image tokenizer (the posterior's mean, unperturbed).
-
-    Raises:
-      InputError: the checkpoint has none.
-    """
-    values = checkpoints.load_config(checkpoint).get("image_tokenizer")
-    if values is None:
-        raise InputError(f"{checkpoint}: has no image tokenizer")
-    config = ImageTokenizerConfig.from_released(values, f"{checkpoint}/config.json")
-    apply = jax.jit(ImageTokenizer(config).apply)
-    return functools.partial(apply, {"params": checkpoints.load_params(checkpoint, subtree="image_tokenizer")})
+def reconstruction(config: ImageTokenizerConfig, params: dict) -> Reconstruct:
+    """Encode and decode with an image tokenizer: the posterior's mean, unperturbed."""
+    return functools.partial(jax.jit(ImageTokenizer(config).apply), {"params": params})
 
 
-def source_images(source: Source, area: int, limit: int) -> Iterator[np.ndarray]:
-    """The first `limit` images of a source, each resized and cropped to its bucket: [height, width, 3] uint8.
+def source_images(source: Source, area: int, limit: int, skipped: list[str]) -> Iterator[np.ndarray]:
+    """The first `limit` readable images of a source, each resized and cropped to its bucket: [height, width, 3] uint8.
+
+    Args:
+      skipped: gets one line for each sample or image that cannot be read.
 
     Raises:
       InputError: the source holds latents.
     """
     taken = 0
     for index in range(len(source)):
-        sample = source[index]
+        try:
+            sample = source[index]
+        except InputError as error:
+            skipped.append(str(error))
+            continue
         for number, part in enumerate(sample.images):
             if taken == limit:
                 return
-            if part.data is None:
+            if part.is_latents:
                 raise InputError(f"{source.name}: holds latents; reconstructions are compared with images")
-            image = images.load(part.data, f"{source.name}: {sample.key}: image {number}")
+            try:
+                image = images.load(part.data, f"{source.name}: {sample.key}: image {number}")
+            except InputError as error:
+                skipped.append(str(error))
+                continue
             size = images.bucket_for(width=image.width, height=image.height, area=area)
             yield np.asarray(images.resize_crop(image, *size))
             taken += 1
 
 
-def evaluate_tokenizer(originals: Iterable[np.ndarray], reconstruct: Reconstruct, batch: int = 16) -> dict[str, Any]:
+def evaluate(originals: Iterable[np.ndarray], reconstruct: Reconstruct, batch: int = 16) -> dict[str, Any]:
     """Mean scores over images [height, width, 3] uint8, reconstructed `batch` of one size at a time.
 
     Returns:
-      {"n", "psnr" in dB, "ssim" (None where a side is under 11 pixels), "scene_accuracy": the share of 64x64 images in which
-      ShapeEval reads the same background, word and objects before and after; None without such images}.
+      "n": images; "psnr": dB; "ssim": over the "ssim_n" images with sides of at least 11 pixels; "scene_accuracy": of the
+      "scene_n" images of 64x64 pixels the share in which ShapeEval reads the same background, word and objects before and
+      after. A mean over no images is None.
 
     Raises:
       InputError: no images.
@@ -85,7 +87,8 @@ def evaluate_tokenizer(originals: Iterable[np.ndarray], reconstruct: Reconstruct
     if not scores["psnr"]:
         raise InputError("there are no images to reconstruct")
     means = {name: float(np.mean(values)) if values else None for name, values in scores.items()}
-    return {"n": len(scores["psnr"])} | means
+    counts = {"n": len(scores["psnr"]), "ssim_n": len(scores["ssim"]), "scene_n": len(scores["scene_accuracy"])}
+    return counts | means
 
 
 def _score(queue: list[np.ndarray], reconstruct: Reconstruct, batch: int, scores: dict[str, list[float]]) -> None:

@@ -28,6 +28,20 @@ def read_configs(checkpoint: str | os.PathLike) -> tuple[NextStepConfig | None, 
     return model, tokenizer, values
 
 
+def load_image_tokenizer(checkpoint: str | os.PathLike | None = None) -> tuple[ImageTokenizerConfig, dict]:
+    """Config and float32 parameters of a checkpoint folder's image tokenizer (None: the built-in model's).
+
+    Raises:
+      InputError: not a checkpoint, or one without an image tokenizer.
+      DamagedDataError: parameters that are not what was saved.
+    """
+    checkpoint = builtin_checkpoint() if checkpoint is None else checkpoint
+    _, config, _ = read_configs(checkpoint)
+    if config is None:
+        raise InputError(f"{checkpoint}: has no image tokenizer")
+    return config, checkpoints.load_params(checkpoint, subtree="image_tokenizer", dtype="float32")
+
+
 def load_model(checkpoint: str | os.PathLike | None = None, dtype: str | None = None) -> dict:
     """The fields of a Pipeline, read from a checkpoint folder (None: the built-in model).
 

@@ -32,6 +32,12 @@ def encode_images(config: ImageTokenizerConfig, patch: int, params: dict, pixels
     return patchify(scale_latents(sample_posterior(posterior, noise, config), config), patch)
 
 
+@functools.partial(jax.jit, static_argnames=("config",))
+def encode_means(config: ImageTokenizerConfig, params: dict, pixels: Array) -> Array:
+    """Posterior means [B, height, width, c] of pixels [B, height, width, 3] in [-1, 1], scaled as the transformer sees them."""
+    return scale_latents(ImageTokenizer(config).apply({"params": params}, pixels, method="encode").mean, config)
+
+
 def decode_images(config: ImageTokenizerConfig, patch: int, h: int, w: int, params: dict, tokens: Array) -> Array | np.ndarray:
     """Pixels [B, height, width, 3], near [-1, 1], of image tokens [B, h * w, C]; in strips (the same up to rounding) where an
     activation of all images would take more than LARGEST bytes.

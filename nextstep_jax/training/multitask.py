@@ -4,7 +4,6 @@ Letters: B rows, S positions.
 """
 
 import functools
-import os
 import pathlib
 
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nextstep_jax import checkpoints
-from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
+from nextstep_jax.config import NextStepConfig
 from nextstep_jax.data.augment import AS_STORED, Augmentation
 from nextstep_jax.data.lanes import Lanes
 from nextstep_jax.data.mixture import BatchIterator
@@ -23,6 +22,7 @@ from nextstep_jax.data.sources import open_source
 from nextstep_jax.data.streams import Ingredient, Layout
 from nextstep_jax.data.vocabulary import Vocabulary
 from nextstep_jax.errors import InputError
+from nextstep_jax.generation.load import load_image_tokenizer
 from nextstep_jax.generation.pipeline import Pipeline
 from nextstep_jax.generation.settings import recommended
 from nextstep_jax.models.forms import fuse_projections
@@ -191,11 +191,9 @@ def tokenizer_checkpoint(config: ConfigDict) -> str:
 def draw_samples(config: ConfigDict, model: NextStepConfig, vocabulary: Vocabulary, params: dict) -> np.ndarray:
     """Images of the config's prompts, side by side: [height, width, 3] uint8."""
     folder = tokenizer_checkpoint(config)
-    values = checkpoints.load_config(folder)["image_tokenizer"] if folder else None
-    if values is None:
+    if not folder:
         raise InputError("config.samples: drawing needs config.image_tokenizer_checkpoint, a folder with an image tokenizer")
-    tokenizer = ImageTokenizerConfig.from_released(values, os.path.join(folder, "config.json"))
-    tokenizer_params = checkpoints.load_params(folder, subtree="image_tokenizer", dtype="float32")
+    tokenizer, tokenizer_params = load_image_tokenizer(folder)
     mesh = jax.sharding.get_mesh()
     if not mesh.empty:  # beside the model's, on every device
         tokenizer_params = jax.device_put(tokenizer_params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))

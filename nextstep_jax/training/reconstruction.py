@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nextstep_jax.config import ImageTokenizerConfig
-from nextstep_jax.data.images import to_uint8
+from nextstep_jax.data.images import to_float, to_uint8
 from nextstep_jax.data.lanes import Lanes
 from nextstep_jax.data.pixels import PixelBatch, PixelBatches
 from nextstep_jax.data.sources import open_source
@@ -119,11 +119,6 @@ def make_task(
         return {"images": images, "flops": images * reconstruction_flops(tokenizer, *pixels.shape[1:3])}
 
     return Task(init, totals, loss, counts, batch_axes=("batch",))
-
-
-def to_float(pixels: Array) -> Array:
-    """uint8 levels to [-1, 1]."""
-    return pixels.astype(jnp.float32) / 127.5 - 1.0
 
 
 # --- data -------------------------------------------------------------------------------------------------------------

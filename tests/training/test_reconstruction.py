@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from nextstep_jax.config import ImageTokenizerConfig
+from nextstep_jax.data.images import to_float
 from nextstep_jax.errors import InputError
 from nextstep_jax.objectives.reconstruction import Weights, discriminator_loss, draw_noise, reconstruction_loss
 from nextstep_jax.training import reconstruction
-from nextstep_jax.training.reconstruction import import_factory, make_task, to_float
+from nextstep_jax.training.reconstruction import import_factory, make_task
 
 CONFIG = ImageTokenizerConfig(channels=8, channel_multipliers=(1,), blocks_per_level=1, stem_patch=8, norm_groups=4)
 
