@@ -4,7 +4,7 @@
     python -m benchmarks.generate --preset 14b --dtype bfloat16 --steps 28 --tokens 256   # one GPU of 80 GB; or 1024 tokens
     python -m benchmarks.generate --preset mid --batch 16                                    # images per second
 
-Weights are random. A token is one transformer step over all guidance rows and one walk of the flow head (`--steps`
+Weights are random. A token is one transformer step over all guidance rows and one integration of the flow head (`--steps`
 evaluations). Timed on their own and together, in the compiled loop that the library generates with:
 
   seconds    median of `--rounds` alternating runs; `a_token` is for all images of the batch at once

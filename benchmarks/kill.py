@@ -298,7 +298,7 @@ def train(argv: list[str]) -> int:
             file.write(json.dumps([step, names]) + "\n")
         remember(self, step, names)
 
-    metrics.FiniteGuard.remember, launch.train._JOIN = logged, JOIN
+    metrics.FiniteGuard.remember, launch.train._JOIN_TIMEOUT_S = logged, JOIN
     return launch.train.main(sys.argv)
 
 

@@ -101,8 +101,8 @@ def golden_distances(reference_steps: int) -> dict[str, float]:
     import jax
 
     from nextstep_jax.conversion.parity.goldens import Goldens
+    from nextstep_jax.conversion.parity.integration import integrate_tokens, plan_steps
     from nextstep_jax.conversion.parity.reference import Reference, run_on_vectors
-    from nextstep_jax.conversion.parity.walks import plan, walk_tokens
     from nextstep_jax.generation.settings import Settings
     from nextstep_jax.models.forms import fuse_projections, quantize_kernels
 
@@ -116,8 +116,8 @@ def golden_distances(reference_steps: int) -> dict[str, float]:
     quantized = jax.jit(lambda p: quantize_kernels(fuse_projections(p)))(reference.params)
 
     def draw(sampler: str, steps: int, params=reference.params) -> np.ndarray:
-        planned = plan(sampler, steps, 1.0)
-        return walk_tokens(reference.config, params, planned, noise[:, : planned[2]], projected, 2, guidance, "noise")
+        planned = plan_steps(sampler, steps, 1.0)
+        return integrate_tokens(reference.config, params, planned, noise[:, : planned[2]], projected, 2, guidance, "noise")
 
     converged, release = draw("heun", reference_steps), case["tokens"]
     found = {

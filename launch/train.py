@@ -28,8 +28,8 @@ from nextstep_jax.errors import InputError, NextStepError
 from nextstep_jax.training.loop import train
 
 FLAGS = flags.FLAGS
-_HEARTBEAT = 60  # seconds without a sign of life after which a process counts as dead
-_JOIN = 300  # seconds in which all processes must have come
+_HEARTBEAT_TIMEOUT_S = 60  # seconds without a sign of life after which a process counts as dead
+_JOIN_TIMEOUT_S = 300  # seconds in which all processes must have come
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The stage: configs/NAME.py, or configs/NAME.py:laptop.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and the trained model.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes: find the others first.")
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
             code = watch()
             if code is not None:
                 return code
-            _find_others()
+            _initialize_distributed()
         train(_CONFIG.value, _WORKDIR.value)
     except NextStepError as error:
         return _fail(str(error), error.exit_code)
@@ -56,10 +56,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _find_others() -> None:
+def _initialize_distributed() -> None:
     """Connect to the other processes. InputError when the environment does not say where they are."""
     try:
-        jax.distributed.initialize(initialization_timeout=_JOIN, heartbeat_timeout_seconds=_HEARTBEAT)
+        jax.distributed.initialize(initialization_timeout=_JOIN_TIMEOUT_S, heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_S)
     except ValueError as error:
         raise InputError(f"--distributed: no cluster found in the environment ({error})") from error
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from nextstep_jax.config_spellings import (
+from nextstep_jax.config_aliases import (
     HEAD_KEYS,
     MODEL_KEYS,
     ONLY,

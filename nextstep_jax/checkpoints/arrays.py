@@ -20,13 +20,13 @@ from nextstep_jax.checkpoints import processes
 from nextstep_jax.checkpoints.digests import check_dtype, defer_digest, host_digest
 from nextstep_jax.errors import DamagedDataError, InputError
 
-CHUNK = 1 << 24  # bytes of one zarr chunk, the unit of reading: a process on a mesh reads the chunks its slices touch
-_COMMIT = 1 << 26  # bytes written to the database at a time
-_AHEAD = 1 << 28  # bytes read ahead of the leaf being used
+CHUNK_BYTES = 1 << 24  # bytes of one zarr chunk, the unit of reading: a process on a mesh reads the chunks its slices touch
+_COMMIT_BYTES = 1 << 26  # bytes written to the database at a time
+_PREFETCH_BYTES = 1 << 28  # bytes read ahead of the leaf being used
 _STORAGE_ERRORS = (ValueError, RuntimeError, OSError)  # how TensorStore reports unreadable data
 
 Index = tuple[slice, ...]
-Leaves = Mapping[str, Mapping[str, Any]]  # the manifest's entries: {path: {"shape", "dtype", "digest"}}
+LeafEntries = Mapping[str, Mapping[str, Any]]  # the manifest's entries: {path: {"shape", "dtype", "digest"}}
 
 
 class ArrayWriter:
@@ -83,7 +83,7 @@ class ArrayWriter:
             index = tuple(slice(i, min(i + c, n)) for i, c, n in zip(start, chunk, array.shape, strict=True))
             store[index].write(array[index]).result()
             self._pending += array[index].nbytes
-            if self._pending >= _COMMIT:
+            if self._pending >= _COMMIT_BYTES:
                 self._commit()
                 store = store.with_transaction(self._transaction)
 
@@ -95,7 +95,7 @@ class ArrayWriter:
 class ArrayReader:
     """Reads leaves of a folder written by `ArrayWriter` or by Orbax."""
 
-    def __init__(self, directory: pathlib.Path, leaves: Leaves):
+    def __init__(self, directory: pathlib.Path, leaves: LeafEntries):
         self._directory, self._leaves, self._context = directory, leaves, _context()
 
     def read(self, requests: Iterable[tuple[str, list[Index]]]) -> Iterator[tuple[str, list[np.ndarray]]]:
@@ -111,7 +111,7 @@ class ArrayReader:
             size = sum(store[index].size for index in indices) * store.dtype.numpy_dtype.itemsize
             queue.append((path, futures, size))
             ahead += size
-            while queue and ahead > _AHEAD:
+            while queue and ahead > _PREFETCH_BYTES:
                 ahead -= queue[0][-1]
                 yield self._finish(*queue.popleft()[:2])
         while queue:
@@ -146,7 +146,7 @@ class ArrayReader:
         return DamagedDataError(f"{self._directory}: leaf {path} cannot be read: {_first_line(error)}")
 
 
-def read_verified(directory: pathlib.Path, leaves: Leaves) -> Iterator[tuple[str, np.ndarray]]:
+def read_verified(directory: pathlib.Path, leaves: LeafEntries) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (path, array) for every leaf, one at a time in host memory, each checked against its digest."""
     reader = ArrayReader(directory, leaves)
     for path, (array,) in reader.read((path, [_whole(entry["shape"])]) for path, entry in leaves.items()):
@@ -155,8 +155,8 @@ def read_verified(directory: pathlib.Path, leaves: Leaves) -> Iterator[tuple[str
         del array  # before the next one is waited for
 
 
-def read_placed(
-    directory: pathlib.Path, leaves: Leaves, shardings: Mapping[str, jax.sharding.Sharding]
+def read_sharded(
+    directory: pathlib.Path, leaves: LeafEntries, shardings: Mapping[str, jax.sharding.Sharding]
 ) -> dict[str, jax.Array]:
     """Every leaf as a `jax.Array` with its sharding, checked against its digest.
 
@@ -171,7 +171,7 @@ def read_placed(
     unchecked = {}
 
     def place() -> dict[str, jax.Array]:
-        placed = {}
+        loaded = {}
         for path, pieces in reader.read((path, [index for index, _ in slices]) for path, slices in wanted.items()):
             shape = tuple(leaves[path]["shape"])
             if len(pieces) == 1 and pieces[0].shape == shape:
@@ -180,13 +180,13 @@ def read_placed(
                 unchecked[path] = None
             parts = zip(pieces, wanted[path], strict=True)
             shards = [jax.device_put(piece, device) for piece, (_, devices) in parts for device in devices]
-            placed[path] = jax.make_array_from_single_device_arrays(shape, shardings[path], shards)
-        return placed
+            loaded[path] = jax.make_array_from_single_device_arrays(shape, shardings[path], shards)
+        return loaded
 
-    placed = processes.agree(place)
-    for path, digest in [(path, defer_digest(placed[path])) for path in unchecked]:
+    loaded = processes.agree(place)
+    for path, digest in [(path, defer_digest(loaded[path])) for path in unchecked]:
         reader.check_digest(path, digest())
-    return placed
+    return loaded
 
 
 def unflatten(by_path: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -217,7 +217,7 @@ def _whole(shape: list[int]) -> Index:
 def _chunk_shape(shape: tuple[int, ...], itemsize: int) -> list[int]:
     """Halve the longest axis until a chunk is small enough."""
     chunk = [max(1, n) for n in shape]
-    while math.prod(chunk) * itemsize > CHUNK:
+    while math.prod(chunk) * itemsize > CHUNK_BYTES:
         longest = chunk.index(max(chunk))
         chunk[longest] = -(-chunk[longest] // 2)
     return chunk

@@ -90,14 +90,14 @@ def export_params(
     return step
 
 
-def _below(collection: str, leaves: arrays.Leaves, prefix: str) -> Iterator[tuple[str, str]]:
+def _below(collection: str, leaves: arrays.LeafEntries, prefix: str) -> Iterator[tuple[str, str]]:
     """(name in the parameter checkpoint, path in the state) of a collection's leaves."""
     for path in leaves:
         if path.startswith(f"{collection}/"):
             yield prefix + path.removeprefix(f"{collection}/"), path
 
 
-def _unstacked(directory: pathlib.Path, leaves: arrays.Leaves) -> Iterator[tuple[str, np.ndarray]]:
+def _unstacked(directory: pathlib.Path, leaves: arrays.LeafEntries) -> Iterator[tuple[str, np.ndarray]]:
     """Every leaf, a stack as its layers: memory follows one layer."""
     reader = arrays.ArrayReader(directory / steps.STATE, leaves)
     for path, entry in leaves.items():

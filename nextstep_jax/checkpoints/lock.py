@@ -2,7 +2,7 @@
 
 On one machine the kernel decides: a record lock on `run.lock` lives exactly as long as its process, `kill -9` included. Between
 machines file locks cannot be relied on, so the owner also keeps touching `run.json`; a lock left by another machine counts as
-free once that file stays untouched for `_PATIENCE` seconds.
+free once that file stays untouched for `STALE_AFTER_S` seconds.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from nextstep_jax.checkpoints import manifest
 from nextstep_jax.errors import InputError
 
 OWNER_FILE = "run.json"
-_HEARTBEAT = 10.0  # seconds between two touches
-_PATIENCE = 60.0  # seconds
+_HEARTBEAT_S = 10.0  # seconds between two touches
+STALE_AFTER_S = 60.0  # seconds
 _TAKEN = (errno.EAGAIN, errno.EACCES)
 
 logger = logging.getLogger(__name__)
@@ -80,10 +80,10 @@ class RunLock:
 
     def _is_touched(self) -> bool:
         """Watch for a sign of life. Opening the file makes network file systems fetch its true time."""
-        logger.warning("%s: waiting up to %d s to see whether its last run lives", self._directory, _PATIENCE)
-        first, deadline = self._last_touch(), time.monotonic() + _PATIENCE
+        logger.warning("%s: waiting up to %d s to see whether its last run lives", self._directory, STALE_AFTER_S)
+        first, deadline = self._last_touch(), time.monotonic() + STALE_AFTER_S
         while time.monotonic() < deadline:
-            time.sleep(_PATIENCE / 60)
+            time.sleep(STALE_AFTER_S / 60)
             if self._last_touch() != first:
                 return True
         return False
@@ -93,7 +93,7 @@ class RunLock:
             return os.fstat(file.fileno()).st_mtime_ns
 
     def _beat(self) -> None:
-        while not self._released.wait(_HEARTBEAT):
+        while not self._released.wait(_HEARTBEAT_S):
             with contextlib.suppress(OSError):
                 os.utime(self._owner_file)
 

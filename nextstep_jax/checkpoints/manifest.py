@@ -12,9 +12,9 @@ from nextstep_jax.errors import DamagedDataError, InputError
 
 _SEAL = '"digest": "'  # the last entry of a sealed document
 _END = '"}\n'
-_READ = 1 << 22  # bytes hashed at a time
+_READ_BYTES = 1 << 22  # bytes hashed at a time
 _THREADS = min(8, os.cpu_count() or 1)
-_LARGEST_DOCUMENT = 1 << 28  # bytes
+_MAX_DOCUMENT_BYTES = 1 << 28  # bytes
 
 
 def local_folder(path: str | os.PathLike) -> pathlib.Path:
@@ -39,7 +39,7 @@ def read_sealed(path: pathlib.Path) -> dict[str, Any]:
       FileNotFoundError: there is no such file.
       DamagedDataError: not one bit may differ from what `seal` returned.
     """
-    if path.stat().st_size > _LARGEST_DOCUMENT:
+    if path.stat().st_size > _MAX_DOCUMENT_BYTES:
         raise DamagedDataError(f"{path}: {path.stat().st_size} bytes is more than a sealed document can have")
     data = path.read_bytes()
     head, found, tail = data.rpartition(_SEAL.encode())
@@ -130,7 +130,7 @@ def check_relative(name: str) -> str:
 def _describe(path: pathlib.Path) -> dict[str, Any]:
     digest, size = hashlib.blake2b(digest_size=16), 0
     with open(path, "rb") as file:
-        while block := file.read(_READ):
+        while block := file.read(_READ_BYTES):
             digest.update(block)
             size += len(block)
     return {"size": size, "digest": digest.hexdigest()}

@@ -141,12 +141,12 @@ def load_params(
     leaves, prefix = _select(directory, content, subtree)
     by_path = _shardings_by_path(shardings, leaves, prefix)
     _raise_damage(directory, processes.find_damage_together(directory, content["files"]))
-    placed = arrays.read_placed(directory / ARRAYS, leaves, by_path)
-    for path, array in placed.items():
+    loaded = arrays.read_sharded(directory / ARRAYS, leaves, by_path)
+    for path, array in loaded.items():
         wanted = dtype.get(path.split("/")[0]) if isinstance(dtype, Mapping) else dtype
         if wanted is not None and jnp.issubdtype(array.dtype, jnp.floating):
-            placed[path] = array.astype(wanted)
-    return arrays.unflatten(placed, prefix)
+            loaded[path] = array.astype(wanted)
+    return arrays.unflatten(loaded, prefix)
 
 
 def iterate_params(directory: str | os.PathLike, subtree: str | None = None) -> Iterator[tuple[str, np.ndarray]]:
@@ -255,7 +255,7 @@ def _read_manifest(directory: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def _select(directory: pathlib.Path, content: dict[str, Any], subtree: str | None) -> tuple[arrays.Leaves, str]:
+def _select(directory: pathlib.Path, content: dict[str, Any], subtree: str | None) -> tuple[arrays.LeafEntries, str]:
     """The leaves of a subtree and the prefix their paths share."""
     if subtree is None:
         return content["leaves"], ""
@@ -267,7 +267,7 @@ def _select(directory: pathlib.Path, content: dict[str, Any], subtree: str | Non
     return leaves, prefix
 
 
-def _shardings_by_path(shardings: Any, leaves: arrays.Leaves, prefix: str) -> dict[str, jax.sharding.Sharding]:
+def _shardings_by_path(shardings: Any, leaves: arrays.LeafEntries, prefix: str) -> dict[str, jax.sharding.Sharding]:
     if shardings is None:
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if isinstance(shardings, jax.sharding.Sharding):

@@ -81,15 +81,15 @@ def restore_step(directory: pathlib.Path, target: Any, cast: bool) -> tuple[list
         raise DamagedDataError(f"{directory}: damaged: {manifest.summarize(problems)}")
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shardings = {path: getattr(leaf, "sharding", None) or default for path, leaf in wanted.items()}
-    placed = arrays.read_placed(directory / STATE, leaves, shardings)
+    loaded = arrays.read_sharded(directory / STATE, leaves, shardings)
     restored = [
-        placed[path] if placed[path].dtype == leaf.dtype else placed[path].astype(leaf.dtype) for path, leaf in wanted.items()
+        loaded[path] if loaded[path].dtype == leaf.dtype else loaded[path].astype(leaf.dtype) for path, leaf in wanted.items()
     ]
     return described, jax.tree.unflatten(jax.tree.structure(target), restored)
 
 
-def encode(data_state: Any) -> dict[str, Any]:
-    """A data iterator's state as JSON; `decode` gives it back."""
+def to_json(data_state: Any) -> dict[str, Any]:
+    """A data iterator's state as JSON; `from_json` gives it back."""
     if isinstance(data_state, bytes):
         return {"bytes": base64.b64encode(data_state).decode()}
     try:
@@ -98,12 +98,12 @@ def encode(data_state: Any) -> dict[str, Any]:
         raise InputError(f"the data iterator's state must be bytes or JSON-able: {error}") from error
 
 
-def decode(encoded: Mapping[str, Any]) -> Any:
-    """The inverse of `encode`."""
+def from_json(encoded: Mapping[str, Any]) -> Any:
+    """The inverse of `to_json`."""
     return base64.b64decode(encoded["bytes"]) if "bytes" in encoded else encoded["json"]
 
 
-def _check_target(directory: pathlib.Path, leaves: arrays.Leaves, wanted: Mapping[str, Any], cast: bool) -> None:
+def _check_target(directory: pathlib.Path, leaves: arrays.LeafEntries, wanted: Mapping[str, Any], cast: bool) -> None:
     missing, unknown = sorted(wanted.keys() - leaves.keys()), sorted(leaves.keys() - wanted.keys())
     if missing or unknown:
         parts = [f"it has no {missing[0]} (and {len(missing) - 1} more)"] if missing else []

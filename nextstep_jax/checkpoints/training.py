@@ -36,8 +36,8 @@ from nextstep_jax.checkpoints.lock import OWNER_FILE, RunLock
 from nextstep_jax.errors import DamagedDataError, InputError
 
 _PARTIAL, _DELETING = ".partial", ".deleting"
-_VISIBLE = 60.0  # seconds after which a file that another process wrote must be seen
-_LAST_MOMENT = 20.0  # seconds for a save under way when the run fails
+_VISIBILITY_TIMEOUT_S = 60.0  # seconds after which a file that another process wrote must be seen
+_ABANDON_TIMEOUT_S = 20.0  # seconds for a save under way when the run fails
 _LIBRARIES = ("nextstep-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy", "grain")
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class TrainCheckpointer:
         self._directory = manifest.local_folder(workdir) / "checkpoints"
         self._description = {"config": dict(config), "checkpoint_config": checkpoint_config, "versions": _versions()}
         self._keep_last, self._keep_every, self._timeout = keep_last, keep_every, save_timeout
-        self._notes: list[str] = []
+        self._warnings: list[str] = []
         self._lock = self._take_lock()
         self._orbax = self._new_orbax()
         self._barrier = ocp.multihost.get_barrier_sync_fn()
@@ -137,7 +137,7 @@ class TrainCheckpointer:
         """
         self.wait()
         self._saves += 1
-        content = {"step": step, "process": jax.process_index(), "data_state": steps.encode(data_state)}
+        content = {"step": step, "process": jax.process_index(), "data_state": steps.to_json(data_state)}
         leaves = _storable(state)
         verdict = processes.broadcast(self._make_room(step, leaves))
         if verdict:
@@ -147,7 +147,7 @@ class TrainCheckpointer:
         digests = {path: defer_digest(leaf) for path, leaf in leaves.items()}
         try:
             tree = arrays.unflatten(leaves)
-            save_args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=arrays.CHUNK), tree)
+            save_args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=arrays.CHUNK_BYTES), tree)
             self._orbax.save(self._partial(step) / steps.STATE, args=ocp.args.PyTreeSave(tree, save_args))
         except (OSError, ValueError, RuntimeError) as error:
             self._give_up(step, _reason(error))
@@ -179,7 +179,7 @@ class TrainCheckpointer:
     def _abandon(self) -> None:
         """After an error, when other processes may be gone: give a save under way a moment, then leave the folder."""
         if self._saving is not None:
-            self._saving.join(_LAST_MOMENT)
+            self._saving.join(_ABANDON_TIMEOUT_S)
         if self._lock is not None:
             self._lock.release()
 
@@ -275,10 +275,10 @@ class TrainCheckpointer:
         complete = steps.list_steps(self._directory)
         periodic = {step for step in complete if self._keep_every and step % self._keep_every == 0}
         for step in set(complete[: -self._keep_last]) - periodic:
-            doomed = self._directory / f"{step}{_DELETING}"
+            stale = self._directory / f"{step}{_DELETING}"
             try:
-                os.rename(self._directory / str(step), doomed)
-                shutil.rmtree(doomed)
+                os.rename(self._directory / str(step), stale)
+                shutil.rmtree(stale)
             except OSError as error:
                 logger.warning("old checkpoint %d could not be removed (%s)", step, _reason(error))
 
@@ -294,7 +294,7 @@ class TrainCheckpointer:
                 lock = RunLock(self._directory.parent)
                 for leftover in self._directory.glob(f"*{_PARTIAL}"):
                     step = leftover.name.removesuffix(_PARTIAL)
-                    self._note(f"checkpoint {step} was not written whole (the run stopped while saving it); removed")
+                    self._warn(f"checkpoint {step} was not written whole (the run stopped while saving it); removed")
                     shutil.rmtree(leftover)
                 for leftover in self._directory.glob(f"*{_DELETING}"):
                     shutil.rmtree(leftover)
@@ -346,10 +346,10 @@ class TrainCheckpointer:
             return None
         for bad, problem in damaged.items():
             self._set_aside(bad)
-            self._note(f"checkpoint {bad} is damaged ({problem}); set aside, restored {step} instead")
+            self._warn(f"checkpoint {bad} is damaged ({problem}); set aside, restored {step} instead")
         self.last_good = step
-        data_states = tuple(steps.decode(part["data_state"]) for part in stored)
-        return Restored(step, state, data_states, stored[0]["config"], stored[0]["versions"], tuple(self._notes))
+        data_states = tuple(steps.from_json(part["data_state"]) for part in stored)
+        return Restored(step, state, data_states, stored[0]["config"], stored[0]["versions"], tuple(self._warnings))
 
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
@@ -357,9 +357,9 @@ class TrainCheckpointer:
             free = next(name for name in names if not (self._directory / name).exists())
             os.rename(self._directory / str(step), self._directory / free)
 
-    def _note(self, text: str) -> None:
+    def _warn(self, text: str) -> None:
         logger.warning("%s", text)
-        self._notes.append(text)
+        self._warnings.append(text)
 
 
 def _storable(state: Any) -> dict[str, jax.Array | np.ndarray]:
@@ -391,7 +391,7 @@ def _versions() -> dict[str, str]:
 
 def _is_visible(path: pathlib.Path) -> bool:
     """Whether this process sees what another wrote; network file systems may take a moment."""
-    deadline = time.monotonic() + _VISIBLE
+    deadline = time.monotonic() + _VISIBILITY_TIMEOUT_S
     while not path.exists():
         if time.monotonic() > deadline:
             return False

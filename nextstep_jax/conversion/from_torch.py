@@ -1,8 +1,8 @@
 """From a released folder to a checkpoint of this library, one tensor in memory at a time.
 
-Sources: a NextStep folder in any of the three config spellings, a Qwen2.5 folder (its image parts are drawn afresh), or an
-image tokenizer's folder alone. Names and shapes are checked before the first tensor is read, values while they stream.
-Whatever does not fit is listed in one error, and nothing is left at the destination.
+Sources: a NextStep folder with any of the three sets of config keys, a Qwen2.5 folder (its image parts are randomly
+initialized), or an image tokenizer's folder alone. Names and shapes are checked before the first tensor is read, values while
+they stream. Whatever does not fit is listed in one error, and nothing is left at the destination.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import numpy as np
 from nextstep_jax import checkpoints
 from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
 from nextstep_jax.conversion import hub, released, text_tokenizer
-from nextstep_jax.conversion.leaves import Leaves, Progress, silent
+from nextstep_jax.conversion.param_stream import ParamStream, Progress, no_progress
 from nextstep_jax.conversion.released import Part
 from nextstep_jax.conversion.torch_files import read_json
 from nextstep_jax.data.vocabulary import SpecialIds, Vocabulary, with_special_tokens
@@ -53,8 +53,8 @@ def convert(
     text_tokenizer: Place | None = None,
     dtype: str = "keep",
     seed: int = 0,
-    progress: Progress = silent,
-    say: Callable[[str], None] = print,
+    progress: Progress = no_progress,
+    log: Callable[[str], None] = print,
 ) -> Conversion:
     """Convert a released folder, or a repository of the hub, to a checkpoint at `dst`.
 
@@ -66,7 +66,7 @@ def convert(
       dtype: "float32" or "bfloat16" for all parameters, "keep" to leave each as it is.
       seed: for the image parts that a language model lacks.
       progress: called before each tensor and at the end.
-      say: takes what is about to be downloaded, one line.
+      log: called with one line about what is going to be downloaded.
 
     Raises:
       InputError: naming the file, or all tensors that are missing, unknown, duplicate, mis-shaped or not finite.
@@ -77,16 +77,16 @@ def convert(
     if os.path.lexists(dst) and not (os.path.isdir(dst) and not os.path.islink(dst) and not os.listdir(dst)):
         raise InputError(f"{dst}: already exists; choose another folder or remove it")
     if hub.is_name(str(src)) and not os.path.exists(src):
-        source = hub.download(str(src), say, with_vae=vae is None)
+        source = hub.download(str(src), log, with_vae=vae is None)
     else:
         source = hub.Download(_folder(src), pathlib.Path(src).absolute().name)
 
     parts, files, warnings = _read(source.folder, vae or source.vae, text_tokenizer)
-    leaves = Leaves(parts, DTYPES[dtype], seed, progress)
-    leaves.refuse_misfits()
+    leaves = ParamStream(parts, DTYPES[dtype], seed, progress)
+    leaves.validate()
     configs: dict[str, Any] = {"model": None, "image_tokenizer": None} | {part.name: part.released for part in parts}
     provenance: dict[str, Any] = {"from": source.origin, "image_tokenizer_from": source.vae_origin}
-    provenance |= {"image_tokenizer_names": parts[-1].spelling or None, "dropped": leaves.dropped}
+    provenance |= {"image_tokenizer_names": parts[-1].naming or None, "dropped": leaves.dropped}
     checkpoints.save_params(dst, leaves, configs | {"source": provenance}, files)
     dropped = tuple(row["name"] for row in leaves.dropped)
     return Conversion(dst, leaves.parameters, leaves.nbytes, dropped, tuple(warnings))
@@ -102,8 +102,8 @@ def load_released(folder: Place) -> tuple[NextStepConfig | ImageTokenizerConfig,
     values = read_json(folder / "config.json")
     read = released.read_image_tokenizer if released.is_image_tokenizer(values) else released.read_model
     part = read(folder, values)
-    leaves = Leaves([part], None, 0, silent)
-    leaves.refuse_misfits()
+    leaves = ParamStream([part], None, 0, no_progress)
+    leaves.validate()
     tree: dict[str, Any] = {}
     for path, read_leaf in leaves:
         *parents, last = path.split("/")
@@ -140,7 +140,7 @@ def _read(folder: pathlib.Path, vae: Place | None, tokens: Place | None) -> tupl
         warnings.append(f"{folder} has no text tokenizer: the checkpoint serves Python callers that pass ids, no prompts")
     if language_model:
         values = _with_image_settings(values, vocabulary and vocabulary.special, folder)
-    parts = [released.read_model(folder, values, fresh_image_parts=language_model)]
+    parts = [released.read_model(folder, values, init_image_parts=language_model)]
     if vocabulary:
         vocabulary.require_match(parts[0].config)
 

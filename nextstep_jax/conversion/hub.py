@@ -50,12 +50,12 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
-def download(name: str, say: Callable[[str], None], with_vae: bool = True) -> Download:
+def download(name: str, log: Callable[[str], None], with_vae: bool = True) -> Download:
     """Fetch what a conversion needs of a repository: config, weights, text tokenizer, image tokenizer.
 
     Args:
       name: `org/name[@revision]`; a branch, tag or commit, by default the main branch.
-      say: told the size before the download starts.
+      log: called with one line, the size, before the download starts.
       with_vae: fetch the image tokenizer too, from the repository's own vae/ or from the sibling repository.
 
     Raises:
@@ -78,10 +78,10 @@ def download(name: str, say: Callable[[str], None], with_vae: bool = True) -> Do
         wanted |= {"vae/config.json"} | own_vae
     elif with_vae and main.weights(MODEL_FILES):
         sibling = _Repository.find(huggingface_hub, f"{found['org']}/{SIBLING}")
-    folder = main.fetch(wanted, say)
+    folder = main.fetch(wanted, log)
     if not sibling:
         return Download(folder, main.origin)
-    vae = sibling.fetch({"config.json"} | sibling.weights(TOKENIZER_FILES), say)
+    vae = sibling.fetch({"config.json"} | sibling.weights(TOKENIZER_FILES), log)
     return Download(folder, main.origin, vae, sibling.origin)
 
 
@@ -117,7 +117,7 @@ class _Repository:
                 return {folder + candidate}
         return set()
 
-    def fetch(self, files: Collection[str], say: Callable[[str], None]) -> pathlib.Path:
+    def fetch(self, files: Collection[str], log: Callable[[str], None]) -> pathlib.Path:
         """Download what is not here yet; the folder the files lie in."""
         absent = sorted(set(files) - self.sizes.keys())
         if absent:
@@ -126,7 +126,7 @@ class _Repository:
         if todo:
             size, here = (sum(f(file) for file in todo) for f in (self.sizes.__getitem__, self._size_of_part))
             resumed = f", {here / 1e9:.2f} GB of it already here" if here else ""
-            say(f"downloading {len(todo)} files, {size / 1e9:.2f} GB{resumed}, of {self.origin}")
+            log(f"downloading {len(todo)} files, {size / 1e9:.2f} GB{resumed}, of {self.origin}")
         for file in sorted(files):
             self._get(file)
         return self._folder

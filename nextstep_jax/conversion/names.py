@@ -95,7 +95,7 @@ def contiguous(view: np.ndarray) -> np.ndarray:
 
 
 def strip_prefix(name: str) -> str:
-    """A Qwen2.5 name as NextStep spells it."""
+    """A Qwen2.5 tensor name in NextStep's form."""
     return name.removeprefix("model.")
 
 
@@ -200,22 +200,22 @@ _TOKENIZER_MODULES = {
     "decoder/up_{level}/block_{block}": ("decoder.up.{level}.block.{block}", "decoder.up_blocks.{flipped}.resnets.{block}"),
     "decoder/up_{level}/upsample": ("decoder.up.{level}.upsample.conv", "decoder.up_blocks.{flipped}.upsamplers.0.conv"),
 }
-SPELLINGS = ("bfl", "diffusers")
+NAMINGS = ("bfl", "diffusers")
 _SHORTCUT = {"bfl": "nin_shortcut", "diffusers": "conv_shortcut"}
 
 
-def image_tokenizer_entries(config: ImageTokenizerConfig, spelling: str = "bfl") -> list[Entry]:
-    """Every parameter of the image tokenizer, released under the names of `spelling` ("bfl" or "diffusers").
+def image_tokenizer_entries(config: ImageTokenizerConfig, naming: str = "bfl") -> list[Entry]:
+    """Every parameter of the image tokenizer, with its released name by `naming` ("bfl" or "diffusers").
 
     diffusers keeps the attention's 1x1 convolutions as linear layers [out, in]; bfl as convolutions [out, in, 1, 1].
     """
-    return list(_TokenizerRows(config, spelling).rows())
+    return list(_TokenizerRows(config, naming).rows())
 
 
 @dataclasses.dataclass(frozen=True)
 class _TokenizerRows:
     config: ImageTokenizerConfig
-    spelling: str
+    naming: str
 
     def rows(self) -> Iterator[Entry]:
         c = self.config
@@ -247,7 +247,7 @@ class _TokenizerRows:
     def _names(self, module: str, **numbers) -> tuple[str, str]:
         """(released module name, our module path)."""
         numbers["flipped"] = len(self.config.channel_multipliers) - 1 - numbers.get("level", 0)
-        released = _TOKENIZER_MODULES[module][SPELLINGS.index(self.spelling)]
+        released = _TOKENIZER_MODULES[module][NAMINGS.index(self.naming)]
         return released.format(**numbers), module.format(**numbers)
 
     def _conv(self, module: str, in_size: int, out_size: int, **numbers) -> Iterator[Entry]:
@@ -260,12 +260,12 @@ class _TokenizerRows:
         yield from _norm(f"{source}.norm2", f"{path}/norm2", out_size)
         yield from _conv(f"{source}.conv2", f"{path}/conv2", out_size, out_size)
         if in_size != out_size:
-            yield from _conv_1x1(f"{source}.{_SHORTCUT[self.spelling]}", f"{path}/shortcut", in_size, out_size)
+            yield from _conv_1x1(f"{source}.{_SHORTCUT[self.naming]}", f"{path}/shortcut", in_size, out_size)
 
     def _middle(self, part: str, width: int) -> Iterator[Entry]:
         yield from self._block("{part}/mid/block_1", width, width, part=part)
         yield from _norm(*self._names("{part}/mid/attention/norm", part=part), width)
-        projection = _conv_1x1 if self.spelling == "bfl" else _linear
+        projection = _conv_1x1 if self.naming == "bfl" else _linear
         for name in ("q", "k", "v", "out"):
             yield from projection(*self._names(f"{{part}}/mid/attention/{name}", part=part), width, width)
         yield from self._block("{part}/mid/block_2", width, width, part=part)

@@ -29,7 +29,7 @@ TOKENIZER_FILES = (
     *MODEL_FILES,
 )
 FLOATS = tuple(map(np.dtype, ("float16", "float32", "float64"))) + (BFLOAT16,)
-MAX_FRESH_HEAD = 1 << 20  # layers times width: twenty times the largest head of the paper
+MAX_INIT_HEAD = 1 << 20  # layers times width: twenty times the largest head of the paper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +42,11 @@ class Part:
       released: the config as released.
       config: the same, understood.
       pairs: each parameter that the source holds, with its tensor.
-      fresh: parameters the source does not hold by design (the image parts of a language model).
+      initialized: parameters that the source does not hold by design and that are initialized at random (the image parts of
+        a language model).
       dropped: tensors that are deliberately not converted.
       problems: one line for every tensor that does not fit.
-      spelling: of the image tokenizer's names.
+      naming: whose names the image tokenizer's tensors have, one of names.NAMINGS; "" for a model.
     """
 
     name: str
@@ -53,10 +54,10 @@ class Part:
     released: Mapping[str, Any]
     config: NextStepConfig | ImageTokenizerConfig
     pairs: tuple[tuple[Entry, StoredTensor], ...]
-    fresh: tuple[Entry, ...]
+    initialized: tuple[Entry, ...]
     dropped: tuple[StoredTensor, ...]
     problems: tuple[str, ...]
-    spelling: str = ""
+    naming: str = ""
 
 
 def is_image_tokenizer(values: Mapping[str, Any]) -> bool:
@@ -69,22 +70,23 @@ def is_language_model(values: Mapping[str, Any]) -> bool:
     return {"boi", "eoi", "image_placeholder_id"}.isdisjoint(values)
 
 
-def read_model(folder: pathlib.Path, values: Mapping[str, Any], fresh_image_parts: bool = False) -> Part:
-    """The model of a folder whose config.json reads `values`; a language model's if the image parts are to be fresh."""
+def read_model(folder: pathlib.Path, values: Mapping[str, Any], init_image_parts: bool = False) -> Part:
+    """The model of a folder whose config.json reads `values`; with `init_image_parts` a language model's, whose image parts
+    are initialized at random."""
     config = NextStepConfig.from_released(values, str(folder / "config.json"))
     tensors, problems = open_weights(folder, MODEL_FILES)
-    _check_depth(folder, config.transformer.layers + (0 if fresh_image_parts else config.flow_head.layers), len(tensors))
-    if fresh_image_parts and config.flow_head.layers * config.flow_head.width > MAX_FRESH_HEAD:
-        raise InputError(f"{folder / 'config.json'}: a flow head of this size is not drawn ({config.flow_head})")
+    _check_depth(folder, config.transformer.layers + (0 if init_image_parts else config.flow_head.layers), len(tensors))
+    if init_image_parts and config.flow_head.layers * config.flow_head.width > MAX_INIT_HEAD:
+        raise InputError(f"{folder / 'config.json'}: a flow head of this size is not initialized ({config.flow_head})")
     language, image = names.language_entries(config), names.image_entries(config)
-    entries, fresh = (language, image) if fresh_image_parts else (language + image, [])
+    entries, initialized = (language, image) if init_image_parts else (language + image, [])
     droppable = {names.LANGUAGE_HEAD} if config.transformer.tie_embeddings else set()
-    pairs, dropped, misfits = _match(entries, tensors, droppable)
-    return Part("model", folder, values, config, pairs, tuple(fresh), dropped, (*problems, *misfits))
+    pairs, dropped, unmatched = _match(entries, tensors, droppable)
+    return Part("model", folder, values, config, pairs, tuple(initialized), dropped, (*problems, *unmatched))
 
 
 def read_image_tokenizer(folder: pathlib.Path, values: Mapping[str, Any] | None = None) -> Part:
-    """The image tokenizer of a folder, its names in either spelling."""
+    """The image tokenizer of a folder, under BFL or diffusers names."""
     values = values or read_json(folder / "config.json")
     if not is_image_tokenizer(values):
         raise InputError(f"{folder / 'config.json'}: not an image tokenizer's config (it has no ch, ch_mult or z_channels)")
@@ -92,9 +94,9 @@ def read_image_tokenizer(folder: pathlib.Path, values: Mapping[str, Any] | None 
     tensors, problems = open_weights(folder, TOKENIZER_FILES)
     _check_depth(folder, len(config.channel_multipliers) * config.blocks_per_level, len(tensors))
     diffusers = any(".down_blocks." in tensor.name or ".up_blocks." in tensor.name for tensor in tensors)
-    spelling = "diffusers" if diffusers else "bfl"
-    pairs, dropped, misfits = _match(names.image_tokenizer_entries(config, spelling), tensors)
-    return Part("image_tokenizer", folder, values, config, pairs, (), dropped, (*problems, *misfits), spelling)
+    naming = "diffusers" if diffusers else "bfl"
+    pairs, dropped, unmatched = _match(names.image_tokenizer_entries(config, naming), tensors)
+    return Part("image_tokenizer", folder, values, config, pairs, (), dropped, (*problems, *unmatched), naming)
 
 
 def find_image_tokenizer(folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path | None:

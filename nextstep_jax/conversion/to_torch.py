@@ -23,8 +23,8 @@ import numpy as np
 from nextstep_jax import checkpoints
 from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
 from nextstep_jax.conversion import names, text_tokenizer
-from nextstep_jax.conversion.leaves import Progress, silent
 from nextstep_jax.conversion.names import Entry
+from nextstep_jax.conversion.param_stream import Progress, no_progress
 from nextstep_jax.conversion.released import FLOATS
 from nextstep_jax.conversion.torch_files import SAFETENSORS_DTYPES
 from nextstep_jax.errors import InputError
@@ -68,7 +68,7 @@ def export(
     dst: str | pathlib.Path,
     *,
     shard_bytes: int = SHARD_BYTES,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Export:
     """Write the checkpoint `src` to the folder `dst` in the released layout, one tensor in memory at a time.
 
@@ -114,9 +114,9 @@ def _parts(src: pathlib.Path, config: Mapping[str, Any]) -> dict[str, "_Part"]:
         entries = names.model_entries(NextStepConfig.from_released(config["model"], where))
         parts["model"] = _Part(src, "model", config["model"], entries, [row for row in _dropped(config) if row["restore"]])
     if config.get("image_tokenizer"):
-        spelling = (config.get("source") or {}).get("image_tokenizer_names") or "bfl"
+        naming = (config.get("source") or {}).get("image_tokenizer_names") or "bfl"
         tokenizer = ImageTokenizerConfig.from_released(config["image_tokenizer"], where)
-        entries = names.image_tokenizer_entries(tokenizer, spelling)
+        entries = names.image_tokenizer_entries(tokenizer, naming)
         parts["image_tokenizer"] = _Part(src, "image_tokenizer", config["image_tokenizer"], entries, [])
     extra = set(checkpoints.abstract_params(src)) - parts.keys()
     if extra:

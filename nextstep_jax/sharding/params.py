@@ -128,7 +128,7 @@ def state_shardings(tree, mesh: Mesh):
     return structure.unflatten(placed)
 
 
-def placed(tree, shardings):
+def with_shardings(tree, shardings):
     """A tree of shapes (anything with `shape` and `dtype`) as ShapeDtypeStructs with their shardings."""
     return jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), tree, shardings)
 

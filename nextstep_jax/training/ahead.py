@@ -24,7 +24,7 @@ from nextstep_jax.generation.settings import Settings
 from nextstep_jax.models.attention import CACHE_AXES
 from nextstep_jax.models.nextstep import init_params
 from nextstep_jax.sharding.mesh import batch_shardings, replicated
-from nextstep_jax.sharding.params import placed, state_shardings
+from nextstep_jax.sharding.params import state_shardings, with_shardings
 from nextstep_jax.sharding.rules import shape_spec
 from nextstep_jax.sharding.topologies import GIB, Chip
 from nextstep_jax.training import multitask
@@ -71,7 +71,10 @@ def lower_train_step(config: ConfigDict, mesh: Mesh) -> Lowered:
         task = multitask.make_task(model, config.capacity.text, config.capacity.image, length)
         program = make_program(config, task, mesh)
         batch = (abstract_batch(model, rows, length), jax.ShapeDtypeStruct((rows, length), jnp.int8))
-        state, batch = placed(program.state, program.placement), placed(batch, batch_shardings(batch, mesh, task.batch_axes))
+        state, batch = (
+            with_shardings(program.state, program.placement),
+            with_shardings(batch, batch_shardings(batch, mesh, task.batch_axes)),
+        )
         key = jax.eval_shape(lambda: jax.random.key(0))
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
         lowered = program.jit_step().lower(state, batch, key)
@@ -98,7 +101,7 @@ def abstract_batch(config: NextStepConfig, rows: int, length: int) -> Batch:
 
 
 def bytes_per_device(tree) -> int:
-    """Bytes that a tree of placed ShapeDtypeStructs takes on each device."""
+    """Bytes that a tree of ShapeDtypeStructs with shardings takes on each device."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
@@ -119,14 +122,14 @@ def lower_generation(config: ConfigDict, mesh: Mesh, prompt: int = 128) -> Lower
     with jax.set_mesh(mesh):
         params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
         params = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.bfloat16), params)
-        params = placed({"model": params}, state_shardings({"model": params}, mesh))["model"]
+        params = with_shardings({"model": params}, state_shardings({"model": params}, mesh))["model"]
         ids = jax.ShapeDtypeStruct((rows, prompt), jnp.int32)
         images = jax.ShapeDtypeStruct((rows, prompt, model.token_channels), jnp.float32)
         inputs = Prompt(ids, images, jax.ShapeDtypeStruct((rows, prompt), jnp.bool_), jax.ShapeDtypeStruct((rows,), jnp.int32))
         state = jax.eval_shape(functools.partial(start, model, branches=rows, tokens=tokens), params, inputs)
         lies = jax.tree.map(lambda _: replicated(mesh), state)
         layers = jax.tree.map(lambda s: NamedSharding(mesh, shape_spec(CACHE_AXES, s.shape, mesh)), state.cache.layers)
-        state = placed(state, lies._replace(cache=lies.cache._replace(layers=layers)))
+        state = with_shardings(state, lies._replace(cache=lies.cache._replace(layers=layers)))
         noise, guidance = (tokens, settings.noise_arrays, 1, model.token_channels), (tokens, 2)
         arrays = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=replicated(mesh)) for shape in (noise, guidance)]
         stop = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from nextstep_jax.checkpoints.training import TrainCheckpointer
 from nextstep_jax.data.images import save_png
 from nextstep_jax.sharding.mesh import global_batch, make_mesh, replicated
-from nextstep_jax.sharding.params import placed, sharding_table
+from nextstep_jax.sharding.params import sharding_table, with_shardings
 from nextstep_jax.training import metrics, multitask, reconstruction
 from nextstep_jax.training.config import as_json, require_valid
 from nextstep_jax.training.program import make_program
@@ -64,7 +64,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> TrainState:
         keep = {"keep_last": config.checkpoint.keep, "keep_every": config.checkpoint.keep_every or None}
         kept_config = {"config": as_json(config), "checkpoint_config": stage.export().config}
         checkpointer = stack.enter_context(TrainCheckpointer(workdir, **kept_config, **keep))
-        if restored := checkpointer.restore(placed(program.state, program.placement)):
+        if restored := checkpointer.restore(with_shardings(program.state, program.placement)):
             state = restored.state
             data.set_state(restored.data_states)
             logger.info("Continuing after step %d", restored.step)

@@ -15,8 +15,8 @@ from nextstep_jax.errors import InputError
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(lock, "_PATIENCE", 0.6)
-    monkeypatch.setattr(lock, "_HEARTBEAT", 0.05)
+    monkeypatch.setattr(lock, "STALE_AFTER_S", 0.6)
+    monkeypatch.setattr(lock, "_HEARTBEAT_S", 0.05)
 
 
 def _hold(start_program, folder):
@@ -48,7 +48,7 @@ def test_a_killed_run_leaves_no_lock(tmp_path, start_program):
     assert (tmp_path / "run.json").exists()
     begin = time.monotonic()
     RunLock(tmp_path).release()
-    assert time.monotonic() - begin < lock._PATIENCE  # the kernel knows at once
+    assert time.monotonic() - begin < lock.STALE_AFTER_S  # the kernel knows at once
 
 
 def _leave_foreign(folder):

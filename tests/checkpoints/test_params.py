@@ -60,8 +60,8 @@ def test_dtype_changes_only_when_asked(tmp_path):
 
 
 def test_leaves_over_many_chunks_and_commits(tmp_path, monkeypatch, assert_same):
-    monkeypatch.setattr(arrays, "CHUNK", 1 << 10)
-    monkeypatch.setattr(arrays, "_COMMIT", 1 << 12)
+    monkeypatch.setattr(arrays, "CHUNK_BYTES", 1 << 10)
+    monkeypatch.setattr(arrays, "_COMMIT_BYTES", 1 << 12)
     tree = {"model": {str(i): np.random.default_rng(i).standard_normal((37, 41, 3)).astype(np.float32) for i in range(3)}}
     checkpoints.save_params(tmp_path / "c", tree, CONFIG)
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""What released folders hold besides weights: text tokenizers, and the other spelling of the image tokenizer."""
+"""What released folders hold besides weights: text tokenizers, and the other naming of the image tokenizer."""
 
 import json
 import pathlib

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from nextstep_jax import checkpoints
 from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
-from nextstep_jax.conversion import convert, export, leaves, load_released, names
+from nextstep_jax.conversion import convert, export, load_released, names, param_stream
 from nextstep_jax.conversion import released as released_files
 from nextstep_jax.errors import InputError
 from nextstep_jax.models.forms import stack_layers, unstack_layers
@@ -244,7 +244,7 @@ def language_model(released, edit, edit_config, model_config) -> pathlib.Path:
     return released
 
 
-def test_a_language_model_gets_fresh_image_parts(language_model, tmp_path, monkeypatch):
+def test_a_language_model_gets_initialized_image_parts(language_model, tmp_path, monkeypatch):
     write_qwen2_tokenizer(language_model, eos_id=299)
     convert(language_model, tmp_path / "out", seed=3)
     values = checkpoints.load_config(tmp_path / "out")["model"]
@@ -275,7 +275,7 @@ def test_a_language_model_exports_as_a_released_model(language_model, tmp_path):
     assert checkpoints.load_config(tmp_path / "again")["model"] == checkpoints.load_config(tmp_path / "out")["model"]
 
 
-def test_fresh_parameters_follow_the_releases():
+def test_initialized_parameters_follow_the_releases():
     """N(0, std) projectors and time embedding, Xavier-uniform linears; the same for the same seed, another for another."""
     for path, sizes, low, high, std in (
         ("image_in_projector/kernel", (300, 200), -1, 1, 0.05),
@@ -284,16 +284,16 @@ def test_fresh_parameters_follow_the_releases():
         ("flow_head/condition/kernel", (300, 200), -math.sqrt(6 / 500), math.sqrt(6 / 500), math.sqrt(2 / 500)),
     ):
         entry = names.Entry("x", path, names.LINEAR, sizes)
-        array = leaves.draw(entry, 0.05, seed=1)
+        array = param_stream.init_parameter(entry, 0.05, seed=1)
         assert array.shape == sizes[::-1] and array.dtype == np.float32
         assert low <= array.min() and array.max() <= high
         assert abs(array.mean()) < 0.02 * std * 5 and abs(array.std() / std - 1) < 0.02
-        np.testing.assert_array_equal(array, leaves.draw(entry, 0.05, seed=1))
-        assert not np.array_equal(array, leaves.draw(entry, 0.05, seed=2))
+        np.testing.assert_array_equal(array, param_stream.init_parameter(entry, 0.05, seed=1))
+        assert not np.array_equal(array, param_stream.init_parameter(entry, 0.05, seed=2))
     for path, value in (("flow_head/final/modulation/kernel", 0), ("flow_head/final/output/kernel", 0)):
-        assert (leaves.draw(names.Entry("x", path, names.LINEAR, (3, 4)), 0.05, 1) == value).all()
+        assert (param_stream.init_parameter(names.Entry("x", path, names.LINEAR, (3, 4)), 0.05, 1) == value).all()
     for path, value in (("flow_head/blocks_0/norm/scale", 1), ("image_in_projector/bias", 0)):
-        assert (leaves.draw(names.Entry("x", path, names.VECTOR, (3,)), 0.05, 1) == value).all()
+        assert (param_stream.init_parameter(names.Entry("x", path, names.VECTOR, (3,)), 0.05, 1) == value).all()
 
 
 def test_a_head_too_large_to_draw(language_model, edit_config, tmp_path):
@@ -328,7 +328,7 @@ def test_memory_follows_the_largest_tensor(tmp_path):
     del tensors
     part = released_files.read_model(tmp_path, values)
     tracemalloc.start()
-    for _, read in leaves.Leaves([part], np.dtype("float16"), 0, leaves.silent):
+    for _, read in param_stream.ParamStream([part], np.dtype("float16"), 0, param_stream.no_progress):
         assert np.ascontiguousarray(read()).dtype == np.float16
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -138,7 +138,7 @@ def repository(standin, released) -> pathlib.Path:
 
 def test_a_repository_converts_like_its_folder(standin, repository, tmp_path):
     said = []
-    result = convert(f"{standin.org}/NextStep-1.1", tmp_path / "out", say=said.append)
+    result = convert(f"{standin.org}/NextStep-1.1", tmp_path / "out", log=said.append)
     assert result.warnings == ()
     convert(repository, tmp_path / "local")
     digests = [json.loads((tmp_path / name / "manifest.json").read_text())["leaves"] for name in ("out", "local")]
@@ -182,7 +182,7 @@ def test_an_interrupted_process_is_resumed(standin, repository, tmp_path, monkey
     standin.cut_after["model.safetensors"] = 300_000
     name, said = f"{standin.org}/NextStep-1.1", []
     with pytest.raises(KeyboardInterrupt):
-        convert(name, tmp_path / "out", say=said.append)
+        convert(name, tmp_path / "out", log=said.append)
     assert not (tmp_path / "out").exists()
     standin.cut_after.clear()
     standin.requests.clear()
@@ -234,25 +234,25 @@ def test_the_image_tokenizer_of_the_sibling_repository(standin, repository, tmp_
     sibling = tmp_path / "sibling"
     (repository / "vae").rename(sibling)
     standin.repositories[f"{standin.org}/{hub.SIBLING}"] = sibling
-    convert(f"{standin.org}/NextStep-1.1", tmp_path / "out", say=lambda line: None)
+    convert(f"{standin.org}/NextStep-1.1", tmp_path / "out", log=lambda line: None)
     source = checkpoints.load_config(tmp_path / "out")["source"]
     assert source["image_tokenizer_from"] == f"{standin.org}/{hub.SIBLING}@{COMMIT}"
     assert "image_tokenizer" in checkpoints.abstract_params(tmp_path / "out")
     standin.requests.clear()
-    convert(f"{standin.org}/NextStep-1.1", tmp_path / "given", vae=sibling, say=lambda line: None)
+    convert(f"{standin.org}/NextStep-1.1", tmp_path / "given", vae=sibling, log=lambda line: None)
     assert not any(hub.SIBLING in path for _, path, _ in standin.requests)
 
 
 def test_a_repository_without_any_image_tokenizer(standin, repository, tmp_path):
     shutil.rmtree(repository / "vae")
-    result = convert(f"{standin.org}/NextStep-1.1", tmp_path / "out", say=lambda line: None)
+    result = convert(f"{standin.org}/NextStep-1.1", tmp_path / "out", log=lambda line: None)
     assert len(result.warnings) == 1 and "no image tokenizer" in result.warnings[0]
 
 
 def test_the_image_tokenizer_repository_itself(standin, tmp_path):
     folder = shutil.copytree(GOLDENS / "tiny_vae", tmp_path / "vae")
     standin.repositories[f"{standin.org}/{hub.SIBLING}"] = folder
-    convert(f"{standin.org}/{hub.SIBLING}", tmp_path / "out", say=lambda line: None)
+    convert(f"{standin.org}/{hub.SIBLING}", tmp_path / "out", log=lambda line: None)
     assert checkpoints.load_config(tmp_path / "out")["model"] is None
     assert standin.fetched() == {"config.json", "checkpoint.safetensors"}
 
@@ -286,7 +286,7 @@ def test_a_revision_that_is_a_path(standin, repository, monkeypatch):
 @pytest.mark.parametrize("name", ["{org}/Nothing", "{org}/NextStep-1.1@v9"])
 def test_names_that_the_hub_does_not_know(standin, repository, tmp_path, name):
     with pytest.raises(InputError) as caught:
-        convert(name.format(org=standin.org), tmp_path / "out", say=lambda line: None)
+        convert(name.format(org=standin.org), tmp_path / "out", log=lambda line: None)
     assert standin.org in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 

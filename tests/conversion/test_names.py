@@ -70,8 +70,8 @@ def test_model_entries_are_the_parameters_of_the_model(config):
 def test_image_tokenizer_entries_are_the_parameters_of_the_tokenizer(config):
     pixels = jax.ShapeDtypeStruct((1, config.downsample, config.downsample, 3), np.float32)
     variables = jax.eval_shape(ImageTokenizer(config).init, jax.random.key(0), pixels)
-    for spelling in names.SPELLINGS:
-        entries = names.image_tokenizer_entries(config, spelling)
+    for naming in names.NAMINGS:
+        entries = names.image_tokenizer_entries(config, naming)
         assert {entry.path: entry.shape for entry in entries} == flat_shapes(variables["params"])
         assert len({entry.source for entry in entries}) == len(entries)
 
@@ -134,7 +134,7 @@ def test_sizes_of_the_release():
     ],
 )
 def test_both_spellings_of_the_image_tokenizer(bfl, diffusers):
-    paths = [{e.source: e.path for e in names.image_tokenizer_entries(ImageTokenizerConfig(), s)} for s in names.SPELLINGS]
+    paths = [{e.source: e.path for e in names.image_tokenizer_entries(ImageTokenizerConfig(), s)} for s in names.NAMINGS]
     assert paths[0][bfl] == paths[1][diffusers]
     assert sorted(paths[0].values()) == sorted(paths[1].values())
 

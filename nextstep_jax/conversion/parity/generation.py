@@ -13,6 +13,7 @@ import numpy as np
 from nextstep_jax.batch import Batch
 from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
 from nextstep_jax.conversion.parity.goldens import GoldenFile, Goldens
+from nextstep_jax.conversion.parity.integration import integrate_tokens, plan_steps
 from nextstep_jax.conversion.parity.reference import (
     VECTORS,
     Reference,
@@ -26,7 +27,6 @@ from nextstep_jax.conversion.parity.reference import (
     transformer_pass,
 )
 from nextstep_jax.conversion.parity.report import END_TO_END, EXACT, LATENTS, LEVELS, ROUNDING, SINGLE_PASS, Report
-from nextstep_jax.conversion.parity.walks import plan, walk_tokens
 from nextstep_jax.data.images import to_float, to_uint8
 from nextstep_jax.data.vocabulary import SpecialIds
 from nextstep_jax.errors import InputError
@@ -54,7 +54,7 @@ class _Case:
 
     Attributes:
       values: how it was made, from cases.json.
-      settings: the same as this library spells it.
+      settings: the same as this library's settings.
       config: of the model, as this case uses it.
       branches: M.
       images, count: B and n.
@@ -220,8 +220,8 @@ def _from_stored_conditions(case: _Case, guidance: np.ndarray, reference: Refere
     projected = projected.reshape(golden["c"].shape)
     if "c_proj" in golden:
         report.compare(case.row("c_proj"), projected, golden["c_proj"], SINGLE_PASS)
-    planned, where = plan(settings.sampler, settings.steps, settings.shift), case.row("noise")
-    tokens = walk_tokens(
+    planned, where = plan_steps(settings.sampler, settings.steps, settings.shift), case.row("noise")
+    tokens = integrate_tokens(
         reference.config, reference.params, planned, golden["noise"], projected, case.branches, guidance, where
     )
     if "tokens_before_norm" in golden:

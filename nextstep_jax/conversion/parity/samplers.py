@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from nextstep_jax.conversion.parity.goldens import GoldenFile, Goldens
+from nextstep_jax.conversion.parity.integration import Trajectory, integrate_all, make_trajectories, plan_steps
 from nextstep_jax.conversion.parity.reference import Reference, run_on_vectors
 from nextstep_jax.conversion.parity.report import ROUNDING, SINGLE_PASS, Report
-from nextstep_jax.conversion.parity.walks import Walk, make_walks, plan, walk_all
 from nextstep_jax.errors import InputError
 from nextstep_jax.flow.guidance import guide, schedule
 from nextstep_jax.flow.samplers import LAST_STEP
@@ -45,31 +45,33 @@ def compare(goldens: Goldens, reference: Reference, report: Report) -> None:
 
 
 class _Run(NamedTuple):
-    """A stored run of a sampler: one walk for each row of a guidance branch."""
+    """A stored run of a sampler: one trajectory for each row of a guidance branch."""
 
     golden: GoldenFile
     case: str
     branches: int
-    walks: list[Walk]
+    trajectories: list[Trajectory]
 
 
 def _run(golden: GoldenFile, case: str, sampler: str, settings: dict, image_cfg: float) -> _Run:
     steps, shift, branches = settings["num_sampling_steps"], settings["timesteps_shift"], settings["cfg_mult"]
-    planned = plan(sampler, steps, shift, settings.get("noise_level", 0.8), settings.get("last_step_size", LAST_STEP))
+    planned = plan_steps(sampler, steps, shift, settings.get("noise_level", 0.8), settings.get("last_step_size", LAST_STEP))
     noise, condition, strengths = golden[f"{case}.noise"], golden[settings["c"]], (settings["cfg"], image_cfg)
-    walks = make_walks(planned, noise, condition, branches, strengths, settings.get("rescale", False), f"{golden.name}.{case}")
-    return _Run(golden, case, branches, walks)
+    trajectories = make_trajectories(
+        planned, noise, condition, branches, strengths, settings.get("rescale", False), f"{golden.name}.{case}"
+    )
+    return _Run(golden, case, branches, trajectories)
 
 
 def _compare_runs(runs: list[_Run], reference: Reference, report: Report) -> None:
     for branches in sorted({run.branches for run in runs}):
         of_kind = [run for run in runs if run.branches == branches]
-        ends = walk_all(reference.config, reference.params, branches, [walk for run in of_kind for walk in run.walks])
-        stops = np.cumsum([len(run.walks) for run in of_kind])
+        ends = integrate_all(reference.config, reference.params, branches, [one for run in of_kind for one in run.trajectories])
+        stops = np.cumsum([len(run.trajectories) for run in of_kind])
         for run, out in zip(of_kind, np.split(ends, stops[:-1]), strict=True):
             name, golden = f"{run.golden.name}.{run.case}", run.golden
             if f"{run.case}.t" in golden:
-                report.compare(f"{name}.t", run.walks[0].times, golden[f"{run.case}.t"], ROUNDING)
+                report.compare(f"{name}.t", run.trajectories[0].times, golden[f"{run.case}.t"], ROUNDING)
             report.compare(f"{name}.out", out, golden[f"{run.case}.out"], SINGLE_PASS)
 
 

@@ -11,7 +11,7 @@ from nextstep_jax.checkpoints import arrays
 from nextstep_jax.checkpoints.training import TrainCheckpointer
 
 workdir = pathlib.Path(sys.argv[1])
-arrays.CHUNK = 128
+arrays.CHUNK_BYTES = 128
 rng = np.random.default_rng(0)
 tree = {
     "w": rng.standard_normal((16, 24)).astype("bfloat16"),

@@ -12,7 +12,11 @@ from nextstep_jax import checkpoints
 from nextstep_jax.checkpoints import arrays
 
 LEAF, LEAVES = 10_000_000, 40
-arrays.CHUNK, arrays._COMMIT, arrays._AHEAD = LEAF // 4, 3 * LEAF, LEAF  # in proportion to leaves smaller than real ones
+arrays.CHUNK_BYTES, arrays._COMMIT_BYTES, arrays._PREFETCH_BYTES = (
+    LEAF // 4,
+    3 * LEAF,
+    LEAF,
+)  # in proportion to leaves smaller than real ones
 folder = pathlib.Path(sys.argv[1]) / "checkpoint"
 peak = 0
 

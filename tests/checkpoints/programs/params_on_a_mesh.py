@@ -17,7 +17,7 @@ rng = np.random.default_rng(0)
 tree = {"a": rng.standard_normal((16, 8)).astype("bfloat16"), "b": {"c": np.arange(24, dtype=np.float32), "d": np.float32(2)}}
 specs = {"a": PartitionSpec("fsdp", "tensor"), "b": {"c": PartitionSpec("tensor"), "d": PartitionSpec()}}
 shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
-arrays.CHUNK = 64
+arrays.CHUNK_BYTES = 64
 checkpoints.save_params(folder, {"model": tree}, {})
 
 read = []

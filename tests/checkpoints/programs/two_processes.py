@@ -46,14 +46,14 @@ def full(*_):
 
 
 if mode == "save, fail, save":  # a folder that is not shared
-    training._VISIBLE = 0.2
+    training._VISIBILITY_TIMEOUT_S = 0.2
     try:
         TrainCheckpointer(f"{workdir}/of_process_{process}", config={})
     except InputError as error:
         assert "processes [1] do not see it as process 0 does" in str(error), error
     else:
         raise AssertionError("a folder that is not shared was accepted")
-    training._VISIBLE = 2
+    training._VISIBILITY_TIMEOUT_S = 2
 
 try:
     checkpointer = start()

@@ -1,7 +1,7 @@
-"""Walks of the flow head from noise to image tokens, many at a time.
+"""Integrating the flow head from noise to image tokens, many trajectories at a time.
 
-A sampler is its table of coefficients, so walks of different samplers, times and lengths share one compiled program: they
-are padded with steps that change nothing, and walked side by side.
+A sampler is its table of coefficients, so trajectories of different samplers, times and lengths share one compiled program:
+they are padded with steps that change nothing and integrated side by side.
 
 Letters: E evaluations, M guidance branches, C channels of an image token, D model width.
 """
@@ -20,12 +20,12 @@ from nextstep_jax.flow.guidance import guide
 from nextstep_jax.flow.samplers import LAST_STEP, evaluation_times, noise_shape, step_table, walk
 from nextstep_jax.models.nextstep import NextStep
 
-_AT_ONCE, _EVALUATIONS = 128, 32  # walks and evaluations are padded to multiples of these
+_BATCH, _EVALUATIONS = 128, 32  # trajectories and evaluations are padded to multiples of these
 _REST = np.float32([1, 0, 0, 0])  # a row of a step table that leaves the state as it is
 
 
-class Walk(NamedTuple):
-    """One token's walk: times [E], step table [E, 4], noise [E + 1, C], condition [M, D], cfg and image_cfg [2], rescale []."""
+class Trajectory(NamedTuple):
+    """One token: times [E], step table [E, 4], noise [E + 1, C], condition [M, D], cfg and image_cfg [2], rescale []."""
 
     times: np.ndarray
     table: np.ndarray
@@ -35,16 +35,16 @@ class Walk(NamedTuple):
     rescale: np.ndarray
 
 
-def plan(sampler: str, steps: int, shift: float, noise_level: float = 0.8, last_step: float = LAST_STEP):
+def plan_steps(sampler: str, steps: int, shift: float, noise_level: float = 0.8, last_step: float = LAST_STEP):
     """(times, step table, how many noise arrays) of a sampler; see `flow.samplers`."""
     times, table = evaluation_times(sampler, steps, shift, last_step), step_table(sampler, steps, shift, noise_level, last_step)
     return times, table, noise_shape(sampler, steps)
 
 
-def make_walks(
+def make_trajectories(
     planned: tuple, noise: np.ndarray, condition: np.ndarray, branches: int, strengths, rescale: bool, where: str
-) -> list[Walk]:
-    """The walks of R tokens from conditions [M * R, D], branch after branch, and noise [arrays, r, C], token i taking i mod r.
+) -> list[Trajectory]:
+    """Of R tokens, from conditions [M * R, D], branch after branch, and noise [arrays, r, C], token i taking i mod r.
 
     Raises:
       InputError: naming `where`, if these do not fit together.
@@ -55,10 +55,10 @@ def make_walks(
     each = condition.reshape(branches, -1, condition.shape[-1])
     noise = np.pad(noise, ((0, len(times) + 1 - arrays), (0, 0), (0, 0)))
     guidance = np.asarray(strengths, np.float32), np.asarray(rescale)
-    return [Walk(times, table, noise[:, i % noise.shape[1]], each[:, i], *guidance) for i in range(each.shape[1])]
+    return [Trajectory(times, table, noise[:, i % noise.shape[1]], each[:, i], *guidance) for i in range(each.shape[1])]
 
 
-def walk_tokens(
+def integrate_tokens(
     config: NextStepConfig,
     params: dict,
     planned: tuple,
@@ -76,28 +76,28 @@ def walk_tokens(
       guidance: [n, 2] strengths.
     """
     count = conditions.shape[1]
-    walks = [
-        walk
+    trajectories = [
+        trajectory
         for k in range(count)
-        for walk in make_walks(planned, noise[k], conditions[:, k], branches, guidance[k], False, where)
+        for trajectory in make_trajectories(planned, noise[k], conditions[:, k], branches, guidance[k], False, where)
     ]
-    return walk_all(config, params, branches, walks).reshape(count, -1, noise.shape[-1]).swapaxes(0, 1)
+    return integrate_all(config, params, branches, trajectories).reshape(count, -1, noise.shape[-1]).swapaxes(0, 1)
 
 
-def walk_all(config: NextStepConfig, params: dict, branches: int, walks: list[Walk]) -> np.ndarray:
-    """Where the walks end, [walks, C]."""
-    longest = max(len(one.times) for one in walks)
+def integrate_all(config: NextStepConfig, params: dict, branches: int, trajectories: list[Trajectory]) -> np.ndarray:
+    """Where the trajectories end, [trajectories, C]."""
+    longest = max(len(one.times) for one in trajectories)
     length = longest + -longest % _EVALUATIONS
-    stacked = Walk(*map(np.stack, zip(*(_lengthened(one, length) for one in walks), strict=True)))
-    stacked = Walk(*(padded(array, _AT_ONCE) for array in stacked))
+    stacked = Trajectory(*map(np.stack, zip(*(_lengthened(one, length) for one in trajectories), strict=True)))
+    stacked = Trajectory(*(padded(array, _BATCH) for array in stacked))
     ends = []
-    for start in range(0, len(stacked.times), _AT_ONCE):
-        some = Walk(*(array[start : start + _AT_ONCE] for array in stacked))
-        ends.append(_walk(NextStep(config), branches, params, some))
-    return np.concatenate(ends)[: len(walks)]
+    for start in range(0, len(stacked.times), _BATCH):
+        some = Trajectory(*(array[start : start + _BATCH] for array in stacked))
+        ends.append(_integrate_batch(NextStep(config), branches, params, some))
+    return np.concatenate(ends)[: len(trajectories)]
 
 
-def _lengthened(one: Walk, length: int) -> Walk:
+def _lengthened(one: Trajectory, length: int) -> Trajectory:
     missing = length - len(one.times)
     return one._replace(
         times=np.pad(one.times, (0, missing)),
@@ -107,9 +107,9 @@ def _lengthened(one: Walk, length: int) -> Walk:
 
 
 @functools.partial(jax.jit, static_argnames=("model", "branches"))
-def _walk(model: NextStep, branches: int, params: dict, walks: Walk) -> jax.Array:
-    def one(walk_of_one: Walk) -> jax.Array:
-        times, table, noise, condition, strengths, rescale = walk_of_one
+def _integrate_batch(model: NextStep, branches: int, params: dict, trajectories: Trajectory) -> jax.Array:
+    def one(trajectory: Trajectory) -> jax.Array:
+        times, table, noise, condition, strengths, rescale = trajectory
         call = functools.partial(model.apply, {"params": params})
         modulations = call(call(times, method="embed_times"), condition, method="modulations")
 
@@ -120,4 +120,4 @@ def _walk(model: NextStep, branches: int, params: dict, walks: Walk) -> jax.Arra
 
         return walk(velocity, noise[:, None], table)[0]
 
-    return jax.vmap(one)(walks)
+    return jax.vmap(one)(trajectories)

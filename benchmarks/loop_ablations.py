@@ -1,8 +1,8 @@
-"""What each measure in the token loop is worth: the library's loop, beside loops with one of them undone.
+"""What each optimization of the token loop gains: the loop as it is, beside loops with one of them undone.
 
-    python -m benchmarks.measures --preset mid --threads 2 --json measures.json
+    python -m benchmarks.loop_ablations --preset mid --threads 2 --json loop_ablations.json
 
-  modulations one by one       the flow head's modulations computed at each evaluation, not those of a whole walk in one product
+  modulations one by one       the flow head's modulations computed at each evaluation, not all of a token's in one product
   times embedded each time     and the time's embedding too
   branches one by one          a transformer step and a velocity for each guidance branch, not all of them in one product
   separate projections         q, k, v, gate and up as five products, not two
@@ -10,7 +10,7 @@
   logits                       the language head's logits at every image token
   a call a token               one compiled call for each token, its cache donated, not a loop on the device
   a call a token, not donated  the same with a copy of the cache at every call
-  bfloat16 cache               a measure more, not one less, where `--dtype` is float32: half the bytes, to be widened when read
+  bfloat16 cache               one more, not one less, where `--dtype` is float32: half the bytes, widened when read
 
 `times_slower` is the median time of a token over that of the library's loop; `distance` is the largest difference between
 their tokens, over the tokens' own size. Weights are random. Not measured: that no transformer step follows an image's last
@@ -82,7 +82,7 @@ def loops(separate: NextStepConfig, settings: decode.TokenSettings) -> dict[str,
     def flow(params, condition, noise, guidance, embedded):
         return decode.flow_step(config, settings, params, condition, embedded, noise, *guidance)
 
-    def walk(velocity, noise, guidance):
+    def integrate(velocity, noise, guidance):
         """`decode.flow_step` over a velocity (rows [R, C], i) -> [R, C]."""
 
         def guided(x, i):
@@ -96,13 +96,13 @@ def loops(separate: NextStepConfig, settings: decode.TokenSettings) -> dict[str,
             now = model.apply({"params": params}, embedded[i][None], condition, method="modulations")
             return model.apply({"params": params}, x, jax.tree.map(lambda table: table[0], now), method="velocity_at")
 
-        return walk(velocity, noise, guidance)
+        return integrate(velocity, noise, guidance)
 
     def from_times(params, condition, noise, guidance, embedded):
         def velocity(x, i):
             return model.apply({"params": params}, x, jnp.full(len(x), times[i]), condition, method="velocity")
 
-        return walk(velocity, noise, guidance)
+        return integrate(velocity, noise, guidance)
 
     def transformer_by_branch(params, state):
         def one(branch):
@@ -122,7 +122,7 @@ def loops(separate: NextStepConfig, settings: decode.TokenSettings) -> dict[str,
             rows = zip(x[:, None], now, strict=True)
             return jnp.concatenate([model.apply({"params": params}, *row, method="velocity_at") for row in rows])
 
-        return walk(velocity, noise, guidance)
+        return integrate(velocity, noise, guidance)
 
     def scanned(params, state):
         x, index = state.embedding[:, None].astype(c.dtype), state.cache.index

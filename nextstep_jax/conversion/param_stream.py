@@ -24,11 +24,11 @@ _PIECE = 1 << 22  # elements checked together
 _TABLE_TOLERANCE = {"float64": 1e-6, "float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
 
 
-def silent(done: int, total: int) -> None:
-    """The `Progress` of callers who do not watch."""
+def no_progress(done: int, total: int) -> None:
+    """The `Progress` of a caller that shows none."""
 
 
-class Leaves:
+class ParamStream:
     """All parameters of a source as (path, function that reads it), in the order of the network.
 
     Iterating reads and checks; at the end it raises one InputError if any tensor was unusable.
@@ -40,7 +40,7 @@ class Leaves:
 
     def __init__(self, parts: Sequence[Part], dtype: np.dtype | None, seed: int, progress: Progress):
         self._parts, self._dtype, self._seed, self._progress = parts, dtype, seed, progress
-        self._misfits: list[str] = []
+        self._problems: list[str] = []
         self.dropped: list[dict[str, Any]] = []
 
     @property
@@ -53,7 +53,7 @@ class Leaves:
         """Their size in bytes."""
         return sum(math.prod(entry.shape) * dtype.itemsize for entry, dtype in self._written())
 
-    def refuse_misfits(self) -> None:
+    def validate(self) -> None:
         """Before anything is written: InputError if names, shapes or dtypes do not fit. It lists bad values as well."""
         problems = [_line(part, problem) for part in self._parts for problem in part.problems]
         for part, (_, tensor) in self._pairs():
@@ -73,12 +73,12 @@ class Leaves:
                 self._progress(done, total)
                 yield f"{part.name}/{entry.path}", functools.partial(self._read, part, entry, tensor)
                 done += tensor.nbytes
-            for entry in part.fresh:
-                yield f"{part.name}/{entry.path}", functools.partial(self._draw, part, entry)
+            for entry in part.initialized:
+                yield f"{part.name}/{entry.path}", functools.partial(self._init, part, entry)
             for tensor in part.dropped:
                 self._drop(part, tensor)
         self._progress(total, total)
-        self._refuse(self._misfits)
+        self._refuse(self._problems)
 
     def _pairs(self) -> Iterator[tuple[Part, tuple[Entry, StoredTensor]]]:
         return itertools.chain.from_iterable(((part, pair) for pair in part.pairs) for part in self._parts)
@@ -93,10 +93,10 @@ class Leaves:
         """Every parameter with the dtype it is written in."""
         for part in self._parts:
             yield from ((entry, self._dtype or tensor.dtype) for entry, tensor in part.pairs)
-            yield from ((entry, self._fresh_dtype(part)) for entry in part.fresh)
+            yield from ((entry, self._init_dtype(part)) for entry in part.initialized)
 
-    def _fresh_dtype(self, part: Part) -> np.dtype:
-        """Fresh parameters take the dtype of the embedding beside them."""
+    def _init_dtype(self, part: Part) -> np.dtype:
+        """Initialized parameters take the dtype of the embedding."""
         return self._dtype or part.pairs[0][1].dtype
 
     def _read(self, part: Part, entry: Entry, tensor: StoredTensor) -> np.ndarray:
@@ -105,14 +105,14 @@ class Leaves:
             with np.errstate(over="ignore"):
                 array = array.astype(self._dtype, copy=False)
         if not is_finite(array):  # after the cast: a float64 may leave float32's range
-            self._misfits.append(_line(part, f"{tensor.name}: has NaN or infinities"))
+            self._problems.append(_line(part, f"{tensor.name}: has NaN or infinities"))
         return names.contiguous(entry.load(array))
 
-    def _draw(self, part: Part, entry: Entry) -> np.ndarray:
+    def _init(self, part: Part, entry: Entry) -> np.ndarray:
         deviation = part.released.get("initializer_range", 0.02)
         if not isinstance(deviation, int | float) or not 0 <= deviation < 1:
             raise InputError(f"{part.folder / 'config.json'}: initializer_range must be in [0, 1), found {deviation!r:.100}")
-        return draw(entry, float(deviation), self._seed).astype(self._fresh_dtype(part))
+        return init_parameter(entry, float(deviation), self._seed).astype(self._init_dtype(part))
 
     def _drop(self, part: Part, tensor: StoredTensor) -> None:
         name, restore = names.strip_prefix(tensor.name), False
@@ -128,7 +128,7 @@ class Leaves:
         embedding = next(stored for entry, stored in part.pairs if entry.source == names.EMBEDDING)
         head, table = tensor.read(), embedding.read()
         if not np.array_equal(head, table):
-            self._misfits.append(f"{tensor.name}: differs from {names.EMBEDDING}, which the config ties it to")
+            self._problems.append(f"{tensor.name}: differs from {names.EMBEDDING}, which the config ties it to")
         return _same_bits(head, table)
 
     def _check_position_table(self, part: Part, tensor: StoredTensor) -> bool:
@@ -139,16 +139,16 @@ class Leaves:
         if tensor.shape != (1, grid * grid, width) or tensor.dtype not in FLOATS or width % 4:
             if used:
                 expected = f"a float table of shape {[1, grid * grid, width]}"
-                self._misfits.append(f"{tensor.name}: {tensor.dtype} of shape {list(tensor.shape)}, expected {expected}")
+                self._problems.append(f"{tensor.name}: {tensor.dtype} of shape {list(tensor.shape)}, expected {expected}")
             return False
         stored, formula = tensor.read(), gen_pos_embed(grid, width)[None]
         if used and not np.abs(stored.astype(np.float64) - formula).max() <= _TABLE_TOLERANCE[stored.dtype.name]:
-            self._misfits.append(f"{tensor.name}: is not the fixed sine table, which is the only one supported")
+            self._problems.append(f"{tensor.name}: is not the fixed sine table, which is the only one supported")
         return _same_bits(formula.astype(stored.dtype), stored)
 
 
-def draw(entry: Entry, deviation: float, seed: int) -> np.ndarray:
-    """A fresh parameter of the image parts, float32 `[*shape]`, drawn as both training releases draw it.
+def init_parameter(entry: Entry, deviation: float, seed: int) -> np.ndarray:
+    """A randomly initialized parameter of the image parts, float32 `[*shape]`, as both training releases initialize it.
 
     Projectors: N(0, initializer_range). Flow head: Xavier-uniform linears, N(0, 0.02) in the time embedding, zeros in the
     modulations and in the final layer. Biases are 0, norm gains 1. Each parameter has a generator of its own, seeded by
