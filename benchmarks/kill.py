@@ -145,7 +145,7 @@ class Run:
             "steps": self.steps,
             "model.transformer.layers": 1,
             "model.flow_head.layers": 1,
-            "ema": 0.9,
+            "ema_decay": 0.9,
             "log_every": 1,
             "checkpoint.every": 2,
         }
@@ -291,14 +291,14 @@ def train(argv: list[str]) -> int:
     samples. Returns the exit code.
     """
     log, sys.argv = argv[1], ["launch.train", *argv[2:]]
-    remember = metrics.FiniteGuard.remember
+    remember = metrics.NonFiniteGuard.remember
 
     def logged(self, step: int, names: tuple[str, ...]) -> None:
         with open(log, "a") as file:
             file.write(json.dumps([step, names]) + "\n")
         remember(self, step, names)
 
-    metrics.FiniteGuard.remember, launch.train._JOIN_TIMEOUT_S = logged, JOIN
+    metrics.NonFiniteGuard.remember, launch.train._JOIN_TIMEOUT_S = logged, JOIN
     return launch.train.main(sys.argv)
 
 

@@ -43,8 +43,8 @@ from nextstep_jax.evaluation.shapes import evaluate
 from nextstep_jax.evaluation.traces import token_statistics, trace
 from nextstep_jax.generation.load import builtin_checkpoint
 from nextstep_jax.generation.pipeline import Pipeline
-from nextstep_jax.training.history import read_metrics
 from nextstep_jax.training.loop import train
+from nextstep_jax.training.run_logs import read_metrics
 
 PARTS = ("statistics", "latents", "tokenizers", "generators")
 RESULTS = pathlib.Path(__file__).parents[1] / "notebooks" / "paper_results"

@@ -53,7 +53,7 @@ def run(a: argparse.Namespace) -> dict:
     from nextstep_jax.config import preset
     from nextstep_jax.models.nextstep import NextStep
     from nextstep_jax.training.flops import multitask_flops, peak_flops, work_of
-    from nextstep_jax.training.multitask import make_task
+    from nextstep_jax.training.multitask import make_objective
     from nextstep_jax.training.optimizer import make_optimizer
     from nextstep_jax.training.state import create_state
     from nextstep_jax.training.step import make_train_step
@@ -62,26 +62,26 @@ def run(a: argparse.Namespace) -> dict:
     batch = packed_batch(config, a.rows, a.length)
     samples = a.length // SAMPLE
     places = samples * IMAGE / a.length
-    task = make_task(config, 1.0 - places, places, a.length)
+    objective = make_objective(config, 1.0 - places, places, a.length)
     key = jax.random.key(0)
     draw = np.random.default_rng(0)
-    shapes = jax.eval_shape(task.init, key)  # one program that draws them all would take longer to compile than the step
+    shapes = jax.eval_shape(objective.init, key)  # one program that draws them all would take longer to compile than the step
     params = jax.tree.map(lambda leaf: jax.device_put(np.float32(0.02) * draw.standard_normal(leaf.shape, np.float32)), shapes)
     schedule = optax.constant_schedule(1e-4)
     optimizer = make_optimizer(params, schedule, weight_decay=0.1)
     state = jax.jit(lambda params: create_state(params, optimizer, ema=False))(params)
     del params
-    totals = task.totals(batch)
+    normalizers = objective.normalizers(batch)
 
     @jax.jit
     def loss_and_gradients(params):
-        return jax.grad(lambda params: task.loss(params, batch, key, totals)[0])(params)
+        return jax.grad(lambda params: objective.loss(params, batch, key, normalizers)[0])(params)
 
     @jax.jit
     def transformer(params):
         return jax.grad(lambda params: NextStep(config).apply({"params": params["model"]}, batch[0]).sum())(params)
 
-    step = jax.jit(make_train_step(task, optimizer, schedule), donate_argnums=0).lower(state, batch, key)
+    step = jax.jit(make_train_step(objective, optimizer, schedule), donate_argnums=0).lower(state, batch, key)
     start = measure.now()
     step = step.compile()
     compile_seconds = measure.now() - start

@@ -1,6 +1,6 @@
 """Flow-head ablation: stage 1 with a head of 12 x 1536, 157M parameters (paper Tables 6 and 7).
 
-    python -m launch.train --config configs/flow_head_157m.py --workdir DIR --config.start.checkpoint=QWEN
+    python -m launch.train --config configs/flow_head_157m.py --workdir DIR --config.init.checkpoint=QWEN
     --config.data.root=DATA
 
 Everything else as in nextstep_14b_stage1.py. Expected: the head's size hardly matters; the paper measures GenEval 0.55 / 0.55 /
@@ -8,7 +8,7 @@ Everything else as in nextstep_14b_stage1.py. Expected: the head's size hardly m
 """
 
 from configs import nextstep_14b_stage1
-from nextstep_jax.training.laptop import adapt
+from nextstep_jax.training.laptop import parse_arg
 
 
 def base():
@@ -19,4 +19,4 @@ def base():
 
 
 def get_config(argument=None):
-    return adapt(base(), argument)
+    return parse_arg(base(), argument)

@@ -1,6 +1,6 @@
 """NextStep-1 14B, annealing: 20K steps on the best data, editing included, learning rate down to 0 (paper Table 1).
 
-    python -m launch.train --config configs/nextstep_14b_anneal.py --workdir DIR --config.start.checkpoint=STAGE2/export \
+    python -m launch.train --config configs/nextstep_14b_anneal.py --workdir DIR --config.init.checkpoint=STAGE2/export \
         --config.data.root=DATA
 
 DATA also holds the dataset edits.
@@ -11,7 +11,7 @@ Expected: 20K steps, 40B tokens. The table's 16K positions a rank would make tha
 
 from configs import nextstep_14b_stage2
 from nextstep_jax.training.config import source
-from nextstep_jax.training.laptop import adapt
+from nextstep_jax.training.laptop import parse_arg
 
 
 def base():
@@ -21,7 +21,7 @@ def base():
     config.optimizer.schedule = "cosine"
     config.optimizer.learning_rate = 1e-5
     config.optimizer.min_learning_rate = 0.0
-    config.optimizer.warmup = 0
+    config.optimizer.warmup_steps = 0
     config.data.batch_size = 128  # 40B tokens / 20K steps / 16K
     config.data.sources.edits = source("edits", share=0.1)
     config.data.sources.interleaved.share = 0.1
@@ -29,4 +29,4 @@ def base():
 
 
 def get_config(argument=None):
-    return adapt(base(), argument)
+    return parse_arg(base(), argument)

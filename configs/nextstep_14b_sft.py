@@ -1,6 +1,6 @@
 """NextStep-1 14B, supervised fine-tuning on selected pairs, chain-of-thought samples and edits (paper Table 1).
 
-    python -m launch.train --config configs/nextstep_14b_sft.py --workdir DIR --config.start.checkpoint=ANNEAL/export \
+    python -m launch.train --config configs/nextstep_14b_sft.py --workdir DIR --config.init.checkpoint=ANNEAL/export \
         --config.data.root=DATA
 
 DATA holds the datasets pairs and edits. Texts of pairs may spell the thinking tokens: the model writes a plan, then the image.
@@ -10,14 +10,14 @@ Expected: 10K steps, 5B tokens. On a laptop: `--config configs/nextstep_14b_sft.
 
 from configs import nextstep_14b_anneal
 from nextstep_jax.training.config import source
-from nextstep_jax.training.laptop import adapt
+from nextstep_jax.training.laptop import parse_arg
 
 
 def base():
     config = nextstep_14b_anneal.base()
     config.name = "nextstep_14b_sft"
     config.steps = 10_000
-    config.optimizer.warmup = 500
+    config.optimizer.warmup_steps = 500
     config.data.length = 8_192
     config.data.batch_size = 64  # 5B tokens / 10K steps / 8K
     config.data.sources.text.share = 0.0
@@ -28,4 +28,4 @@ def base():
 
 
 def get_config(argument=None):
-    return adapt(base(), argument)
+    return parse_arg(base(), argument)

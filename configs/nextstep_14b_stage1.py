@@ -1,10 +1,11 @@
 """NextStep-1 14B, pre-training stage 1: images of 256x256 pixels, from Qwen2.5-14B (paper Table 1).
 
-    python -m launch.train --config configs/nextstep_14b_stage1.py --workdir DIR --config.start.checkpoint=QWEN \
+    python -m launch.train --config configs/nextstep_14b_stage1.py --workdir DIR --config.init.checkpoint=QWEN \
         --config.data.root=DATA --config.image_tokenizer_checkpoint=TOKENIZER
 
-QWEN is a Qwen2.5-14B folder converted with `nextstep-jax convert`; the image side of the model is drawn. DATA holds the
-datasets text, pairs and interleaved, images encoded to latents at 256x256 pixels with `nextstep-jax data encode --area 256`.
+QWEN is a Qwen2.5-14B folder converted with `nextstep-jax convert`; the image side of the model is randomly initialized. DATA
+holds the datasets text, pairs and interleaved, images encoded to latents at 256x256 pixels with `nextstep-jax data encode
+--area 256`.
 
 Expected: after 200K steps and 1.23T tokens, the stage-1 model of the paper. On a laptop, `--config
 configs/nextstep_14b_stage1.py:laptop` runs the same stage with a tiny model on shapes (see nextstep_jax/training/laptop.py) in
@@ -13,7 +14,7 @@ about a minute.
 
 from nextstep_jax.config import preset
 from nextstep_jax.training.config import base_config, model_fields, source
-from nextstep_jax.training.laptop import adapt
+from nextstep_jax.training.laptop import parse_arg
 
 # What the transformer of a text model lacks.
 IMAGE_SIDE = (r"^model/image_(in|out)_projector/", r"^model/flow_head/")
@@ -24,12 +25,12 @@ def base():
     config = base_config("multitask")
     config.name = "nextstep_14b_stage1"
     config.model = model_fields(preset("14b").with_transformer(dtype="bfloat16", remat="full", scan_layers=True))
-    config.start.fresh = IMAGE_SIDE
+    config.init.reinit = IMAGE_SIDE
 
     config.steps = 200_000
     config.optimizer.learning_rate = 1e-4
     config.optimizer.schedule = "constant"
-    config.optimizer.warmup = 5_000
+    config.optimizer.warmup_steps = 5_000
     config.optimizer.weight_decay = 0.1
 
     # 1.23T tokens in 200K steps are 6.2M a step: some 380 rows of 16K. 384 divide evenly over most pods.
@@ -50,4 +51,4 @@ def base():
 
 
 def get_config(argument=None):
-    return adapt(base(), argument)
+    return parse_arg(base(), argument)

@@ -1,6 +1,6 @@
 """NextStep-1 14B, pre-training stage 2: images of 256x256 to 512x512 pixels in aspect-ratio buckets (paper Table 1).
 
-    python -m launch.train --config configs/nextstep_14b_stage2.py --workdir DIR --config.start.checkpoint=STAGE1/export \
+    python -m launch.train --config configs/nextstep_14b_stage2.py --workdir DIR --config.init.checkpoint=STAGE1/export \
         --config.data.root=DATA
 
 DATA as in stage 1, encoded with `--area 256` and `--area 512`.
@@ -9,20 +9,20 @@ Expected: 100K steps, 0.61T tokens. On a laptop: `--config configs/nextstep_14b_
 """
 
 from configs import nextstep_14b_stage1
-from nextstep_jax.training.laptop import adapt
+from nextstep_jax.training.laptop import parse_arg
 
 
 def base():
     config = nextstep_14b_stage1.base()
     config.name = "nextstep_14b_stage2"
-    config.start.fresh = ()
+    config.init.reinit = ()
     config.steps = 100_000
     config.optimizer.learning_rate = 1e-5
-    config.optimizer.warmup = 5_000
+    config.optimizer.warmup_steps = 5_000
     config.model.latent_size = 64
     config.capacity.update({"text": 1.0, "image": 1.0})  # a row of large images is nearly all image
     return config
 
 
 def get_config(argument=None):
-    return adapt(base(), argument)
+    return parse_arg(base(), argument)

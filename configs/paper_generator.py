@@ -11,7 +11,7 @@ notebooks/paper.ipynb holds what was found. Shrunk: `--config configs/paper_gene
 
 from configs import shapes_nextstep
 from nextstep_jax.training.config import source
-from nextstep_jax.training.laptop import adapt
+from nextstep_jax.training.laptop import parse_arg
 
 
 def base():
@@ -20,7 +20,7 @@ def base():
     config.model.transformer.layers = 4
     config.model.flow_head.update({"layers": 4, "width": 96})
     config.steps = 900
-    config.ema = 0.995
+    config.ema_decay = 0.995
     config.export_dtype = "float32"
     # One kind of data, so that a short run gets somewhere: some 35 pictures a step.
     del config.data.sources.text, config.data.sources.captions, config.data.sources.edits, config.data.sources.interleaved
@@ -32,4 +32,4 @@ def base():
 
 
 def get_config(argument=None):
-    return adapt(base(), argument)
+    return parse_arg(base(), argument)

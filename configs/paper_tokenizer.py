@@ -9,18 +9,18 @@ ones; notebooks/paper.ipynb holds what was found. Shrunk: `--config configs/pape
 """
 
 from configs import shapes_tokenizer
-from nextstep_jax.training.laptop import adapt
+from nextstep_jax.training.laptop import parse_arg
 
 
 def base():
     config = shapes_tokenizer.base()
     config.name = "paper_tokenizer"
     config.steps = 1_200
-    config.optimizer.warmup = 100
-    config.ema = 0.99
+    config.optimizer.warmup_steps = 100
+    config.ema_decay = 0.99
     config.log_every, config.checkpoint.every, config.validation.every, config.samples.every = 50, 200, 400, 0
     return config
 
 
 def get_config(argument=None):
-    return adapt(base(), argument)
+    return parse_arg(base(), argument)

@@ -23,7 +23,7 @@ Shrunk: `--config configs/shapes_nextstep.py:laptop`.
 
 from nextstep_jax.config import FlowHeadConfig, NextStepConfig, TransformerConfig
 from nextstep_jax.training.config import base_config, model_fields, source
-from nextstep_jax.training.laptop import adapt
+from nextstep_jax.training.laptop import parse_arg
 from nextstep_jax.training.vocabulary import SHAPES, shapes_vocabulary, special_ids
 
 
@@ -61,9 +61,9 @@ def base():
     config.optimizer.learning_rate = 4e-3  # 300 steps end at an image loss of 0.20, and of 0.25 with 2e-3
     config.optimizer.min_learning_rate = 2e-5
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup = 200
+    config.optimizer.warmup_steps = 200
     config.optimizer.weight_decay = 0.01
-    config.ema = 0.999
+    config.ema_decay = 0.999
     config.export_dtype = "float16"  # it ships inside the package
 
     # Some 34 samples a step: the longest story has 134 positions, a captioned picture 32.
@@ -113,4 +113,4 @@ def base():
 
 
 def get_config(argument=None):
-    return adapt(base(), argument)
+    return parse_arg(base(), argument)

@@ -38,13 +38,13 @@ Shrunk: `--config configs/shapes_sft.py:laptop`.
 
 from configs import shapes_nextstep
 from nextstep_jax.training.config import source
-from nextstep_jax.training.laptop import adapt
+from nextstep_jax.training.laptop import parse_arg
 
 
 def base():
     config = shapes_nextstep.base()
     config.name = "shapes_sft"
-    config.start.checkpoint = "runs/shapes_nextstep/export"
+    config.init.checkpoint = "runs/shapes_nextstep/export"
     config.steps = 8_400
     config.mesh.data, config.mesh.fsdp = -1, 1  # two devices train 1.8 times as fast as one
     config.data.length, config.data.batch_size = 336, 8  # two plans and a captioned picture a row
@@ -62,4 +62,4 @@ def base():
 
 
 def get_config(argument=None):
-    return adapt(base(), argument)
+    return parse_arg(base(), argument)

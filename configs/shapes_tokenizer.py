@@ -5,7 +5,7 @@
 The encoder is then good enough to encode the data of configs/shapes_nextstep.py; the decoder gains from training on alone:
 
     python -m launch.train --config configs/shapes_tokenizer.py --workdir runs/shapes_decoder \
-        --config.start.checkpoint=runs/shapes_tokenizer/export --config.optimizer.frozen="('encoder/',)"
+        --config.init.checkpoint=runs/shapes_tokenizer/export --config.optimizer.frozen="('encoder/',)"
 
 Inside the package are the encoder of a first run and a decoder after four more, each 10 to 16 minutes on one core, the
 decoder's from its own last export. The first three runs saw pairs alone and came to 29.6, 32.3 and 33.7 dB on held-out
@@ -17,7 +17,7 @@ Shrunk: `--config configs/shapes_tokenizer.py:laptop`.
 
 from nextstep_jax.config import ImageTokenizerConfig
 from nextstep_jax.training.config import base_config, model_fields
-from nextstep_jax.training.laptop import adapt
+from nextstep_jax.training.laptop import parse_arg
 
 
 def base():
@@ -43,9 +43,9 @@ def base():
     config.steps = 3_000
     config.optimizer.learning_rate = 2e-3
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup = 200
+    config.optimizer.warmup_steps = 200
     config.optimizer.weight_decay = 0.0
-    config.ema = 0.999
+    config.ema_decay = 0.999
     # Letters that spell no word: a decoder that sees words alone draws the word it knows in that color.
     config.data.sources = ("shapes:pair:train:200000", "shapes:letters:train:60000")
     config.data.validation = ("shapes:pair:heldout:256",)
@@ -59,4 +59,4 @@ def base():
 
 
 def get_config(argument=None):
-    return adapt(base(), argument)
+    return parse_arg(base(), argument)

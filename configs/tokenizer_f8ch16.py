@@ -1,7 +1,7 @@
 """The image tokenizer, 8x down with 16 channels, fine-tuned from the Flux VAE for normalized, noise-proof latents (paper
 section 4.2).
 
-    python -m launch.train --config configs/tokenizer_f8ch16.py --workdir DIR --config.start.checkpoint=FLUX \
+    python -m launch.train --config configs/tokenizer_f8ch16.py --workdir DIR --config.init.checkpoint=FLUX \
         --config.data.sources="('IMAGES',)"
 
 FLUX is a VAE folder converted with `nextstep-jax convert`; IMAGES anything data/sources.py opens (a folder, tars, a built
@@ -13,7 +13,7 @@ Expected: 50K steps of 512 images; PSNR 30.60, SSIM 0.89 on ImageNet-1K at 256 p
 
 from nextstep_jax.config import ImageTokenizerConfig
 from nextstep_jax.training.config import base_config, model_fields
-from nextstep_jax.training.laptop import adapt
+from nextstep_jax.training.laptop import parse_arg
 
 
 def base():
@@ -33,7 +33,7 @@ def base():
     config.optimizer.learning_rate = 1e-5  # [U]
     config.optimizer.b1, config.optimizer.b2 = 0.9, 0.95  # [U]
     config.optimizer.schedule = "constant"
-    config.optimizer.warmup = 1_000
+    config.optimizer.warmup_steps = 1_000
     config.data.batch_size = 512
     config.data.lanes = 64  # for up to as many hosts
     config.data.height = config.data.width = 256
@@ -42,4 +42,4 @@ def base():
 
 
 def get_config(argument=None):
-    return adapt(base(), argument)
+    return parse_arg(base(), argument)

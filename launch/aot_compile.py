@@ -51,7 +51,7 @@ from launch.flag_parsing import parse
 from nextstep_jax.errors import InputError, NextStepError
 from nextstep_jax.sharding.mesh import make_mesh
 from nextstep_jax.sharding.topologies import CHIPS, generation, topology_devices
-from nextstep_jax.training.ahead import compile_report, lower_generation, lower_train_step
+from nextstep_jax.training.aot import compile_report, lower_generation, lower_train_step
 
 FLAGS = flags.FlagValues()  # its own: launch/train.py has a flag of the same name
 _OWN = {"flag_values": FLAGS}
@@ -101,7 +101,7 @@ def compile_for(config, topology: str, slices: int, what: str, tokens_per_chip: 
         "chips": mesh.size,
         "mesh": dict(mesh.shape),
         "remat": config.model.transformer.remat,
-        "accumulation": config.accumulation,
+        "grad_accum_steps": config.grad_accum_steps,
         "tokens_per_chip": lowered.tokens / mesh.size,
         "compile_seconds": round(time.perf_counter() - began, 1),
     }

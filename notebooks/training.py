@@ -40,8 +40,8 @@ from nextstep_jax.data.sources import open_source
 from nextstep_jax.evaluation.latents import encode_latents
 from nextstep_jax.generation.load import builtin_checkpoint
 from nextstep_jax.generation.pipeline import Pipeline
-from nextstep_jax.training.history import read_metrics, read_samples
 from nextstep_jax.training.loop import STAGES, train
+from nextstep_jax.training.run_logs import read_metrics, read_samples
 
 work = pathlib.Path(tempfile.mkdtemp())
 
@@ -87,8 +87,8 @@ def small_run(**changes):
     config.image_tokenizer_checkpoint = str(builtin_checkpoint())
     config.data.root = str(work / "data")
     config.steps = 8 if FAST else 400
-    config.optimizer.warmup = config.steps // 8
-    config.ema = 0.98
+    config.optimizer.warmup_steps = config.steps // 8
+    config.ema_decay = 0.98
     config.model.transformer.layers = 1 if FAST else 4
     config.log_every, config.samples.every = max(1, config.steps // 40), config.steps // 4
     config.validation.every, config.validation.batches, config.checkpoint.every = config.steps // 4, 2, 0
@@ -105,7 +105,7 @@ shown = (
     "steps",
     "optimizer.learning_rate",
     "optimizer.schedule",
-    "ema",
+    "ema_decay",
     "data.batch_size",
     "data.length",
     "model.text_loss_weight",

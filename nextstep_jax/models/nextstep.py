@@ -179,6 +179,6 @@ def empty_batch(config: NextStepConfig, rows: int = 1, length: int = 2) -> Batch
 
 
 def init_params(config: NextStepConfig, key: Array) -> dict:
-    """Freshly drawn parameters in the form `config` asks for (unrolled, scanned, fused)."""
+    """Randomly initialized parameters in the form `config` asks for (unrolled, scanned, fused)."""
     model = NextStep(config.with_transformer(attention_kernel="xla"))  # others want longer rows than this one
     return model.init(key, empty_batch(config), method="initialize")["params"]

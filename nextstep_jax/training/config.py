@@ -30,34 +30,35 @@ def base_config(objective: str) -> ConfigDict:
     config.seed = 42
     config.steps = 1000
 
-    # Where the parameters come from: "" draws all; else a checkpoint folder (a converted NextStep or Qwen2.5, or a trained
-    # one). Parameters the checkpoint lacks must match `fresh`: for Qwen2.5 those of the image side.
-    config.start = ConfigDict({"checkpoint": "", "fresh": ()})
+    # Where the parameters come from: "" initializes all of them randomly; else a checkpoint folder (a converted NextStep or
+    # Qwen2.5, or a trained one). Parameters the checkpoint lacks must match `reinit`: for Qwen2.5 those of the image side.
+    config.init = ConfigDict({"checkpoint": "", "reinit": ()})
 
     config.optimizer = ConfigDict(
         {
             "learning_rate": 1e-4,
             "min_learning_rate": 0.0,  # where a cosine ends
             "schedule": "constant",  # or "cosine"
-            "warmup": 0,
+            "warmup_steps": 0,
             "b1": 0.9,
             "b2": 0.95,
             "eps": 1e-8,
             "weight_decay": 0.1,
             "no_decay": r"(bias|scale)$",
-            "clip": 1.0,
+            "grad_clip_norm": 1.0,
             "muon": (),  # regular expressions over parameter paths: matrices that Muon updates, AdamW the rest
-            "groups": (),  # (regular expression over parameter paths, factor on the learning rate), the first match counts
+            # (regular expression over parameter paths, factor on the learning rate); the first match counts
+            "lr_multipliers": (),
             "frozen": (),  # regular expressions over parameter paths
         }
     )
-    config.accumulation = 1  # parts a step's batch is run in
-    config.ema = 0.0  # 0: none
-    config.max_skipped = 20  # steps in a row with a non-finite loss or gradient that stop the run
+    config.grad_accum_steps = 1  # parts a step's batch is run in
+    config.ema_decay = 0.0  # 0: none
+    config.max_nonfinite_steps = 20  # steps in a row with a non-finite loss or gradient that stop the run
 
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
-    # The newest `keep` checkpoints stay, and those of steps that are multiples of `keep_every` (0: no others).
-    config.checkpoint = ConfigDict({"every": 1000, "keep": 3, "keep_every": 0})
+    # The newest `keep_last` checkpoints stay, and those of steps that are multiples of `keep_every` (0: no others).
+    config.checkpoint = ConfigDict({"every": 1000, "keep_last": 3, "keep_every": 0})
     config.export_dtype = "float32"  # of the trained parameters in the checkpoint folder written at the end
     config.log_every = 10
     config.validation = ConfigDict({"every": 0, "batches": 8})
@@ -67,7 +68,9 @@ def base_config(objective: str) -> ConfigDict:
     config.data = data_config(objective)
     if objective == "multitask":
         config.model = model_fields(NextStepConfig())
-        config.image_tokenizer_checkpoint = ""  # decodes sample images and is exported with the model; "": the start's
+        config.image_tokenizer_checkpoint = (
+            ""  # decodes sample images and is exported with the model; "": that of `init.checkpoint`
+        )
         # Places of each head, as a share of a row's positions. Rows are packed so that all their targets find one; fewer places
         # cost less, and leave more padding where the data has more targets of a kind than that.
         config.capacity = ConfigDict({"text": 1.0, "image": 1.0})
@@ -162,17 +165,17 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def require_valid(config: ConfigDict) -> None:
     """InputError for settings that cannot make a run, before anything is loaded or compiled."""
-    for name in ("steps", "accumulation", "log_every", "max_skipped"):
+    for name in ("steps", "grad_accum_steps", "log_every", "max_nonfinite_steps"):
         if config[name] < 1:
             raise InputError(f"config.{name} must be at least 1, found {config[name]}")
-    if config.checkpoint.keep < 1:
-        raise InputError(f"config.checkpoint.keep must be at least 1, found {config.checkpoint.keep}")
+    if config.checkpoint.keep_last < 1:
+        raise InputError(f"config.checkpoint.keep_last must be at least 1, found {config.checkpoint.keep_last}")
     for name in ("checkpoint.every", "checkpoint.keep_every", "validation.every", "validation.batches", "samples.every"):
         section, key = name.split(".")
         if config[section][key] < 0:
             raise InputError(f"config.{name} must be at least 0, found {config[section][key]}")
-    if not 0 <= config.ema < 1:
-        raise InputError(f"config.ema must be in [0, 1), found {config.ema}")
+    if not 0 <= config.ema_decay < 1:
+        raise InputError(f"config.ema_decay must be in [0, 1), found {config.ema_decay}")
     if not 0 <= config.profile.start <= config.profile.stop:
         raise InputError(f"config.profile needs 0 <= start <= stop, found {config.profile.start} and {config.profile.stop}")
     if config.objective not in OBJECTIVES:
@@ -201,8 +204,8 @@ def local_lanes(config: ConfigDict) -> tuple[int, ...]:
         return tuple(range(lanes))
     (sharding,) = jax.tree.leaves(batch_shardings([jax.ShapeDtypeStruct((rows,), "int32")], mesh, ("batch",)))
     shards = math.prod(mesh.shape[axis] for axis in jax.tree.leaves(tuple(sharding.spec)))
-    if rows % (shards * config.accumulation):
-        parts = f"{shards} devices with rows of their own x accumulation {config.accumulation}"
+    if rows % (shards * config.grad_accum_steps):
+        parts = f"{shards} devices with rows x grad_accum_steps {config.grad_accum_steps}"
         raise InputError(f"config.data.batch_size ({rows}) is not a multiple of {parts}")
     here = set()
     for (part,) in sharding.addressable_devices_indices_map((rows,)).values():

@@ -18,7 +18,7 @@ _PATHS = {
 }
 
 
-def adapt(config: ConfigDict, argument: str | None) -> ConfigDict:
+def parse_arg(config: ConfigDict, argument: str | None) -> ConfigDict:
     """What a config file returns: the stage as it is, or `shrink` of it for the argument "laptop" (`--config FILE.py:laptop`).
 
     Raises:
@@ -40,11 +40,11 @@ def shrink(config: ConfigDict) -> ConfigDict:
         done
     """
     config.steps = 30
-    config.optimizer.warmup = 2
+    config.optimizer.warmup_steps = 2
     config.optimizer.learning_rate = 5e-3  # small models and short runs take large steps
     config.log_every, config.checkpoint.every, config.validation.every, config.samples.every = 5, 10, 0, 0
     config.mesh.update({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
-    config.start.checkpoint = ""
+    config.init.checkpoint = ""
     config.data.update({"lanes": 1, "workers": 0})
     if config.objective == "reconstruction":
         settings = config.image_tokenizer

@@ -23,9 +23,9 @@ from nextstep_jax.sharding.mesh import global_batch, make_mesh, replicated
 from nextstep_jax.sharding.params import sharding_table, with_shardings
 from nextstep_jax.training import metrics, multitask, reconstruction
 from nextstep_jax.training.config import as_json, require_valid
+from nextstep_jax.training.init import initial_params
 from nextstep_jax.training.program import make_program
 from nextstep_jax.training.stage import Stage, export_run
-from nextstep_jax.training.start import start_params
 from nextstep_jax.training.state import TrainState
 from nextstep_jax.training.step import make_validation_step
 
@@ -42,7 +42,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> TrainState:
     Raises:
       InputError: the config, its files or its mesh cannot make a run.
       DamagedDataError: a checkpoint or a data shard is not what was written.
-      NextStepError: `max_skipped` steps in a row had a non-finite loss or gradient; the message names the batches.
+      NextStepError: `max_nonfinite_steps` steps in a row had a non-finite loss or gradient; the message names the batches.
     """
     with contextlib.ExitStack() as stack:
         # --- The stage: parameters, loss and data ---------------------------------------------------------------------
@@ -51,37 +51,38 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> TrainState:
         mesh = make_mesh(config.mesh)
         stack.enter_context(jax.set_mesh(mesh))
         stage = STAGES[config.objective](config)
-        task = stage.task
+        objective = stage.objective
         data = stack.enter_context(contextlib.closing(stage.training_data()))
 
         # --- The state, restored or made in its place on the mesh -----------------------------------------------------
         key = jax.device_put(jax.random.key(config.seed), replicated(mesh))
-        program = make_program(config, task, mesh)
+        program = make_program(config, objective, mesh)
         counts = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (program.params, program.trainable))
         logger.info("%s: %.1fM parameters, %.1fM of them trained", config.name, *(count / 1e6 for count in counts))
         if mesh.size > 1:
             logger.info("Parameters on the mesh %s:\n%s", dict(mesh.shape), sharding_table(program.params, mesh))
-        keep = {"keep_last": config.checkpoint.keep, "keep_every": config.checkpoint.keep_every or None}
+        keep = {"keep_last": config.checkpoint.keep_last, "keep_every": config.checkpoint.keep_every or None}
         kept_config = {"config": as_json(config), "checkpoint_config": stage.export().config}
         checkpointer = stack.enter_context(TrainCheckpointer(workdir, **kept_config, **keep))
-        if restored := checkpointer.restore(with_shardings(program.state, program.placement)):
+        if restored := checkpointer.restore(with_shardings(program.state, program.state_shardings)):
             state = restored.state
             data.set_state(restored.data_states)
             logger.info("Continuing after step %d", restored.step)
         else:
-            params = start_params(config.start.checkpoint, config.start.fresh, task.init, key, mesh)
-            state = jax.jit(program.create, out_shardings=program.placement, donate_argnums=0)(params)
+            params = initial_params(config.init.checkpoint, config.init.reinit, objective.init, key, mesh)
+            state = jax.jit(program.create, out_shardings=program.state_shardings, donate_argnums=0)(params)
         first = int(state.step)
 
         # --- The compiled steps ---------------------------------------------------------------------------------------
         train_step = program.jit_step()
-        validation_step = jax.jit(make_validation_step(task))
+        validation_step = jax.jit(make_validation_step(objective))
 
         # --- The loop -------------------------------------------------------------------------------------------------
         writer = stack.enter_context(
             contextlib.closing(metrics.Writer(workdir, as_json(config), first, {**config.wandb, "name": config.name}))
         )
-        window, guard, profiling = metrics.Window(), metrics.FiniteGuard(config.max_skipped), contextlib.ExitStack()
+        accumulator, guard = metrics.MetricAccumulator(), metrics.NonFiniteGuard(config.max_nonfinite_steps)
+        profiling = contextlib.ExitStack()
         stack.callback(profiling.close)
         for step in range(first + 1, config.steps + 1):
             began = time.perf_counter()
@@ -90,13 +91,13 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> TrainState:
             if step == config.profile.start:
                 profiling.enter_context(jax.profiler.trace(workdir / "profile"))
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, step_metrics = train_step(state, global_batch(loaded.arrays, mesh, task.batch_axes), key)
-            window.add(step, step_metrics, waited, timed=step > first + 1)
+                state, step_metrics = train_step(state, global_batch(loaded.arrays, mesh, objective.batch_axes), key)
+            accumulator.add(step, step_metrics, waited, timed=step > first + 1)
             guard.remember(step, loaded.names)
             if step == first + 1:
                 jax.block_until_ready(state)
                 logger.info("Compiled and ran the first step in %.0f s", time.perf_counter() - began)
-                window.restart_clock()
+                accumulator.restart_clock()
             if step == config.profile.stop:
                 jax.block_until_ready(state)
                 profiling.close()
@@ -104,16 +105,16 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> TrainState:
             last, preempted = step == config.steps, checkpointer.reached_preemption(step)
             save = _due(step, config.checkpoint.every) or last or preempted
             validates = stage.validation_data is not None and _due(step, config.validation.every)
-            draws = _due(step, config.samples.every)
+            samples = _due(step, config.samples.every)
             if _due(step, config.log_every) or last or preempted:
-                values, finite = window.report()
+                values, finite = accumulator.report()
                 writer.scalars(step, values)
                 logger.info("step %d  %s", step, metrics.summary(values))
                 guard.check(finite)
-            if not (save or validates or draws):
+            if not (save or validates or samples):
                 continue
             jax.block_until_ready(state)  # so that the steps' own time is not taken for a pause
-            with window.paused():
+            with accumulator.paused():
                 if save:
                     checkpointer.save(step, state, data.get_state())
                 if preempted:
@@ -121,8 +122,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> TrainState:
                     return state
                 if validates:
                     writer.scalars(step, validate(stage, validation_step, state, key, config.validation.batches))
-                if draws:
-                    draw(stage, state, workdir, step, writer)
+                if samples:
+                    log_samples(stage, state, workdir, step, writer)
 
         # --- The result -----------------------------------------------------------------------------------------------
         checkpointer.wait()
@@ -136,15 +137,15 @@ def _due(step: int, every: int) -> bool:
 
 def validate(stage: Stage, validation_step, state: TrainState, key: jax.Array, batches: int) -> dict[str, float]:
     """Means over the first validation batches, always the same ones with the same noise, of the averaged parameters."""
-    mesh, windows = jax.sharding.get_mesh(), []
+    mesh, means = jax.sharding.get_mesh(), []
     with contextlib.closing(stage.validation_data()) as data:
         for number, loaded in zip(range(batches), data, strict=False):
-            batch = global_batch(loaded.arrays, mesh, stage.task.batch_axes)
-            windows.append(validation_step(state.averaged_params, batch, jax.random.fold_in(key, number)))
-    return {f"validation/{name}": value for name, value in metrics.mean_values(jax.device_get(windows)).items()}
+            batch = global_batch(loaded.arrays, mesh, stage.objective.batch_axes)
+            means.append(validation_step(state.averaged_params, batch, jax.random.fold_in(key, number)))
+    return {f"validation/{name}": value for name, value in metrics.mean_values(jax.device_get(means)).items()}
 
 
-def draw(stage: Stage, state: TrainState, workdir: pathlib.Path, step: int, writer: metrics.Writer) -> None:
+def log_samples(stage: Stage, state: TrainState, workdir: pathlib.Path, step: int, writer: metrics.Writer) -> None:
     """Let the model draw, and keep the picture."""
     pixels = stage.draw_samples(state.averaged_params)
     if jax.process_index() == 0:

@@ -21,10 +21,10 @@ from nextstep_jax.training.step import StepMetrics
 logger = logging.getLogger(__name__)
 
 
-def mean_values(windows: Sequence[Mapping[str, tuple]]) -> dict[str, float]:
+def mean_values(steps: Sequence[Mapping[str, tuple]]) -> dict[str, float]:
     """Weighted means over several steps' {name: (total, weight)}; names that never had weight are left out."""
     totals: dict[str, list[float]] = {}
-    for means in windows:
+    for means in steps:
         for name, (total, weight) in means.items():
             sums = totals.setdefault(name, [0.0, 0.0])
             sums[0] += float(total)
@@ -32,7 +32,7 @@ def mean_values(windows: Sequence[Mapping[str, tuple]]) -> dict[str, float]:
     return {name: total / weight for name, (total, weight) in totals.items() if weight}
 
 
-class Window:
+class MetricAccumulator:
     """The steps since the last report: their metrics, still on the device, and how long they took."""
 
     def __init__(self):
@@ -62,7 +62,7 @@ class Window:
         self._paused += time.perf_counter() - start
 
     def report(self) -> tuple[dict[str, float], list[tuple[int, bool]]]:
-        """Fetch everything and start a new window. Returns the numbers to log, and (step, finite) of each step."""
+        """Fetch everything and start again. Returns the numbers to log, and (step, finite) of each step."""
         fetched: list[StepMetrics] = jax.device_get([metrics for _, metrics, _ in self._steps])
         seconds = max(time.perf_counter() - self._start - self._paused, 1e-9)
         timed = [m for m, (_, _, counts) in zip(fetched, self._steps, strict=True) if counts]
@@ -88,7 +88,7 @@ class Window:
         return rates
 
 
-class FiniteGuard:
+class NonFiniteGuard:
     """Stops a run whose losses or gradients stay non-finite, naming the batches.
 
     The steps themselves skip such updates on the device; what happened is read when metrics are, so nothing waits for it.

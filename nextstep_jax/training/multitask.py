@@ -30,9 +30,9 @@ from nextstep_jax.models.nextstep import NextStep, init_params
 from nextstep_jax.objectives.multitask import Targets, count_totals, draw_noise, multitask_loss
 from nextstep_jax.training.config import local_lanes, model_config
 from nextstep_jax.training.flops import multitask_flops, work_of
-from nextstep_jax.training.stage import Export, Loaded, Stage, picture_grid
-from nextstep_jax.training.start import to_canonical
-from nextstep_jax.training.step import Mean, Task
+from nextstep_jax.training.init import to_canonical
+from nextstep_jax.training.stage import Export, HostBatch, Stage, picture_grid
+from nextstep_jax.training.step import Objective, WeightedMean
 from nextstep_jax.training.vocabulary import open_vocabulary
 
 Array = jax.Array
@@ -43,10 +43,10 @@ def make_stage(config: ConfigDict) -> Stage:
     model = model_config(config.model)
     if model.input_noise:
         raise InputError(f"config.model.input_noise is {model.input_noise}, but this stage trains on clean input tokens")
-    vocabulary = open_vocabulary(config.data.vocabulary, config.start.checkpoint)
+    vocabulary = open_vocabulary(config.data.vocabulary, config.init.checkpoint)
     vocabulary.require_match(model)
     return Stage(
-        task=make_task(model, config.capacity.text, config.capacity.image, config.data.length),
+        objective=make_objective(model, config.capacity.text, config.capacity.image, config.data.length),
         training_data=functools.partial(open_data, config, model, vocabulary),
         validation_data=functools.partial(open_validation_data, config, model, vocabulary) if config.data.validation else None,
         draw_samples=functools.partial(draw_samples, config, model, vocabulary),
@@ -57,7 +57,7 @@ def make_stage(config: ConfigDict) -> Stage:
 # --- loss -------------------------------------------------------------------------------------------------------------
 
 
-def make_task(model_config: NextStepConfig, text_capacity: float, image_capacity: float, length: int) -> Task:
+def make_objective(model_config: NextStepConfig, text_capacity: float, image_capacity: float, length: int) -> Objective:
     """Parameters and loss. Batches are (Batch, kinds [B, S]).
 
     Args:
@@ -69,14 +69,14 @@ def make_task(model_config: NextStepConfig, text_capacity: float, image_capacity
     def init(key: Array) -> dict:
         return {"model": init_params(model_config, key)}
 
-    def totals(batch):
+    def normalizers(batch):
         return count_totals(batch[0], **places)
 
-    def loss(params, batch, key: Array, totals):
+    def loss(params, batch, key: Array, normalizers):
         batch, kinds = batch
         draws = (batch.shape[0], places["image_capacity"], model_config.flow_head.batch_mul, model_config.token_channels)
         noise, t = draw_noise(key, *draws)
-        value, parts = multitask_loss(model, params["model"], batch, noise, t, totals=totals, **places)
+        value, parts = multitask_loss(model, params["model"], batch, noise, t, totals=normalizers, **places)
         means = mean_losses("text", parts.text, kinds) | mean_losses("image", parts.image, kinds)
         return value, means
 
@@ -91,7 +91,7 @@ def make_task(model_config: NextStepConfig, text_capacity: float, image_capacity
             "flops": jnp.float32(multitask_flops(model_config, work)),
         }
 
-    return Task(init, totals, loss, counts, batch_axes=("batch", "sequence"))
+    return Objective(init, normalizers, loss, counts, batch_axes=("batch", "sequence"))
 
 
 def head_places(share: float, length: int) -> int:
@@ -99,19 +99,19 @@ def head_places(share: float, length: int) -> int:
     return round(share * length)
 
 
-def mean_losses(name: str, targets: Targets, kinds: Array) -> dict[str, Mean]:
+def mean_losses(name: str, targets: Targets, kinds: Array) -> dict[str, WeightedMean]:
     """The mean loss of a head's targets, altogether and by kind of data, and how many targets found no place (a mean over
     parts).
     """
     kind = jnp.take_along_axis(kinds, targets.positions, axis=1, mode="clip")
 
-    def mean(weights: Array) -> Mean:
-        return Mean(jnp.sum(weights * targets.losses), jnp.sum(weights))
+    def mean(weights: Array) -> WeightedMean:
+        return WeightedMean(jnp.sum(weights * targets.losses), jnp.sum(weights))
 
     means = {f"{name}_loss/{label}": mean(targets.weights * (kind == number)) for label, number in KIND_IDS.items()}
     return means | {
         f"{name}_loss": mean(targets.weights),
-        f"{name}_targets_dropped": Mean(targets.dropped.astype(jnp.float32), 1.0),
+        f"{name}_targets_dropped": WeightedMean(targets.dropped.astype(jnp.float32), 1.0),
     }
 
 
@@ -174,10 +174,10 @@ def open_validation_data(config: ConfigDict, model: NextStepConfig, vocabulary: 
 class PackedData(Lanes[PackedBatch]):
     """The mixture's batches as the loop takes them: (Batch, kinds), and the names of their samples."""
 
-    def __next__(self) -> Loaded:
+    def __next__(self) -> HostBatch:
         packed = super().__next__()
         arrays = jax.tree.map(lambda *parts: np.concatenate(parts), *[(part.batch, part.kinds) for part in packed])
-        return Loaded(arrays, tuple(key for part in packed for row in part.keys for key in row))
+        return HostBatch(arrays, tuple(key for part in packed for row in part.keys for key in row))
 
 
 # --- what comes out ---------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ class PackedData(Lanes[PackedBatch]):
 
 def tokenizer_checkpoint(config: ConfigDict) -> str:
     """The folder whose image tokenizer goes with the model; "" if none is known."""
-    return config.image_tokenizer_checkpoint or config.start.checkpoint
+    return config.image_tokenizer_checkpoint or config.init.checkpoint
 
 
 def draw_samples(config: ConfigDict, model: NextStepConfig, vocabulary: Vocabulary, params: dict) -> np.ndarray:

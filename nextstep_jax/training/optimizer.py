@@ -1,5 +1,5 @@
-"""AdamW, or Muon for the matrices, with a warm-up/constant/cosine schedule, clipping, and masks, groups and freezing by
-parameter path.
+"""AdamW, or Muon for the matrices, with a warm-up/constant/cosine schedule, clipping, and masks, learning-rate multipliers and
+freezing by parameter path.
 
 Everything that varies from step to step is inside optax: a learning rate handed to the compiled step as a Python or NumPy
 number would compile it again for every new value. Regular expressions are searched in paths like
@@ -22,8 +22,8 @@ SCHEDULES = ("constant", "cosine")
 MUON_RMS = 0.2  # of an update before the learning rate: what AdamW's usually is, so that one learning rate serves both
 
 
-def learning_rate_schedule(kind: str, peak: float, floor: float, warmup: int, steps: int) -> optax.Schedule:
-    """Learning rate of the n-th update: linear from 0 over `warmup` updates, then `peak` for good, or a cosine down to `floor`.
+def learning_rate_schedule(kind: str, peak: float, floor: float, warmup_steps: int, steps: int) -> optax.Schedule:
+    """Learning rate of the n-th update: linear from 0 over `warmup_steps` updates, then `peak`, or a cosine down to `floor`.
 
     PAPER.md's Table 1 gives (min, max) and the warm-up of each stage; a schedule counts applied updates, not skipped ones.
 
@@ -34,15 +34,15 @@ def learning_rate_schedule(kind: str, peak: float, floor: float, warmup: int, st
         raise InputError(f"optimizer.schedule must be one of {', '.join(SCHEDULES)}, found {kind!r}")
     if not (0 <= floor <= peak and math.isfinite(peak) and peak > 0):
         raise InputError(f"optimizer needs 0 <= min_learning_rate <= learning_rate, found {floor} and {peak}")
-    if not 0 <= warmup < max(steps, 1):
-        raise InputError(f"optimizer.warmup must be at least 0 and less than steps ({steps}), found {warmup}")
+    if not 0 <= warmup_steps < max(steps, 1):
+        raise InputError(f"optimizer.warmup_steps must be at least 0 and less than steps ({steps}), found {warmup_steps}")
     if kind == "constant":
         after = optax.constant_schedule(peak)
     else:
-        after = optax.cosine_decay_schedule(peak, steps - warmup, alpha=floor / peak)
-    # The first update already moves: update 0 has peak / warmup.
-    rise = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
-    return optax.join_schedules([rise, after], [warmup])
+        after = optax.cosine_decay_schedule(peak, steps - warmup_steps, alpha=floor / peak)
+    # The first update already moves: update 0 has peak / warmup_steps.
+    rise = optax.linear_schedule(peak / max(warmup_steps, 1), peak, max(warmup_steps - 1, 1))
+    return optax.join_schedules([rise, after], [warmup_steps])
 
 
 def make_optimizer(
@@ -54,8 +54,8 @@ def make_optimizer(
     eps: float = 1e-8,
     weight_decay: float = 0.1,
     no_decay: str = r"(bias|scale)$",
-    clip: float = 1.0,
-    groups: Sequence[tuple[str, float]] = (),
+    grad_clip_norm: float = 1.0,
+    lr_multipliers: Sequence[tuple[str, float]] = (),
     muon: Sequence[str] = (),
 ) -> optax.GradientTransformation:
     """AdamW over the trainable parameters (defaults: the February 2026 release's values).
@@ -63,17 +63,17 @@ def make_optimizer(
     Args:
       params: the trainable parameters, or their shapes; only their paths matter.
       no_decay: parameters without weight decay. The releases leave out biases and norms; embeddings decay.
-      clip: largest global norm of the gradient; 0 for no clipping.
-      groups: (regular expression, factor on the learning rate); the first that matches a parameter counts, 1 otherwise.
+      grad_clip_norm: largest global norm of the gradient; 0 for no clipping.
+      lr_multipliers: (regular expression, factor on the learning rate); the first that matches a parameter counts, 1 otherwise.
       muon: expressions for the matrices whose momentum is orthogonalized instead of scaled by Adam (arXiv:2502.16982).
 
     Raises:
-      InputError: an expression that is not one, a group that matches no parameter, or Muon for one that is no matrix.
+      InputError: an expression that is not one, a multiplier that matches no parameter, or Muon for one that is no matrix.
     """
     decay = jax.tree.map(lambda found: not found, matches(params, no_decay, "optimizer.no_decay"))
     factors, taken = jax.tree.map(lambda _: 1.0, params), jax.tree.map(lambda _: False, params)
-    for pattern, factor in groups:
-        found = matches(params, pattern, "optimizer.groups", required=True)
+    for pattern, factor in lr_multipliers:
+        found = matches(params, pattern, "optimizer.lr_multipliers", required=True)
         factors = jax.tree.map(lambda f, m, t, new=factor: float(new) if m and not t else f, factors, found, taken)
         taken = jax.tree.map(lambda m, t: m or t, found, taken)
     steps = [
@@ -81,9 +81,9 @@ def make_optimizer(
         optax.add_decayed_weights(weight_decay, mask=decay),
         optax.scale_by_learning_rate(schedule),
     ]
-    if clip:
-        steps.insert(0, optax.clip_by_global_norm(clip))
-    if groups:
+    if grad_clip_norm:
+        steps.insert(0, optax.clip_by_global_norm(grad_clip_norm))
+    if lr_multipliers:
         steps.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors)))
     return optax.chain(*steps)
 

@@ -1,6 +1,6 @@
-"""What a config makes of a stage's task: how its state begins and what a step does to it, neither of them compiled.
+"""What a config makes of a stage's objective: how its state begins and what a step does to it, neither of them compiled.
 
-The loop compiles it for the devices at hand, ahead.py for devices that need not be here.
+The loop compiles it for the devices at hand, aot.py for devices that need not be here.
 """
 
 import functools
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from nextstep_jax.sharding.params import state_shardings
 from nextstep_jax.training.optimizer import learning_rate_schedule, make_optimizer, split_frozen
 from nextstep_jax.training.state import TrainState, create_state
-from nextstep_jax.training.step import Task, make_train_step
+from nextstep_jax.training.step import Objective, make_train_step
 
 
 class Program(NamedTuple):
@@ -23,7 +23,7 @@ class Program(NamedTuple):
     Attributes:
       params, trainable: shapes of all parameters, and of those that are trained.
       create: parameters -> the state at step 0.
-      state, placement: shapes of that state, and where each of its arrays lies.
+      state, state_shardings: shapes of that state, and where each of its arrays lies.
       step: see `make_train_step`.
     """
 
@@ -31,27 +31,36 @@ class Program(NamedTuple):
     trainable: Any
     create: Callable[[Any], TrainState]
     state: TrainState
-    placement: TrainState
+    state_shardings: TrainState
     step: Callable
 
     def jit_step(self):
         """The step, to be compiled once; the state it is given is used up."""
-        return jax.jit(self.step, out_shardings=(self.placement, None), donate_argnums=0)
+        return jax.jit(self.step, out_shardings=(self.state_shardings, None), donate_argnums=0)
 
 
-def make_program(config: ConfigDict, task: Task, mesh: Mesh) -> Program:
+def make_program(config: ConfigDict, objective: Objective, mesh: Mesh) -> Program:
     """The training that `config` describes.
 
     Raises:
       InputError: optimizer settings that make no optimizer, or a parameter that cannot be placed on the mesh.
     """
     o = config.optimizer
-    params = jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
+    params = jax.eval_shape(objective.init, jax.eval_shape(lambda: jax.random.key(0)))
     trainable, _ = split_frozen(params, o.frozen)
-    schedule = learning_rate_schedule(o.schedule, o.learning_rate, o.min_learning_rate, o.warmup, config.steps)
-    numbers = {name: o[name] for name in ("b1", "b2", "eps", "weight_decay", "no_decay", "clip", "groups", "muon")}
+    schedule = learning_rate_schedule(o.schedule, o.learning_rate, o.min_learning_rate, o.warmup_steps, config.steps)
+    numbers = {
+        name: o[name] for name in ("b1", "b2", "eps", "weight_decay", "no_decay", "grad_clip_norm", "lr_multipliers", "muon")
+    }
     optimizer = make_optimizer(trainable, schedule, **numbers)
-    create = functools.partial(create_state, optimizer=optimizer, frozen=o.frozen, ema=config.ema > 0)
+    create = functools.partial(create_state, optimizer=optimizer, frozen=o.frozen, ema=config.ema_decay > 0)
     state = jax.eval_shape(create, params)
-    step = make_train_step(task, optimizer, schedule, accumulation=config.accumulation, frozen=tuple(o.frozen), ema=config.ema)
+    step = make_train_step(
+        objective,
+        optimizer,
+        schedule,
+        grad_accum_steps=config.grad_accum_steps,
+        frozen=tuple(o.frozen),
+        ema_decay=config.ema_decay,
+    )
     return Program(params, trainable, create, state, state_shardings(state, mesh), step)

@@ -24,8 +24,8 @@ from nextstep_jax.models.image_tokenizer import ImageTokenizer
 from nextstep_jax.objectives.reconstruction import Weights, discriminator_loss, draw_noise, reconstruction_loss
 from nextstep_jax.training.config import image_tokenizer_config, local_lanes
 from nextstep_jax.training.flops import reconstruction_flops
-from nextstep_jax.training.stage import Export, Loaded, Stage, picture_grid
-from nextstep_jax.training.step import Mean, Task
+from nextstep_jax.training.stage import Export, HostBatch, Stage, picture_grid
+from nextstep_jax.training.step import Objective, WeightedMean
 
 Array = jax.Array
 
@@ -41,7 +41,7 @@ def make_stage(config: ConfigDict) -> Stage:
     perceptual = import_factory(config.loss.perceptual_network, "config.loss.perceptual_network")
     discriminator = import_factory(config.loss.discriminator, "config.loss.discriminator")
     return Stage(
-        task=make_task(tokenizer, config.data.height, config.data.width, weights, perceptual, discriminator),
+        objective=make_objective(tokenizer, config.data.height, config.data.width, weights, perceptual, discriminator),
         training_data=functools.partial(open_data, config, config.data.sources),
         validation_data=functools.partial(open_data, config, config.data.validation) if config.data.validation else None,
         draw_samples=functools.partial(draw_samples, config, tokenizer),
@@ -67,14 +67,14 @@ def import_factory(name: str, option: str):
 # --- loss -------------------------------------------------------------------------------------------------------------
 
 
-def make_task(
+def make_objective(
     tokenizer: ImageTokenizerConfig,
     height: int,
     width: int,
     weights: Weights,
     perceptual: Callable[[Array, Array], Array] | None = None,
     discriminator: nn.Module | None = None,
-) -> Task:
+) -> Objective:
     """Parameters and loss. Batches are pixels [B, height, width, 3] uint8.
 
     Args:
@@ -92,7 +92,7 @@ def make_task(
             params["discriminator"] = discriminator.init(jax.random.fold_in(key, 1), pixels)["params"]
         return params
 
-    def totals(pixels: Array) -> int:
+    def normalizers(pixels: Array) -> int:
         return pixels.shape[0]
 
     def loss(params, pixels: Array, key: Array, total: int):
@@ -105,20 +105,20 @@ def make_task(
         value, parts = reconstruction_loss(
             model, params["image_tokenizer"], images, *draws, weights=weights, total=total, **networks
         )
-        means = {name: Mean(term, 1.0) for name, term in (parts.terms | {"psnr": parts.psnr}).items()}
+        means = {name: WeightedMean(term, 1.0) for name, term in (parts.terms | {"psnr": parts.psnr}).items()}
         if adversarial:
             judging = {"params": params["discriminator"]}
             share = pixels.shape[0] / total
             judge = discriminator_loss(lambda images: discriminator.apply(judging, images), images, parts.images) * share
-            means["discriminator"] = Mean(judge, 1.0)
+            means["discriminator"] = WeightedMean(judge, 1.0)
             value = value + judge
-        return value, {name: Mean(mean.total, pixels.shape[0] / total) for name, mean in means.items()}
+        return value, {name: WeightedMean(mean.total, pixels.shape[0] / total) for name, mean in means.items()}
 
     def counts(pixels: Array) -> dict[str, Array]:
         images = jnp.float32(pixels.shape[0])
         return {"images": images, "flops": images * reconstruction_flops(tokenizer, *pixels.shape[1:3])}
 
-    return Task(init, totals, loss, counts, batch_axes=("batch",))
+    return Objective(init, normalizers, loss, counts, batch_axes=("batch",))
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -127,10 +127,10 @@ def make_task(
 class PixelData(Lanes[PixelBatch]):
     """Pictures as the loop takes them, and their names."""
 
-    def __next__(self) -> Loaded:
+    def __next__(self) -> HostBatch:
         batches = super().__next__()
         names = tuple(key for batch in batches for key in batch.keys)
-        return Loaded(np.concatenate([batch.pixels for batch in batches]), names)
+        return HostBatch(np.concatenate([batch.pixels for batch in batches]), names)
 
 
 def open_data(config: ConfigDict, sources: tuple[str, ...]) -> PixelData:

@@ -7,24 +7,24 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from nextstep_jax.checkpoints.export import export_params
-from nextstep_jax.training.step import Task
+from nextstep_jax.training.step import Objective
 
 
-class Loaded(NamedTuple):
+class HostBatch(NamedTuple):
     """This process's part of a batch: a tree of NumPy arrays, and the names of its samples for error messages."""
 
     arrays: Any
     names: tuple[str, ...]
 
 
-class Data(Protocol):
+class DataIterator(Protocol):
     """This process's parts of the batches, and its part of a position that can be saved: `set_state`, given the parts of all
     processes that saved, makes the very next batch come again.
     """
 
-    def __iter__(self) -> Iterator[Loaded]: ...
+    def __iter__(self) -> Iterator[HostBatch]: ...
 
-    def __next__(self) -> Loaded: ...
+    def __next__(self) -> HostBatch: ...
 
     def get_state(self) -> dict: ...
 
@@ -61,16 +61,16 @@ class Stage(NamedTuple):
     """A stage of training.
 
     Attributes:
-      task: parameters and loss.
+      objective: parameters and loss.
       training_data: opens the training batches, at their start.
       validation_data: opens the validation batches, at their start; None without.
       draw_samples: parameters -> a picture [height, width, 3] uint8 of what the model makes now.
       export: the rest of the checkpoint folder.
     """
 
-    task: Task
-    training_data: Callable[[], Data]
-    validation_data: Callable[[], Data] | None
+    objective: Objective
+    training_data: Callable[[], DataIterator]
+    validation_data: Callable[[], DataIterator] | None
     draw_samples: Callable[[Any], np.ndarray]
     export: Callable[[], Export]
 

@@ -13,28 +13,28 @@ from nextstep_jax.training.state import TrainState
 Array = jax.Array
 
 
-class Mean(NamedTuple):
+class WeightedMean(NamedTuple):
     """A weighted mean that can still be added to others: total / weight."""
 
     total: Array
     weight: Array
 
 
-class Task(NamedTuple):
+class Objective(NamedTuple):
     """What a step needs to know of an objective.
 
     Attributes:
-      init: key -> freshly drawn parameters.
-      totals: batch -> whatever the loss divides by, of the whole batch.
-      loss: (params, part of the batch, key, totals) -> (loss, {name: Mean}). The losses of a batch's parts add up to the
-        batch's.
+      init: key -> randomly initialized parameters.
+      normalizers: batch -> whatever the loss divides by, of the whole batch.
+      loss: (params, part of the batch, key, normalizers) -> (loss, {name: WeightedMean}). The losses of a batch's parts
+        add up to the batch's.
       counts: batch -> {name: count} for throughput; with "tokens", "images", "positions" and "flops".
       batch_axes: logical axes of the leading dimensions of every array in a batch.
     """
 
     init: Callable[[Array], Any]
-    totals: Callable[[Any], Any]
-    loss: Callable[[Any, Any, Array, Any], tuple[Array, dict[str, Mean]]]
+    normalizers: Callable[[Any], Any]
+    loss: Callable[[Any, Any, Array, Any], tuple[Array, dict[str, WeightedMean]]]
     counts: Callable[[Any], dict[str, Array]]
     batch_axes: tuple[str, ...]
 
@@ -42,12 +42,12 @@ class Task(NamedTuple):
 class StepMetrics(NamedTuple):
     """What a step reports; it stays on the device until somebody reads it."""
 
-    means: dict[str, Mean]
+    means: dict[str, WeightedMean]
     counts: dict[str, Array]
     finite: Array
 
 
-def ema_decay(decay: float, updates: Array) -> Array:
+def current_decay(decay: float, updates: Array) -> Array:
     """min(decay, (1 + n) / (10 + n)) after n updates, so that a short run's average is not its first values."""
     return jnp.minimum(decay, (1.0 + updates) / (10.0 + updates))
 
@@ -57,7 +57,7 @@ def split_batch(batch, parts: int):
     return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
-def accumulated(value_and_grad: Callable, trainable, batch, key: Array, parts: int):
+def accumulate_gradients(value_and_grad: Callable, trainable, batch, key: Array, parts: int):
     """Value, auxiliary Means and gradients of `parts` parts of a batch, one after another, summed.
 
     The sums live only inside the step: unlike a multi-step optimizer there is no second copy of the gradients in the state.
@@ -78,13 +78,13 @@ def accumulated(value_and_grad: Callable, trainable, batch, key: Array, parts: i
 
 
 def make_train_step(
-    task: Task,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     *,
-    accumulation: int = 1,
+    grad_accum_steps: int = 1,
     frozen: Sequence[str] = (),
-    ema: float = 0.0,
+    ema_decay: float = 0.0,
 ) -> Callable[[TrainState, Any, Array], tuple[TrainState, StepMetrics]]:
     """The step (state, batch, key) -> (state, metrics), to be jitted once with the state donated.
 
@@ -94,14 +94,14 @@ def make_train_step(
 
     def train_step(state: TrainState, batch, key: Array) -> tuple[TrainState, StepMetrics]:
         trainable, rest = split_frozen(state.params, frozen)
-        totals = task.totals(batch)
+        normalizers = objective.normalizers(batch)
 
         def loss_of(trainable, part, key):
-            return task.loss(merge(trainable, rest), part, key, totals)
+            return objective.loss(merge(trainable, rest), part, key, normalizers)
 
         value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
         key = jax.random.fold_in(key, state.step)
-        loss, means, grads = accumulated(value_and_grad, trainable, batch, key, accumulation)
+        loss, means, grads = accumulate_gradients(value_and_grad, trainable, batch, key, grad_accum_steps)
         gradient_norm = optax.global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
 
@@ -112,7 +112,7 @@ def make_train_step(
         updated = optax.apply_updates(trainable, updates)
         average = state.ema
         if average is not None:
-            decay = ema_decay(ema, state.updates)
+            decay = current_decay(ema_decay, state.updates)
             average = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, updated)
         new = TrainState(
             step=state.step + 1,
@@ -123,22 +123,22 @@ def make_train_step(
             skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
         )
         means = means | {
-            "loss": Mean(loss, 1.0),
-            "gradient_norm": Mean(gradient_norm, 1.0),
-            "update_norm": Mean(optax.global_norm(updates), 1.0),
-            "learning_rate": Mean(schedule(state.updates), 1.0),
+            "loss": WeightedMean(loss, 1.0),
+            "gradient_norm": WeightedMean(gradient_norm, 1.0),
+            "update_norm": WeightedMean(optax.global_norm(updates), 1.0),
+            "learning_rate": WeightedMean(schedule(state.updates), 1.0),
         }
         means = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), means)
-        return new, StepMetrics(means, task.counts(batch), finite)
+        return new, StepMetrics(means, objective.counts(batch), finite)
 
     return train_step
 
 
-def make_validation_step(task: Task) -> Callable[[Any, Any, Array], dict[str, Mean]]:
+def make_validation_step(objective: Objective) -> Callable[[Any, Any, Array], dict[str, WeightedMean]]:
     """(params, batch, key) -> Means of a batch, without gradients."""
 
-    def validation_step(params, batch, key: Array) -> dict[str, Mean]:
-        loss, means = task.loss(params, batch, key, task.totals(batch))
-        return means | {"loss": Mean(loss, 1.0)}
+    def validation_step(params, batch, key: Array) -> dict[str, WeightedMean]:
+        loss, means = objective.loss(params, batch, key, objective.normalizers(batch))
+        return means | {"loss": WeightedMean(loss, 1.0)}
 
     return validation_step

@@ -118,11 +118,11 @@ def training():
     from nextstep_jax.config import preset
     from nextstep_jax.sharding.mesh import global_batch, make_mesh
     from nextstep_jax.sharding.params import path_string, state_shardings
-    from nextstep_jax.training.multitask import make_task
+    from nextstep_jax.training.multitask import make_objective
 
     config = preset("tiny").with_transformer(layers=2, scan_layers=True, remat="full")
-    task = make_task(config, text_capacity=1.0, image_capacity=0.5, length=32)
-    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    objective = make_objective(config, text_capacity=1.0, image_capacity=0.5, length=32)
+    shapes = jax.eval_shape(objective.init, jax.random.key(0))
     rng = np.random.default_rng(1)
     # Every parameter away from its initial value, so that each has a gradient.
     params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32) * 0.1, shapes)
@@ -133,10 +133,10 @@ def training():
             place = state_shardings(params, mesh)
 
             def loss(params, batch):
-                return task.loss(params, batch, key, task.totals(batch))[0]
+                return objective.loss(params, batch, key, objective.normalizers(batch))[0]
 
             gradient = jax.jit(jax.value_and_grad(loss), out_shardings=(None, place))
-            value, grads = gradient(jax.device_put(params, place), global_batch(batch, mesh, task.batch_axes))
+            value, grads = gradient(jax.device_put(params, place), global_batch(batch, mesh, objective.batch_axes))
             grads = {path_string(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(grads)[0]}
         reference = reference or grads
         distances = {path: off(grads[path], g) for path, g in reference.items()}

@@ -39,9 +39,9 @@ def get(name, argument=None):
 def test_the_stages_follow_table_1(name, steps, warmup, rate, schedule, length, shares):
     config = get(name)
     optimizer = config.optimizer
-    assert (config.steps, optimizer.warmup, optimizer.learning_rate) == (steps, warmup, rate)
+    assert (config.steps, optimizer.warmup_steps, optimizer.learning_rate) == (steps, warmup, rate)
     assert (optimizer.schedule, optimizer.min_learning_rate, optimizer.weight_decay) == (schedule, 0.0, 0.1)
-    assert (optimizer.b1, optimizer.b2, optimizer.eps, optimizer.clip) == (0.9, 0.95, 1e-8, 1.0)
+    assert (optimizer.b1, optimizer.b2, optimizer.eps, optimizer.grad_clip_norm) == (0.9, 0.95, 1e-8, 1.0)
     assert config.data.length == length
     assert {name: source.share for name, source in config.data.sources.items() if source.share} == shares
     model = model_config(config.model)
@@ -70,7 +70,7 @@ def test_the_tokenizer_follows_section_4_2():
     tokenizer = image_tokenizer_config(config.image_tokenizer)
     assert (tokenizer.downsample, tokenizer.latent_channels) == (8, 16)
     assert tokenizer.normalize and tokenizer.normalize_patch == 2 and tokenizer.perturbation == 0.5
-    assert (config.steps, config.data.batch_size, config.optimizer.warmup) == (50_000, 512, 1_000)
+    assert (config.steps, config.data.batch_size, config.optimizer.warmup_steps) == (50_000, 512, 1_000)
 
 
 @pytest.mark.parametrize("argument", [None, "laptop"])

@@ -17,7 +17,7 @@ from nextstep_jax.data.images import load
 from nextstep_jax.data.sequence import KIND_IDS
 from nextstep_jax.errors import InputError, NextStepError
 from nextstep_jax.training import loop, multitask, reconstruction
-from nextstep_jax.training.start import to_canonical
+from nextstep_jax.training.init import to_canonical
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
@@ -127,12 +127,12 @@ def test_a_few_samples_are_learned_by_heart(laptop, tmp_path):
 def test_a_run_that_stays_non_finite_stops_and_names_the_batch(laptop, tmp_path):
     """The parameters to start from hold a NaN."""
     config = laptop("shapes_tokenizer")
-    config.max_skipped, config.log_every = 3, 3
-    task = reconstruction.make_stage(config).task
-    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    config.max_nonfinite_steps, config.log_every = 3, 3
+    objective = reconstruction.make_stage(config).objective
+    shapes = jax.eval_shape(objective.init, jax.random.key(0))
     broken = jax.tree.map(lambda leaf: np.full(leaf.shape, np.nan, np.float32), shapes)
     checkpoints.save_params(tmp_path / "broken", broken, {"model": None, "image_tokenizer": {}})
-    config.start.checkpoint = str(tmp_path / "broken")
+    config.init.checkpoint = str(tmp_path / "broken")
     with pytest.raises(
         NextStepError, match=r"3 steps in a row, 1 to 3; first batch: shapes-pair-train:shapes/train/0/pair/\d+"
     ):
@@ -157,14 +157,14 @@ def test_the_model_in_training_draws_its_prompts(laptop):
     config.samples.prompts = ("a red circle", "a blue star")
     config.samples.generation.update({"steps": 2, "size": 32})
     stage = multitask.make_stage(config)
-    pixels = stage.draw_samples(jax.jit(stage.task.init)(jax.random.key(0)))
+    pixels = stage.draw_samples(jax.jit(stage.objective.init)(jax.random.key(0)))
     assert pixels.shape == (32, 64, 3) and pixels.dtype == np.uint8
 
 
 def test_a_model_on_two_devices_draws_while_it_trains(shapes_data, tokenizer_folder, tmp_path):
     values = {
         "steps": 2,
-        "optimizer.warmup": 0,
+        "optimizer.warmup_steps": 0,
         "mesh.data": 2,
         "mesh.fsdp": 1,
         "data.root": shapes_data,
@@ -185,16 +185,19 @@ def test_a_model_on_two_devices_draws_while_it_trains(shapes_data, tokenizer_fol
     "change, message",
     [
         ({"steps": 0}, "config.steps"),
-        ({"ema": 1.0}, "config.ema"),
-        ({"checkpoint.keep": 0}, "config.checkpoint.keep must"),
+        ({"ema_decay": 1.0}, "config.ema_decay"),
+        ({"checkpoint.keep_last": 0}, "config.checkpoint.keep_last must"),
         ({"capacity.image": 1.5}, "config.capacity.image must"),
         ({"data.lanes": 3}, r"batch_size \(2\) is not a multiple of config.data.lanes \(3\)"),
-        ({"data.batch_size": 3, "accumulation": 2}, "not a multiple of 1 devices with rows of their own x accumulation 2"),
+        (
+            {"data.batch_size": 3, "grad_accum_steps": 2},
+            "not a multiple of 1 devices with rows x grad_accum_steps 2",
+        ),
         ({"data.sources.pairs.path": ""}, "pairs has a share"),
         ({"data.vocabulary": ""}, "config.data.vocabulary"),
         ({"model.end_of_image_id": 3}, "end_of_image"),
         ({"mesh.fsdp": 7}, "does not fit"),
-        ({"start.checkpoint": "/nowhere"}, "/nowhere"),
+        ({"init.checkpoint": "/nowhere"}, "/nowhere"),
     ],
 )
 def test_a_config_that_makes_no_run_is_an_error_before_anything_is_compiled(laptop, tmp_path, change, message):

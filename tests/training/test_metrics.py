@@ -12,8 +12,8 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from nextstep_jax.errors import InputError, NextStepError
-from nextstep_jax.training.metrics import FiniteGuard, Window, Writer, mean_values, summary
-from nextstep_jax.training.step import Mean, StepMetrics
+from nextstep_jax.training.metrics import MetricAccumulator, NonFiniteGuard, Writer, mean_values, summary
+from nextstep_jax.training.step import StepMetrics, WeightedMean
 
 
 def lines(path):
@@ -23,7 +23,7 @@ def lines(path):
 def step_metrics(loss, tokens, finite=True):
     counts = {"tokens": jnp.float32(tokens), "positions": jnp.float32(100), "images": jnp.float32(2), "flops": jnp.float32(1e9)}
     weight = 1.0 if finite else 0.0
-    return StepMetrics({"loss": Mean(jnp.float32(loss) * weight, jnp.float32(weight))}, counts, jnp.asarray(finite))
+    return StepMetrics({"loss": WeightedMean(jnp.float32(loss) * weight, jnp.float32(weight))}, counts, jnp.asarray(finite))
 
 
 def test_means_are_weighted_and_empty_ones_left_out():
@@ -32,7 +32,7 @@ def test_means_are_weighted_and_empty_ones_left_out():
 
 
 def test_a_window_reports_means_waste_and_rates_of_its_steps():
-    window = Window()
+    window = MetricAccumulator()
     window.add(1, step_metrics(8.0, 60), waited=5.0, timed=False)
     window.add(2, step_metrics(4.0, 80), waited=0.25)
     window.add(3, step_metrics(0.0, 100, finite=False), waited=0.75)
@@ -51,7 +51,7 @@ def test_a_window_reports_means_waste_and_rates_of_its_steps():
 def test_a_pause_is_not_counted_as_the_steps_time(monkeypatch):
     clock = iter([0.0, 10.0, 40.0, 50.0, 50.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    window = Window()  # 0
+    window = MetricAccumulator()  # 0
     with contextlib.ExitStack() as saving:
         saving.enter_context(window.paused())  # 10 to 40
     window.add(1, step_metrics(1.0, 100), waited=0.0)
@@ -62,7 +62,7 @@ def test_mfu_is_useful_flops_over_peak(monkeypatch):
     monkeypatch.setattr("nextstep_jax.training.metrics.peak_flops", lambda: 1e12)
     clock = iter([0.0, 2.0, 2.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    window = Window()
+    window = MetricAccumulator()
     window.add(1, step_metrics(1.0, 100), waited=0.0)
     window.add(2, step_metrics(1.0, 100), waited=0.0)
     import jax
@@ -71,7 +71,7 @@ def test_mfu_is_useful_flops_over_peak(monkeypatch):
 
 
 def test_a_run_of_bad_steps_stops_with_the_batches_names():
-    guard = FiniteGuard(most=3)
+    guard = NonFiniteGuard(most=3)
     for step in range(1, 7):
         guard.remember(step, [f"pairs:{step}-a", f"pairs:{step}-b"])
     guard.check([(1, True), (2, False), (3, False)])
@@ -83,7 +83,7 @@ def test_a_run_of_bad_steps_stops_with_the_batches_names():
 
 
 def test_a_good_step_forgives_the_bad_ones_before():
-    guard = FiniteGuard(most=2)
+    guard = NonFiniteGuard(most=2)
     guard.check([(1, False), (2, True), (3, False), (4, True)])
     guard.check([(5, False), (6, True)])
 

@@ -1,4 +1,4 @@
-"""Schedules, masks by name, groups, freezing."""
+"""Schedules, masks by name, learning-rate multipliers, freezing."""
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def test_the_update_is_adamw(params):
     """
     rate, decay, g = 0.1, 0.5, 0.25
     grads = jax.tree.map(lambda p: jnp.full_like(p, g), params)
-    new = run(make_optimizer(params, optax.constant_schedule(rate), weight_decay=decay, clip=0), params, grads)
+    new = run(make_optimizer(params, optax.constant_schedule(rate), weight_decay=decay, grad_clip_norm=0), params, grads)
     decayed, plain = 2.0 - rate * (1.0 + decay * 2.0), 2.0 - rate
     model = new["model"]
     np.testing.assert_allclose(model["embedding"]["embedding"], decayed, rtol=1e-6)
@@ -75,18 +75,20 @@ def test_clipping_scales_the_whole_gradient(params):
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     clipped = jax.tree.map(lambda g: jnp.full_like(g, 1 / np.sqrt(count)), grads)
     schedule = optax.constant_schedule(0.1)
-    state = make_optimizer(params, schedule, clip=1.0).init(params)
-    _, state = make_optimizer(params, schedule, clip=1.0).update(grads, state, params)
-    reference = make_optimizer(params, schedule, clip=0).init(params)
-    _, reference = make_optimizer(params, schedule, clip=0).update(clipped, reference, params)
+    state = make_optimizer(params, schedule, grad_clip_norm=1.0).init(params)
+    _, state = make_optimizer(params, schedule, grad_clip_norm=1.0).update(grads, state, params)
+    reference = make_optimizer(params, schedule, grad_clip_norm=0).init(params)
+    _, reference = make_optimizer(params, schedule, grad_clip_norm=0).update(clipped, reference, params)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(reference), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-def test_groups_scale_the_learning_rate_and_the_first_match_counts(params):
+def test_multipliers_scale_the_learning_rate_and_the_first_match_counts(params):
     grads = jax.tree.map(jnp.ones_like, params)
-    groups = (("flow_head/.*bias", 0.0), ("flow_head", 0.5))
-    new = run(make_optimizer(params, optax.constant_schedule(0.1), weight_decay=0.0, groups=groups), params, grads)["model"]
+    multipliers = (("flow_head/.*bias", 0.0), ("flow_head", 0.5))
+    new = run(
+        make_optimizer(params, optax.constant_schedule(0.1), weight_decay=0.0, lr_multipliers=multipliers), params, grads
+    )["model"]
     np.testing.assert_allclose(new["flow_head"]["input"]["bias"], 2.0)
     np.testing.assert_allclose(new["flow_head"]["input"]["kernel"], 1.95, rtol=1e-5)
     np.testing.assert_allclose(new["embedding"]["embedding"], 1.9, rtol=1e-5)
@@ -110,9 +112,9 @@ def test_freezing_nothing_or_everything_is_an_error(params, frozen, message):
         split_frozen(params, frozen)
 
 
-def test_a_group_that_matches_nothing_is_an_error(params):
+def test_a_multiplier_that_matches_nothing_is_an_error(params):
     with pytest.raises(InputError, match="no_such_layer"):
-        make_optimizer(params, optax.constant_schedule(0.1), groups=(("no_such_layer", 0.1),))
+        make_optimizer(params, optax.constant_schedule(0.1), lr_multipliers=(("no_such_layer", 0.1),))
 
 
 @pytest.mark.parametrize(("layers", "one"), [({"layers": 3}, lambda k: k[1]), ({"layers_1": None}, lambda k: k)])
@@ -127,7 +129,7 @@ def test_muon_orthogonalizes_each_matrix_of_a_stack_and_leaves_the_rest_to_adam(
     attention = {"q": {"kernel": draw(16, 4, 8)}, "o": {"kernel": draw(4, 8, 16), "bias": draw(16)}}
     grads = {"model": {"decoder": {name: {"attention": attention, "mlp": {"down": {"kernel": draw(24, 16)}}}}}}
     params = jax.tree.map(jnp.zeros_like, grads)
-    settings = dict(weight_decay=0.0, clip=0.0)
+    settings = dict(weight_decay=0.0, grad_clip_norm=0.0)
     muon = run(make_optimizer(params, optax.constant_schedule(0.1), muon=(r"layers.*kernel$",), **settings), params, grads)
     adam = run(make_optimizer(params, optax.constant_schedule(0.1), **settings), params, grads)
     layer, plain = muon["model"]["decoder"][name], adam["model"]["decoder"][name]

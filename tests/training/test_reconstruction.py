@@ -14,7 +14,7 @@ from nextstep_jax.data.images import to_float
 from nextstep_jax.errors import InputError
 from nextstep_jax.objectives.reconstruction import Weights, discriminator_loss, draw_noise, reconstruction_loss
 from nextstep_jax.training import reconstruction
-from nextstep_jax.training.reconstruction import import_factory, make_task
+from nextstep_jax.training.reconstruction import import_factory, make_objective
 
 CONFIG = ImageTokenizerConfig(channels=8, channel_multipliers=(1,), blocks_per_level=1, stem_patch=8, norm_groups=4)
 
@@ -54,13 +54,13 @@ def test_each_network_learns_from_its_own_loss_alone():
     """The joint gradient is the tokenizer's on its loss with the judge held, and the judge's on its loss with pictures held."""
     weights = Weights(l1=1.0, l2=0.5, perceptual=0.2, adversarial=0.3)
     judge = Judge()
-    task = make_task(CONFIG, 16, 16, weights, distance, judge)
-    params = jax.jit(task.init)(jax.random.key(0))
+    objective = make_objective(CONFIG, 16, 16, weights, distance, judge)
+    params = jax.jit(objective.init)(jax.random.key(0))
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
     key = jax.random.key(1)
 
     def joint(params):
-        return task.loss(params, pixels, key, task.totals(pixels))
+        return objective.loss(params, pixels, key, objective.normalizers(pixels))
 
     def tokenizer_alone(tokenizer, judged):
         draws = draw_noise(key, CONFIG, 2, 16, 16)

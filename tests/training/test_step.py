@@ -8,12 +8,12 @@ import pytest
 
 from nextstep_jax.training.optimizer import learning_rate_schedule, make_optimizer, split_frozen
 from nextstep_jax.training.state import create_state
-from nextstep_jax.training.step import Mean, Task, ema_decay, make_train_step
+from nextstep_jax.training.step import Objective, WeightedMean, current_decay, make_train_step
 
 ROWS, WIDTH = 8, 4
 
 
-def toy_task() -> Task:
+def toy_task() -> Objective:
     """Least squares on (x [B, 4], y [B]); the value 1000 in y stands for a batch with something wrong."""
 
     def init(key):
@@ -23,12 +23,12 @@ def toy_task() -> Task:
         x, y = batch
         linear = params["model"]["linear"]
         error = jnp.square(x @ linear["kernel"] + linear["bias"] - jnp.where(y == 1000, jnp.nan, y)).sum()
-        return error / total, {"error": Mean(error, 1.0 * len(y)), "draw": Mean(jax.random.uniform(key), 1.0)}
+        return error / total, {"error": WeightedMean(error, 1.0 * len(y)), "draw": WeightedMean(jax.random.uniform(key), 1.0)}
 
     def counts(batch):
         return {"flops": jnp.float32(len(batch[1]))}
 
-    return Task(init, lambda batch: len(batch[1]), loss, counts, batch_axes=("batch",))
+    return Objective(init, lambda batch: len(batch[1]), loss, counts, batch_axes=("batch",))
 
 
 @pytest.fixture
@@ -38,14 +38,16 @@ def batch():
     return rng.integers(-4, 5, (ROWS, WIDTH)).astype(np.float32), rng.integers(-4, 5, ROWS).astype(np.float32)
 
 
-def setup(schedule=None, weight_decay=0.0, clip=0.0, frozen=(), **options):
+def setup(schedule=None, weight_decay=0.0, grad_clip_norm=0.0, frozen=(), **options):
     """(step, state) with a kernel of whole numbers."""
-    task = toy_task()
+    objective = toy_task()
     schedule = schedule or optax.constant_schedule(0.5)
     params = {"model": {"linear": {"kernel": jnp.array([1.0, -2.0, 3.0, 0.0]), "bias": jnp.zeros(())}}}
-    optimizer = make_optimizer(split_frozen(params, frozen)[0], schedule, weight_decay=weight_decay, clip=clip)
-    state = create_state(params, optimizer, frozen, ema=options.get("ema", 0.0) > 0)
-    return jax.jit(make_train_step(task, optimizer, schedule, frozen=frozen, **options)), state
+    optimizer = make_optimizer(
+        split_frozen(params, frozen)[0], schedule, weight_decay=weight_decay, grad_clip_norm=grad_clip_norm
+    )
+    state = create_state(params, optimizer, frozen, ema=options.get("ema_decay", 0.0) > 0)
+    return jax.jit(make_train_step(objective, optimizer, schedule, frozen=frozen, **options)), state
 
 
 def leaves_equal(a, b):
@@ -57,7 +59,7 @@ def test_accumulated_gradients_are_exactly_the_whole_batch_s(batch, parts):
     key = jax.random.key(0)
     step, state = setup()
     whole, metrics = step(state, batch, key)
-    step, state = setup(accumulation=parts)
+    step, state = setup(grad_accum_steps=parts)
     accumulated, metrics_of_parts = step(state, batch, key)
     assert leaves_equal(whole.params, accumulated.params)
     assert leaves_equal(whole.opt_state, accumulated.opt_state)
@@ -66,7 +68,7 @@ def test_accumulated_gradients_are_exactly_the_whole_batch_s(batch, parts):
 
 
 def test_parts_of_a_batch_draw_different_numbers(batch):
-    step, state = setup(accumulation=2)
+    step, state = setup(grad_accum_steps=2)
     _, metrics = step(state, batch, jax.random.key(0))
     step, _ = setup()
     _, whole = step(state, batch, jax.random.key(0))
@@ -75,18 +77,18 @@ def test_parts_of_a_batch_draw_different_numbers(batch):
 
 
 def test_average_follows_its_formula(batch):
-    step, state = setup(ema=0.5)
+    step, state = setup(ema_decay=0.5)
     average = np.asarray(state.params["model"]["linear"]["kernel"])
     for n in range(4):
         state, _ = step(state, batch, jax.random.key(0))
         decay = min(0.5, (1 + n) / (10 + n))
         average = decay * average + (1 - decay) * np.asarray(state.params["model"]["linear"]["kernel"])
         np.testing.assert_allclose(state.ema["model"]["linear"]["kernel"], average, rtol=1e-6)
-    np.testing.assert_allclose(ema_decay(0.999, 10_000), 0.999)
+    np.testing.assert_allclose(current_decay(0.999, 10_000), 0.999)
 
 
 def test_frozen_parameters_stay_bit_for_bit_and_have_no_moments(batch):
-    step, state = setup(frozen=("bias",), weight_decay=0.1, ema=0.9)
+    step, state = setup(frozen=("bias",), weight_decay=0.1, ema_decay=0.9)
     new, _ = step(state, batch, jax.random.key(0))
     old_linear, linear = state.params["model"]["linear"], new.params["model"]["linear"]
     assert np.array_equal(linear["bias"], old_linear["bias"])
@@ -98,7 +100,7 @@ def test_frozen_parameters_stay_bit_for_bit_and_have_no_moments(batch):
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(batch):
-    step, state = setup(ema=0.9)
+    step, state = setup(ema_decay=0.9)
     bad = (batch[0], np.full_like(batch[1], 1000))
     state, _ = step(state, batch, jax.random.key(0))
     skipped, metrics = step(state, bad, jax.random.key(0))

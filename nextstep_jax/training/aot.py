@@ -28,9 +28,9 @@ from nextstep_jax.sharding.params import state_shardings, with_shardings
 from nextstep_jax.sharding.rules import shape_spec
 from nextstep_jax.sharding.topologies import GIB, Chip
 from nextstep_jax.training import multitask
-from nextstep_jax.training.compiled_cost import read_cost
 from nextstep_jax.training.config import model_config, require_valid
 from nextstep_jax.training.flops import Work, flow_head_forward, full_row_work, multitask_flops, transformer_forward
+from nextstep_jax.training.hlo_cost import read_cost
 from nextstep_jax.training.program import make_program
 
 
@@ -62,18 +62,18 @@ def lower_train_step(config: ConfigDict, mesh: Mesh) -> Lowered:
         raise InputError(f"config.objective must be multitask to be compiled ahead of time, found {config.objective!r}")
     model, rows, length = model_config(config.model), config.data.batch_size, config.data.length
     for what, parts, size in (
-        ("config.data.batch_size", mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulation, rows),
+        ("config.data.batch_size", mesh.shape["data"] * mesh.shape["fsdp"] * config.grad_accum_steps, rows),
         ("config.data.length", mesh.shape["sequence"], length),
     ):
         if size < 1 or size % parts:
             raise InputError(f"{what} must be a multiple of {parts} on this mesh, found {size}")
     with jax.set_mesh(mesh):
-        task = multitask.make_task(model, config.capacity.text, config.capacity.image, length)
-        program = make_program(config, task, mesh)
+        objective = multitask.make_objective(model, config.capacity.text, config.capacity.image, length)
+        program = make_program(config, objective, mesh)
         batch = (abstract_batch(model, rows, length), jax.ShapeDtypeStruct((rows, length), jnp.int8))
         state, batch = (
-            with_shardings(program.state, program.placement),
-            with_shardings(batch, batch_shardings(batch, mesh, task.batch_axes)),
+            with_shardings(program.state, program.state_shardings),
+            with_shardings(batch, batch_shardings(batch, mesh, objective.batch_axes)),
         )
         key = jax.eval_shape(lambda: jax.random.key(0))
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))

@@ -5,8 +5,8 @@ import pytest
 
 from nextstep_jax.data.images import save_png
 from nextstep_jax.errors import InputError
-from nextstep_jax.training.history import read_metrics, read_samples
 from nextstep_jax.training.metrics import Writer
+from nextstep_jax.training.run_logs import read_metrics, read_samples
 
 
 def test_metrics_come_back_as_curves(tmp_path):

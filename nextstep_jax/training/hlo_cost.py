@@ -18,7 +18,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 # Share of the chip's peak that the attention kernel is taken to reach; the compiler says nothing about it.
 KERNEL_EFFICIENCY = 0.5
 # Bytes/s of one chip between slices: 200 Gbit/s a host of four chips.
-BETWEEN_SLICES = 6.25e9
+DCN_BYTES_PER_SECOND = 6.25e9
 
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4, "s64": 8, "u64": 8}
 _BYTES |= {"f16": 2, "bf16": 2, "f32": 4, "f64": 8, "c64": 8}
@@ -100,7 +100,7 @@ def read_cost(hlo: str, chip: Chip, devices: int) -> Cost:
             if i.opcode == "send":
                 counts["send between slices"] += times
                 sizes["send between slices"] += times * bytes_of(i.shape)
-                overlapped += times * bytes_of(i.shape) / BETWEEN_SLICES
+                overlapped += times * bytes_of(i.shape) / DCN_BYTES_PER_SECOND
     return Cost(
         flops + kernel_flops,
         cycles / chip.clock,

@@ -26,13 +26,14 @@ def to_canonical(params: Params) -> Params:
     return params | {"model": unstack_layers(params["model"])} if is_stacked(params) else params
 
 
-def start_params(checkpoint: str, fresh: Sequence[str], init: Callable[[Array], Params], key: Array, mesh: Mesh) -> Params:
+def initial_params(checkpoint: str, reinit: Sequence[str], init: Callable[[Array], Params], key: Array, mesh: Mesh) -> Params:
     """The first parameters, float32, in their place on `mesh`.
 
     Args:
-      checkpoint: a checkpoint folder (a NextStep model, a Qwen2.5 one, an image tokenizer), or "" to draw everything.
-      fresh: regular expressions over canonical parameter paths that are drawn when the checkpoint lacks them.
-      init: key -> all parameters, freshly drawn, in the form they are trained in.
+      checkpoint: a checkpoint folder (a NextStep model, a Qwen2.5 one, an image tokenizer), or "" to initialize everything
+        randomly.
+      reinit: regular expressions over canonical parameter paths that are randomly initialized when the checkpoint lacks them.
+      init: key -> all parameters, randomly initialized, in the form they are trained in.
 
     Raises:
       InputError: naming the parameter that is missing, superfluous or of another shape.
@@ -44,7 +45,7 @@ def start_params(checkpoint: str, fresh: Sequence[str], init: Callable[[Array], 
         return jax.jit(init, out_shardings=placement)(key)
     stored = {root: tree for root, tree in checkpoints.abstract_params(checkpoint).items() if root in shapes}
     wanted = _by_path(jax.eval_shape(to_canonical, shapes))
-    _require_match(checkpoint, wanted, _by_path(stored), fresh)
+    _require_match(checkpoint, wanted, _by_path(stored), reinit)
     shardings = state_shardings(stored, mesh)
     loaded = {
         root: checkpoints.load_params(checkpoint, subtree=root, dtype="float32", shardings=shardings[root]) for root in stored
@@ -62,12 +63,12 @@ def _by_path(tree: Params) -> dict[str, Any]:
     return {path_string(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
-def _require_match(checkpoint: str, wanted: Mapping[str, Any], stored: Mapping[str, Any], fresh: Sequence[str]) -> None:
+def _require_match(checkpoint: str, wanted: Mapping[str, Any], stored: Mapping[str, Any], reinit: Sequence[str]) -> None:
     for path, leaf in stored.items():
         if path not in wanted:
             raise InputError(f"{checkpoint}: holds {path}, which the configured architecture does not have")
         if tuple(leaf.shape) != tuple(wanted[path].shape):
             raise InputError(f"{checkpoint}: {path} has shape {tuple(leaf.shape)}, expected {tuple(wanted[path].shape)}")
     for path in wanted.keys() - stored.keys():
-        if not any(re.search(pattern, path) for pattern in fresh):
-            raise InputError(f"{checkpoint}: has no {path}; name it in config.start.fresh to draw it")
+        if not any(re.search(pattern, path) for pattern in reinit):
+            raise InputError(f"{checkpoint}: has no {path}; name it in config.init.reinit to initialize it randomly")

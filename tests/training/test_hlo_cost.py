@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from nextstep_jax.sharding.topologies import CHIPS
-from nextstep_jax.training import compiled_cost
+from nextstep_jax.training import hlo_cost
 
 CHIP = CHIPS["v5p"]
 
@@ -41,12 +41,12 @@ ENTRY %main (a: bf16[64,64]) -> bf16[64,64] {
 
 
 def test_everything_in_a_loop_counts_as_often_as_it_runs():
-    cost = compiled_cost.read_cost(LOOP, CHIP, devices=4)
+    cost = hlo_cost.read_cost(LOOP, CHIP, devices=4)
     kernel = 3 * 4 * (2 * 256 * 128) * 256 / 2
     assert cost.flops == 3 * 2 * 64**3 + kernel
     assert cost.compute_seconds == pytest.approx(3 * 1e-3)
     assert cost.kernels == 3
-    assert cost.kernel_seconds == pytest.approx(kernel / (compiled_cost.KERNEL_EFFICIENCY * CHIP.flops))
+    assert cost.kernel_seconds == pytest.approx(kernel / (hlo_cost.KERNEL_EFFICIENCY * CHIP.flops))
     gathered, scattered = 256 * 64 * 2, 64 * 64 * 4
     assert cost.collectives == {"all-gather": (6, 6 * gathered), "reduce-scatter": (3, 3 * scattered)}
     assert cost.blocking_seconds == pytest.approx(3 * (gathered + scattered) * 3 / 4 / CHIP.links)
@@ -62,7 +62,7 @@ def test_flops_of_a_scanned_product_and_its_gradient():
 
     weights, x = jnp.ones((5, 32, 32)), jnp.ones((16, 32))
     compiled = jax.jit(jax.grad(loss)).lower(weights, x).compile()
-    cost = compiled_cost.read_cost(compiled.as_text(), CHIP, devices=1)
+    cost = hlo_cost.read_cost(compiled.as_text(), CHIP, devices=1)
     assert cost.flops == 3 * 5 * 2 * 16 * 32 * 32
     assert not cost.collectives and not cost.kernels
 
@@ -76,4 +76,4 @@ def test_flops_of_a_scanned_product_and_its_gradient():
     ],
 )
 def test_group_sizes(groups, size):
-    assert compiled_cost.group_size(f"%x), channel_id=1, {groups}, use_global_device_ids=true") == size
+    assert hlo_cost.group_size(f"%x), channel_id=1, {groups}, use_global_device_ids=true") == size

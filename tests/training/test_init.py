@@ -12,10 +12,10 @@ from nextstep_jax.errors import InputError
 from nextstep_jax.models.forms import stack_layers
 from nextstep_jax.models.nextstep import init_params
 from nextstep_jax.sharding.mesh import make_mesh
-from nextstep_jax.training.start import start_params, to_canonical
+from nextstep_jax.training.init import initial_params, to_canonical
 
 CONFIG = preset("tiny").with_transformer(scan_layers=True, layers=2)
-FRESH = (r"^model/image_(in|out)_projector/", r"^model/flow_head/")
+REINIT = (r"^model/image_(in|out)_projector/", r"^model/flow_head/")
 
 
 def init(key):
@@ -50,13 +50,13 @@ def equal(a, b):
 
 def test_a_whole_checkpoint_comes_back_bit_for_bit(tmp_path, trained, mesh):
     folder = save(tmp_path / "checkpoint", trained)
-    assert equal(start_params(folder, (), init, jax.random.key(1), mesh), trained)
+    assert equal(initial_params(folder, (), init, jax.random.key(1), mesh), trained)
 
 
 def test_an_unrolled_model_starts_from_the_same_checkpoint(tmp_path, trained, mesh):
     unrolled = CONFIG.with_transformer(scan_layers=False)
     folder = save(tmp_path / "checkpoint", trained)
-    params = start_params(folder, (), lambda key: {"model": init_params(unrolled, key)}, jax.random.key(1), mesh)
+    params = initial_params(folder, (), lambda key: {"model": init_params(unrolled, key)}, jax.random.key(1), mesh)
     assert equal(params, to_canonical(trained))
 
 
@@ -64,8 +64,8 @@ def test_a_text_model_gets_a_fresh_image_side(tmp_path, trained, mesh):
     """What a Qwen2.5 checkpoint lacks is drawn as from nothing, with the same key."""
     image_side = ("image_in_projector", "image_out_projector", "flow_head")
     folder = save(tmp_path / "qwen", trained, leave_out=image_side)
-    params = start_params(folder, FRESH, init, jax.random.key(1), mesh)["model"]
-    drawn = start_params("", (), init, jax.random.key(1), mesh)["model"]
+    params = initial_params(folder, REINIT, init, jax.random.key(1), mesh)["model"]
+    drawn = initial_params("", (), init, jax.random.key(1), mesh)["model"]
     for name, tree in params.items():
         assert equal(tree, (drawn if name in image_side else trained["model"])[name]), name
 
@@ -73,13 +73,13 @@ def test_a_text_model_gets_a_fresh_image_side(tmp_path, trained, mesh):
 def test_a_missing_parameter_is_an_error_that_names_it(tmp_path, trained, mesh):
     folder = save(tmp_path / "checkpoint", trained, leave_out=("image_in_projector",))
     with pytest.raises(InputError, match=r"has no model/image_in_projector/(kernel|bias)"):
-        start_params(folder, (r"flow_head",), init, jax.random.key(1), mesh)
+        initial_params(folder, (r"flow_head",), init, jax.random.key(1), mesh)
 
 
 def test_a_superfluous_parameter_is_an_error_that_names_it(tmp_path, trained, mesh):
     deeper = {"model": trained["model"] | {"decoder": stack_deeper(trained["model"]["decoder"])}}
     with pytest.raises(InputError, match="holds model/decoder/layers_2/"):
-        start_params(save(tmp_path / "checkpoint", deeper), (), init, jax.random.key(1), mesh)
+        initial_params(save(tmp_path / "checkpoint", deeper), (), init, jax.random.key(1), mesh)
 
 
 def stack_deeper(decoder):
@@ -90,7 +90,7 @@ def test_another_shape_is_an_error_that_says_both(tmp_path, trained, mesh):
     folder = save(tmp_path / "checkpoint", trained)
     wider = dataclasses.replace(CONFIG, flow_head=dataclasses.replace(CONFIG.flow_head, width=64))
     with pytest.raises(InputError, match=r"model/flow_head/\S+ has shape \(.*48.*\), expected \(.*64.*\)"):
-        start_params(folder, (), lambda key: {"model": init_params(wider, key)}, jax.random.key(1), mesh)
+        initial_params(folder, (), lambda key: {"model": init_params(wider, key)}, jax.random.key(1), mesh)
 
 
 def test_stacking_agrees_with_the_scanned_form(mesh):
