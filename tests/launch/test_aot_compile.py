@@ -11,7 +11,7 @@ import pytest
 
 import launch.aot_compile
 from nextstep_jax.sharding.topologies import CHIPS
-from nextstep_jax.training import ahead
+from nextstep_jax.training import aot
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "nextstep_14b_stage1.py")
@@ -67,10 +67,10 @@ def test_more_set_aside_than_a_chip_has_does_not_fit(monkeypatch):
         kernels=0, collectives={}, seconds=1.0, flops=1.0, compute_seconds=1.0, kernel_seconds=0.0, blocking_seconds=0.0,
         overlapped_seconds=0.0,
     )  # fmt: skip
-    monkeypatch.setattr(ahead, "read_cost", lambda *_: cost)
-    lowered = ahead.Lowered(jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((1000,), "float32")), {}, 1.0, 1)
+    monkeypatch.setattr(aot, "read_cost", lambda *_: cost)
+    lowered = aot.Lowered(jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((1000,), "float32")), {}, 1.0, 1)
     for memory, fits in ((8_000 + 1e6, True), (7_999, False)):
-        report = ahead.compile_report(lowered, CHIPS["v5e"]._replace(memory=memory), 1)
+        report = aot.compile_report(lowered, CHIPS["v5e"]._replace(memory=memory), 1)
         assert report["fits"] is fits and report["bytes_per_chip"] >= 8_000
         assert ("reason" in report) is not fits
 
