@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from nextstep_jax.cli_shared import Group
+
 _SOURCE = """SOURCE is a folder of images with captions (captions.csv, or a .txt or .json beside each image), a WebDataset
 tar or a folder of them, a folder built before, tfds:NAME:SPLIT, or shapes:KIND:SPLIT:N for the built-in dataset."""
 
@@ -40,7 +42,7 @@ def _open(source, kind, data_dir, image_feature, caption_feature, template):
     return open_source(source, kind, **{name: value for name, value in options.items() if value is not None})
 
 
-@click.group()
+@click.group(cls=Group)
 def data():
     """Build, inspect and encode datasets."""
 

@@ -5,25 +5,43 @@ import pathlib
 
 import click
 
-from nextstep_jax.cli_shared import keep_compiled_programs, load_pipeline, progress_bar, require_writable
+from nextstep_jax.cli_shared import (
+    CHECKPOINT,
+    DTYPE,
+    SAMPLER,
+    SEED,
+    Group,
+    Number,
+    keep_compiled_programs,
+    load_pipeline,
+    progress_bar,
+    require_writable,
+)
 
 
-@click.group()
+@click.group(cls=Group)
 def evaluate():
     """Score what a model makes."""
 
 
 @evaluate.command()
-@click.option("--checkpoint", type=click.Path(path_type=pathlib.Path), help="Checkpoint folder [built-in model].")
-@click.option("--prompts", "prompts_file", type=click.Path(path_type=pathlib.Path), help="Prompts, one a line [held-out ones].")
+@CHECKPOINT
+@click.option(
+    "--prompts", "prompts_file", type=click.Path(path_type=pathlib.Path), help="Prompts, one a line.  [default: held-out ones]"
+)
 @click.option("--per-category", type=click.IntRange(min=1), help="Held-out prompts of each category.  [default: 40]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the held-out prompts and of the responses.")
-@click.option("--sampler", help="As of `generate` [checkpoint's].")
-@click.option("--steps", type=int, help="Sampling steps per token [checkpoint's].")
-@click.option("--last-steps", type=int, help="Steps of an image's last tokens [checkpoint's].")
-@click.option("--cfg", type=float, help="Guidance, 1 for none [checkpoint's].")
-@click.option("--think/--no-think", default=None, help="Write a plan before drawing [checkpoint's].")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "int8"]), help="Of the weights [as stored].")
+@SEED
+@click.option("--sampler", type=SAMPLER, help="Flow sampler.  [default: the checkpoint's]")
+@click.option("--steps", type=click.IntRange(min=1), help="Sampling steps per token.  [default: the checkpoint's]")
+@click.option(
+    "--final-steps",
+    "last_steps",
+    type=click.IntRange(min=0),
+    help="Steps of an image's last tokens.  [default: the checkpoint's]",
+)
+@click.option("--cfg", type=Number(min=1), help="Guidance, 1 for none.  [default: the checkpoint's]")
+@click.option("--thinking/--no-thinking", "think", default=None, help="Think before drawing.  [default: the checkpoint's]")
+@DTYPE
 @click.option(
     "--json", "json_file", type=click.Path(path_type=pathlib.Path), help="Also write the scores and failures as JSON."
 )
@@ -50,7 +68,7 @@ def shapes(checkpoint, prompts_file, per_category, seed, dtype, json_file, **cha
 
 @evaluate.command()
 @click.argument("source")
-@click.option("--checkpoint", type=click.Path(path_type=pathlib.Path), help="Checkpoint folder [built-in model].")
+@CHECKPOINT
 @click.option("--area", default=256, show_default=True, help="Side, in pixels, of the square whose area the images get.")
 @click.option("--limit", type=click.IntRange(min=1), default=500, show_default=True, help="Images to reconstruct.")
 @click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Images a call.")

@@ -1,11 +1,107 @@
 """What the commands of `nextstep-jax` share. jax and the networks are imported inside: bad usage answers at once."""
 
 import contextlib
+import difflib
+import math
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
+from typing import Any
+
+import click
 
 from nextstep_jax.errors import InputError
+
+# Verbs and options that had other names before.
+_RENAMED = {
+    "write": "`complete` (text) or `caption` (an image)",
+    "--think": "--thinking",
+    "--no-think": "--no-thinking",
+    "--positive": "--prompt-suffix",
+    "--negative": "--negative-prompt",
+    "--last-steps": "--final-steps",
+}
+
+CHECKPOINT = click.option(
+    "--checkpoint", type=click.Path(path_type=pathlib.Path), help="Checkpoint folder.  [default: the built-in model]"
+)
+DTYPE = click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "int8"]), help="Of the weights.  [default: as stored]"
+)
+SEED = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+
+
+class Command(click.Command):
+    """A command that says what a renamed option is called now."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if error.option_name in _RENAMED:
+                raise click.UsageError(f"{error.option_name} is now {_RENAMED[error.option_name]}", ctx) from error
+            raise
+
+
+class Group(click.Group):
+    """A group whose commands are `Command`s, and which names the nearest one for a verb it does not have."""
+
+    command_class = Command
+    group_class = type
+
+    def resolve_command(self, ctx: click.Context, args: list[str]):
+        name = args[0]
+        if not ctx.resilient_parsing and self.get_command(ctx, name) is None and not name.startswith("-"):
+            if name in _RENAMED:
+                raise click.UsageError(f"`{name}` is now {_RENAMED[name]}", ctx)
+            raise click.UsageError(f"no command {name!r}{did_you_mean(name, self.list_commands(ctx))}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """ "; did you mean A or B?" of the known names nearest to one, and all of them where none is near."""
+    near = difflib.get_close_matches(name, known, 3, 0.5)
+    return f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(known)}"
+
+
+class Number(click.FloatRange):
+    """A finite number in a range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
+
+
+class Name(click.ParamType):
+    """One of the names that a module of the library lists; the module is imported when one is given.
+
+    Args:
+      kind: shown in the help as the value's placeholder.
+      module, attribute: where the names are.
+    """
+
+    def __init__(self, kind: str, module: str, attribute: str):
+        self.name, self._module, self._attribute = kind, module, attribute
+
+    def names(self) -> list[str]:
+        import importlib
+
+        return list(getattr(importlib.import_module(self._module), self._attribute))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value not in self.names():
+            self.fail(f"{value!r} is not one of {', '.join(self.names())}", param, ctx)
+        return value
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str):
+        return [click.shell_completion.CompletionItem(name) for name in self.names() if name.startswith(incomplete)]
+
+
+SAMPLER = Name("sampler", "nextstep_jax.flow.samplers", "SAMPLERS")
+SCHEDULE = Name("schedule", "nextstep_jax.flow.guidance", "SCHEDULES")
 
 
 def load_pipeline(checkpoint: pathlib.Path | None, dtype: str | None):
@@ -17,13 +113,24 @@ def load_pipeline(checkpoint: pathlib.Path | None, dtype: str | None):
 
 
 def keep_compiled_programs() -> None:
-    """Compiled programs outlive the process, so that a second run starts at once."""
+    """Compiled programs outlive the process, so that a second run starts at once; not where no folder can be written to."""
     import jax
 
-    default = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "nextstep_jax"
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(default))
+    folder = _cache_folder()
+    if folder is not None and jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _cache_folder() -> pathlib.Path | None:
+    """A folder of our own below the user's cache folder, None where there cannot be one."""
+    try:
+        caches = os.environ.get("XDG_CACHE_HOME")
+        folder = (pathlib.Path(caches) if caches else pathlib.Path.home() / ".cache") / "nextstep_jax"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # read-only; no home known for this user
+        return None
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
 
 def require_writable(path: pathlib.Path) -> None:
@@ -34,8 +141,17 @@ def require_writable(path: pathlib.Path) -> None:
         raise InputError(f"{path}: cannot be written ({existing} is not a folder that can be written to)")
 
 
+def make_folder(path: pathlib.Path) -> None:
+    """Make a folder that results go to. InputError where it cannot be made or written to."""
+    require_writable(path / "file")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: the folder cannot be made ({error.strerror})") from error
+
+
 @contextlib.contextmanager
-def progress_bar(label: str, unit: str = "B"):
+def progress_bar(label: str, unit: str = "B") -> Iterator:
     """A progress bar, over bytes unless told otherwise: yields update(done, total)."""
     from tqdm import tqdm
 
@@ -48,9 +164,10 @@ def progress_bar(label: str, unit: str = "B"):
         yield update
 
 
-def readable_bytes(count: int) -> str:
+def readable_bytes(count: float) -> str:
     """A number of bytes in three figures."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
             return f"{count:.3g} {unit}" if unit != "B" else f"{count} B"
         count /= 1000
+    return f"{count:.3g} GB"

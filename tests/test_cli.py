@@ -41,7 +41,7 @@ def test_converted_release_draws_an_image(run, goldens, tmp_path):
     assert code == 2 and "tokenizer.json" in err and not (tmp_path / "a.png").exists()
 
 
-def test_generate_edit_write(run, tiny_checkpoint, tmp_path):
+def test_generate_edit_complete_caption(run, tiny_checkpoint, tmp_path):
     out_file, options = tmp_path / "out.png", ("--checkpoint", tiny_checkpoint, "--json")
     code, out, _ = run("generate", "a red circle", "--out", out_file, "--seed", 7, *options)
     assert code == 0
@@ -50,10 +50,14 @@ def test_generate_edit_write(run, tiny_checkpoint, tmp_path):
     code, out, _ = run("edit", out_file, "a blue square", "--out", tmp_path / "edit.png", "--image-cfg", 2, *options)
     assert code == 0 and json.loads(out)[0]["settings"]["image_cfg"] == 2
     assert Image.open(tmp_path / "edit.png").size == (64, 64)
-    code, out, err = run("write", "a red", "--max-tokens", 4, "--profile", *options)
+    code, out, err = run("complete", "a red", "--max-tokens", 4, "--profile", *options)
     assert code == 0 and "text" in json.loads(out)["parts"][0]
     parts = [line.split()[0] for line in err.splitlines() if line.endswith(" s")]
     assert parts[:2] == ["import", "load"] and "text" in parts and parts[-1] == "total"
+    code, out, _ = run("caption", out_file, out_file, "--max-tokens", 4, *options)
+    assert code == 0 and [line["image"] for line in json.loads(out)] == [str(out_file)] * 2
+    code, out, _ = run("complete", "--image", out_file, "--max-tokens", 4, *options)
+    assert code == 0 and "parts" in json.loads(out)
 
 
 def test_several_images_are_numbered_and_previews_kept(run, tiny_checkpoint, tmp_path):
@@ -77,16 +81,21 @@ def test_bad_input_is_exit_2_and_one_line(run, tiny_checkpoint, tmp_path, trunca
     cases = [
         (("generate", "", *ckpt), "empty"),
         (("generate", "a", "--height", 30, *ckpt), "multiple of 16"),
-        (("generate", "a", "--cfg", 0.5, *ckpt), "at least 1"),
+        (("generate", "a", "--cfg", 0.5, *ckpt), "0.5 is not in the range x>=1"),
         (("generate", "a", "--steps", 0, *ckpt), "steps"),
-        (("generate", "a", "--sampler", "best", *ckpt), "sampler must be one of"),
-        (("generate", "a", "--n", 0, *ckpt), "at least 1"),
+        (("generate", "a", "--sampler", "best", *ckpt), "'best' is not one of august2025, 1.1"),
+        (("generate", "a", "--n", 0, *ckpt), "'--n': 0 is not in the range x>=1"),
+        (("generate", "a", "--seed", -1, *ckpt), "'--seed': -1 is not in the range 0<=x<=4294967295"),
+        (("generate", "a", "--height", 0, *ckpt), "'--height': 0 is not"),
+        (("generate", "a", "--shift", "nan", *ckpt), "'nan' is not a finite number"),
+        (("generate", "a", "--schedule", "up", *ckpt), "not one of constant, linear, rising"),
+        (("complete", "a", "--interleave", tmp_path / "file" / "new", *ckpt), "cannot be written"),
         (("generate", "a", "--checkpoint", tmp_path / "none"), "none"),
         (("generate", "a", "--out", tmp_path / "file" / "x.png", *ckpt), "cannot be written"),
         (("generate", "a red circle " * 3000, *ckpt), "window"),
         (("edit", tmp_path / "none.png", "a", *ckpt), "none.png"),
         (("edit", truncated_png, "a", *ckpt), "truncated"),
-        (("write", "", *ckpt), "empty"),
+        (("complete", "", *ckpt), "empty"),
         (("parity", tmp_path / "none"), "none"),
         (("convert", tmp_path / "none", tmp_path / "dst"), "none"),
         (("export", tmp_path / "none", tmp_path / "dst"), "none"),
@@ -115,12 +124,29 @@ def test_damaged_checkpoint_is_exit_3(run, tiny_checkpoint, tmp_path):
     assert code == 3 and err.count("\n") == 1 and not (tmp_path / "x.png").exists()
 
 
-def test_usage_errors_and_help(run):
-    assert run("generate")[0] == 2
-    assert run("nonsense")[0] == 2
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("generate",), "Missing argument 'PROMPTS...'"),
+        (("nonsense",), "no command 'nonsense'; there are"),
+        (("generat",), "did you mean generate"),
+        (("data", "biuld"), "did you mean build?"),
+        (("generate", "a", "--sed", 1), "--seed"),
+        (("write", "a"), "`write` is now `complete` (text) or `caption` (an image)"),
+        (("generate", "a", "--think"), "--think is now --thinking"),
+        (("generate", "a", "--positive", "b"), "--positive is now --prompt-suffix"),
+        (("evaluate", "shapes", "--last-steps", 3), "--last-steps is now --final-steps"),
+    ],
+)
+def test_usage_errors_are_one_line(run, arguments, message):
+    code, out, err = run(*arguments)
+    assert code == 2 and not out and err.startswith("error: ") and err.count("\n") == 1 and message in err
+
+
+def test_help(run):
     code, out, _ = run("--help")
     assert code == 0 and all(
-        verb in out for verb in ("convert", "export", "parity", "info", "generate", "edit", "write", "data")
+        verb in out for verb in ("convert", "export", "parity", "info", "generate", "edit", "complete", "caption", "data")
     )
 
 

@@ -1,0 +1,263 @@
+"""The verbs that run a model: generate, edit, complete and caption."""
+
+import contextlib
+import json
+import pathlib
+import sys
+import time
+
+import click
+
+from nextstep_jax.cli_shared import (
+    CHECKPOINT,
+    DTYPE,
+    SAMPLER,
+    SCHEDULE,
+    SEED,
+    Command,
+    Number,
+    load_pipeline,
+    make_folder,
+    require_writable,
+)
+from nextstep_jax.errors import InputError
+
+_BEGAN = time.perf_counter()
+_SIDE = click.IntRange(min=1)
+
+
+def _generation_options(command):
+    """Options that `generate` and `edit` share, named after the fields of GenerationConfig."""
+    options = [
+        CHECKPOINT,
+        click.option("--out", type=click.Path(path_type=pathlib.Path), default="nextstep.png", show_default=True),
+        SEED,
+        click.option("--n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="Images per prompt."),
+        click.option("--height", type=_SIDE, help="Pixels."),
+        click.option("--width", type=_SIDE, help="Pixels."),
+        click.option("--aspect", metavar="W:H", help="Aspect ratio instead, e.g. 16:9; the nearest bucket is taken."),
+        click.option("--steps", type=click.IntRange(min=1), help="Sampling steps per token.  [default: the checkpoint's]"),
+        click.option(
+            "--final-steps",
+            "last_steps",
+            type=click.IntRange(min=0),
+            help="Steps of an image's last tokens, falling from --steps; 0 for no change.",
+        ),
+        click.option("--cfg", type=Number(min=1), help="Guidance towards the prompt, 1 for none.  [default: the checkpoint's]"),
+        click.option("--schedule", type=SCHEDULE, help="Of the guidance along the tokens.  [default: the checkpoint's]"),
+        click.option("--sampler", type=SAMPLER, help="Flow sampler.  [default: the checkpoint's]"),
+        click.option("--shift", type=Number(min=0, min_open=True), help="Time shift.  [default: the checkpoint's]"),
+        click.option("--noise-level", type=Number(0, 1), help="Of the sde and cps samplers.  [default: the checkpoint's]"),
+        click.option("--use-norm/--no-norm", default=None, help="Normalize each sampled token.  [default: the checkpoint's]"),
+        click.option(
+            "--thinking/--no-thinking",
+            "think",
+            default=None,
+            help="Think in text before drawing; the text is kept with the image.  [default: the checkpoint's]",
+        ),
+        click.option("--prompt-suffix", "positive", help="Text appended to the prompt.  [default: the checkpoint's]"),
+        click.option("--negative-prompt", "negative", help="Text that guidance leads away from.  [default: the checkpoint's]"),
+        DTYPE,
+        click.option("--preview", type=click.Path(path_type=pathlib.Path), help="Keep the partial image in this file."),
+        click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON."),
+        click.option("--profile", is_flag=True, help="Print where the time went."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command(cls=Command)
+@click.argument("prompts", nargs=-1, required=True)
+@_generation_options
+def generate(prompts: tuple[str, ...], **options):
+    """Draw an image of each PROMPT."""
+    with _profile(options["profile"]):
+        pipeline, settings, size = _prepare(options, edit=False)
+        with _chunk_bar(options, pipeline) as on_chunk:
+            images = pipeline.generate(
+                prompts, n=options["count"], seed=options["seed"], settings=settings, on_chunk=on_chunk, **size
+            )
+        _save(images, options)
+
+
+@click.command(cls=Command)
+@click.argument("image", type=click.Path(path_type=pathlib.Path))
+@click.argument("instruction")
+@click.option("--image", "more", multiple=True, type=click.Path(path_type=pathlib.Path), help="Further input images.")
+@click.option(
+    "--image-cfg", type=Number(min=1), help="Guidance towards the input images, 1 for none.  [default: the checkpoint's]"
+)
+@_generation_options
+def edit(image: pathlib.Path, instruction: str, more: tuple[pathlib.Path, ...], **options):
+    """Change IMAGE as INSTRUCTION says."""
+    with _profile(options["profile"]):
+        pipeline, settings, size = _prepare(options, edit=True)
+        sources = pipeline.load_images([image, *more], settings)
+        for path, pixels in zip((image, *more), sources, strict=True):
+            click.echo(f"{path}: read at {pixels.shape[1]}x{pixels.shape[0]} pixels", err=True)
+        with _chunk_bar(options, pipeline) as on_chunk:
+            images = pipeline.edit(
+                sources, instruction, n=options["count"], seed=options["seed"], settings=settings, on_chunk=on_chunk, **size
+            )
+        _save(images, options)
+
+
+def _text_options(command):
+    """Options that `complete` and `caption` share."""
+    options = [
+        CHECKPOINT,
+        click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True),
+        click.option(
+            "--temperature", type=Number(min=0), default=0.0, show_default=True, help="0 always takes the most likely token."
+        ),
+        click.option(
+            "--top-p",
+            type=Number(0, 1, min_open=True),
+            default=1.0,
+            show_default=True,
+            help="Sample among the likeliest tokens of this total probability.",
+        ),
+        SEED,
+        DTYPE,
+        click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON."),
+        click.option("--profile", is_flag=True, help="Print where the time went."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command(cls=Command)
+@click.argument("prompt", default="")
+@click.option("--image", "images", multiple=True, type=click.Path(path_type=pathlib.Path), help="Images before the prompt.")
+@click.option(
+    "--interleave",
+    type=click.Path(path_type=pathlib.Path),
+    metavar="DIR",
+    help="Draw images where the model writes them into its text, and save them in DIR.",
+)
+@_text_options
+def complete(prompt: str, images: tuple[pathlib.Path, ...], interleave: pathlib.Path | None, **options):
+    """Continue PROMPT with text, or with text and images (--interleave)."""
+    if not prompt.strip() and not images:
+        raise InputError("a prompt must not be empty")
+    if interleave is not None:
+        make_folder(interleave)
+    with _profile(options["profile"]):
+        pipeline = load_pipeline(options["checkpoint"], options["dtype"])
+        if interleave is None:
+            parts = [pipeline.write(prompt, images, **_sampling(options))]
+        else:
+            from nextstep_jax.generation.interleaved import compose
+
+            parts = compose(pipeline, prompt, images, **_sampling(options))
+    shown = []
+    for part in parts:
+        if isinstance(part, str):
+            shown.append({"text": part})
+        else:
+            path = interleave / f"image-{part.record['index']}.png"
+            part.save(path)
+            shown.append({"image": str(path)})
+    if options["as_json"]:
+        click.echo(json.dumps({"prompt": prompt, "seed": options["seed"], "parts": shown}))
+    else:
+        click.echo("\n".join(next(iter(part.values())) for part in shown))
+
+
+@click.command(cls=Command)
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=pathlib.Path))
+@_text_options
+def caption(images: tuple[pathlib.Path, ...], **options):
+    """Describe each IMAGE in a line of text."""
+    with _profile(options["profile"]):
+        pipeline = load_pipeline(options["checkpoint"], options["dtype"])
+        captions = [pipeline.write("", [image], **_sampling(options)) for image in images]
+    if options["as_json"]:
+        records = [{"image": str(image), "caption": text} for image, text in zip(images, captions, strict=True)]
+        click.echo(json.dumps(records))
+    else:
+        click.echo("\n".join(captions))
+
+
+# --- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def _sampling(options: dict) -> dict:
+    return {name: options[name] for name in ("max_tokens", "temperature", "top_p", "seed")}
+
+
+@contextlib.contextmanager
+def _profile(wanted: bool):
+    """Print, after what is inside, the seconds of its parts; "import" counts from the start of this module."""
+    if not wanted:
+        yield
+        return
+    import nextstep_jax.generation.pipeline  # noqa: F401  (timed here as a part of its own)
+    from nextstep_jax.generation import profiling
+
+    with profiling.listen() as profile:
+        profile.add("import", time.perf_counter() - _BEGAN)
+        start = time.perf_counter()
+        yield
+        profile.add("the rest", time.perf_counter() - start - sum(profile.seconds.values()) + profile.seconds["import"])
+    click.echo(profile.table(), err=True)
+
+
+def _prepare(options: dict, edit: bool):
+    """(pipeline, settings, size): everything that can be refused is refused before anything is drawn."""
+    require_writable(options["out"])
+    if options["preview"] is not None:
+        require_writable(options["preview"])
+    pipeline = load_pipeline(options["checkpoint"], options["dtype"])
+    names = ("cfg", "image_cfg", "schedule", "sampler", "steps", "last_steps", "shift", "noise_level", "think")
+    names += ("positive", "negative")
+    changes = {name: options[name] for name in names if name in options}
+    settings = pipeline.settings(edit, normalize_tokens=options["use_norm"], **changes)
+    size = {name: options[name] for name in ("height", "width", "aspect")}
+    if not edit or any(size.values()):
+        pipeline.grid(settings, **size)
+    return pipeline, settings, size
+
+
+def _save(images: list, options: dict) -> None:
+    paths = _paths(options["out"], len(images))
+    from nextstep_jax.generation.profiling import part
+
+    with part("save"):
+        for path, image in zip(paths, images, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+    if options["as_json"]:
+        records = [{"path": str(path)} | image.record for path, image in zip(paths, images, strict=True)]
+        click.echo(json.dumps(records))
+    else:
+        click.echo("\n".join(map(str, paths)))
+
+
+def _paths(out: pathlib.Path, count: int) -> list[pathlib.Path]:
+    """PATH for one image; PATH-0, PATH-1, … for several; numbered files in PATH if it is a folder."""
+    if out.is_dir():
+        return [out / f"image-{i}.png" for i in range(count)]
+    out = out if out.suffix else out.with_suffix(".png")
+    return [out] if count == 1 else [out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(count)]
+
+
+@contextlib.contextmanager
+def _chunk_bar(options: dict, pipeline):
+    """A progress bar over image tokens that also keeps the preview file: yields on_chunk, None if nobody watches."""
+    from tqdm import tqdm
+
+    from nextstep_jax.data.images import save_png
+
+    watched = sys.stderr.isatty() or options["preview"] is not None
+    with tqdm(desc="tokens", unit="tok", file=sys.stderr, disable=None) as bar:
+
+        def on_chunk(done: int, total: int, partial) -> None:
+            bar.total = total
+            bar.update(done - bar.n if done >= bar.n else done)
+            if options["preview"] is not None:
+                save_png(options["preview"], partial()[0])
+
+        yield on_chunk if watched else None
