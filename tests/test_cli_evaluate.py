@@ -60,7 +60,7 @@ def test_options_reach_pictures_and_edits(run, tmp_path, monkeypatch):
     monkeypatch.setattr(responses, "generate_responses", respond)
     assert Pipeline.from_checkpoint().settings(edit=True).think
     (prompts := tmp_path / "prompts.txt").write_text("a red circle\n")
-    assert run("shapes", "--prompts", prompts, "--no-think", "--steps", 3)[0] == 0
+    assert run("shapes", "--prompts", prompts, "--no-thinking", "--steps", 3)[0] == 0
 
 
 def test_a_tokenizer(run):
