@@ -1,6 +1,6 @@
-"""Architecture and execution settings, as frozen dataclasses, and the released config.json spellings.
+"""Architecture and execution settings, as frozen dataclasses, and reading and writing a released config.json.
 
-The releases spell the same setting in three ways (NextStep-1, NextStep-1.1, the February 2026 training release);
+The releases have three sets of keys for the same settings (NextStep-1, NextStep-1.1, the February 2026 training release);
 `NextStepConfig.from_released` reads all of them and `to_released` writes the NextStep-1 one. The image tokenizer has a
 config of its own.
 
@@ -20,6 +20,7 @@ from nextstep_jax.config_aliases import (
     TOKENIZER_KEYS,
     TRANSFORMER_KEYS,
     from_diffusers,
+    from_transformers,
     require_only,
     take,
 )
@@ -186,7 +187,7 @@ class ImageTokenizerConfig:
 
     @classmethod
     def from_released(cls, values: Mapping[str, Any], source: str = "config.json") -> "ImageTokenizerConfig":
-        """Read the tokenizer's config.json, in the releases' spelling or in diffusers'.
+        """Read the tokenizer's config.json, with the releases' keys or with diffusers'.
 
         Absent keys take the August 2025 release's defaults, which are this class's.
 
@@ -200,7 +201,7 @@ class ImageTokenizerConfig:
             raise InputError(f"{source}: {error}") from error
 
     def to_released(self) -> dict[str, Any]:
-        """The tokenizer's config.json in the released spelling."""
+        """The tokenizer's config.json with the releases' keys."""
         values = {theirs: getattr(self, ours) for ours, theirs in TOKENIZER_KEYS.items()}
         values["ch_mult"] = list(values["ch_mult"])
         return values | {"out_ch": self.in_channels}
@@ -266,7 +267,7 @@ class NextStepConfig:
 
     @classmethod
     def from_released(cls, values: Mapping[str, Any], source: str = "config.json") -> "NextStepConfig":
-        """Read a released config.json in any of its three spellings, or a Qwen2.5 one.
+        """Read a released config.json with any of its three sets of keys, or a Qwen2.5 one, as transformers 4 or 5 saves it.
 
         Raises:
           InputError: naming `source` and the key, for a missing, contradictory or unsupported value.
@@ -277,7 +278,7 @@ class NextStepConfig:
             raise InputError(f"{source}: {error}") from error
 
     def to_released(self) -> dict[str, Any]:
-        """config.json in the NextStep-1 spelling (latent_*, fm_head_*)."""
+        """config.json with the keys of NextStep-1 (latent_*, fm_head_*)."""
         return _to_released(self)
 
 
@@ -314,11 +315,12 @@ PRESETS = {
 }
 
 
-# --- the released spellings -------------------------------------------------------------------------------------------
+# --- released config.json ---------------------------------------------------------------------------------------------
 
 
 def _from_released(values: Mapping[str, Any]) -> NextStepConfig:
     require_only(values, ONLY)
+    values = from_transformers(values)
     missing = [names[0] for names in list(TRANSFORMER_KEYS.values())[1:5] if all(values.get(n) is None for n in names)]
     if missing:
         raise InputError(f"not a NextStep or Qwen2.5 config: it has no {', '.join(missing)}")

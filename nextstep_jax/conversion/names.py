@@ -38,6 +38,11 @@ EMBEDDING, LANGUAGE_HEAD = "embed_tokens.weight", "lm_head.weight"
 POSITION_TABLE = "gen_pos_embed"
 _COMPUTED = re.compile(r"gen_pos_embed|(layers\.\d+\.self_attn\.)?rotary_emb\.(inv_freq|original_inv_freq|(cos|sin)_cached)")
 
+# Modules around a module: DataParallel and DistributedDataParallel, torch.compile, FSDP, activation checkpointing, Fabric. They
+# may wrap any part of a network.
+_WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
+_OUTER = re.compile(r"^(model\.)+")
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -95,8 +100,11 @@ def contiguous(view: np.ndarray) -> np.ndarray:
 
 
 def strip_prefix(name: str) -> str:
-    """A Qwen2.5 tensor name in NextStep's form."""
-    return name.removeprefix("model.")
+    """A tensor name in NextStep's form: without the names of modules that only wrap another, and without Qwen2.5's `model.`.
+
+    `module._orig_mod.model.layers.0._checkpoint_wrapped_module.mlp.up_proj.weight` is `layers.0.mlp.up_proj.weight`.
+    """
+    return _OUTER.sub("", _WRAPPERS.sub("", name))
 
 
 def is_computed(name: str) -> bool:

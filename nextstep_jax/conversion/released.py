@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import os
 import pathlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,7 +111,7 @@ def find_image_tokenizer(folder: pathlib.Path, values: Mapping[str, Any]) -> pat
     return None
 
 
-def _match(entries: Iterable[Entry], tensors: Iterable[StoredTensor], droppable: Collection[str] = ()) -> tuple:
+def _match(entries: Sequence[Entry], tensors: Sequence[StoredTensor], droppable: Collection[str] = ()) -> tuple:
     """(pairs, dropped, problems) of the parameters wanted and the tensors found."""
     found = collections.defaultdict(list)
     for tensor in tensors:
@@ -127,7 +127,23 @@ def _match(entries: Iterable[Entry], tensors: Iterable[StoredTensor], droppable:
             dropped += rest[:1]
         else:
             problems += [f"{tensor.name}: unknown (in {tensor.file.name}, shape {_shape(tensor)})" for tensor in rest]
+    if not pairs and (prefix := _strange_prefix(entries, tensors)):
+        problems = [
+            f"names begin with {prefix!r}, a module around the network; save the state dict of what it holds, or rename"
+        ]
     return tuple(pairs), tuple(dropped), tuple(problems)
+
+
+def _strange_prefix(entries: Sequence[Entry], tensors: Sequence[StoredTensor]) -> str:
+    """What stands before the wanted names in most of them, "" if nothing does."""
+    wanted, found = {entry.source for entry in entries}, collections.Counter()
+    for tensor in tensors:
+        keys = names.strip_prefix(tensor.name).split(".")
+        for cut in range(1, min(len(keys), 8)):
+            if ".".join(keys[cut:]) in wanted:
+                found[".".join(keys[:cut]) + "."] += 1
+    prefix, count = found.most_common(1)[0] if found else ("", 0)
+    return prefix if count > len(wanted) / 2 else ""
 
 
 def _unfit(entry: Entry, candidates: list[StoredTensor]) -> Iterator[str]:

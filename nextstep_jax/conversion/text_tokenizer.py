@@ -63,8 +63,7 @@ def _read_small(path: pathlib.Path) -> bytes:
 def _build(folder: pathlib.Path) -> Tokenizer:
     vocabulary = read_json(folder / "vocab.json")
     try:
-        lines = _read_small(folder / "merges.txt").decode().split("\n")
-        merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+        merges = _read_merges(_read_small(folder / "merges.txt"))
         tokenizer = Tokenizer(models.BPE(vocabulary, merges, fuse_unk=False, byte_fallback=False))
     except Exception as error:  # the tokenizers library raises bare Exception
         reason = " ".join(str(error).split())[:200]
@@ -76,6 +75,14 @@ def _build(folder: pathlib.Path) -> Tokenizer:
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     _add_tokens(tokenizer, folder)
     return tokenizer
+
+
+def _read_merges(data: bytes) -> list[tuple[str, ...]]:
+    """The pairs of merges.txt: one a line, after an optional line with the format's version; lines end in LF or CR LF."""
+    lines = [line.removesuffix("\r") for line in data.decode("utf-8-sig").split("\n")]
+    if lines[0].startswith("#version"):
+        del lines[0]
+    return [tuple(line.split(" ")) for line in lines if line]
 
 
 def _add_tokens(tokenizer: Tokenizer, folder: pathlib.Path) -> None:

@@ -24,9 +24,12 @@ import numpy as np
 from nextstep_jax.conversion.torch_pickle import Storage, View, is_sizes, read_pickle
 from nextstep_jax.errors import InputError
 
-MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
-MAX_PICKLE_BYTES = 16 << 20  # without the tensors' data; a checkpoint of 1000 tensors needs about 0.1 MiB
+# Tables of contents, without the tensors' data: a checkpoint of 1000 tensors needs about 0.1 MiB of either. Parsed, a malicious
+# one takes up to a hundred times as much.
+MAX_HEADER_BYTES = 16 << 20
+MAX_PICKLE_BYTES = 2 << 20
 MAX_JSON_BYTES = 64 << 20
+MAX_NAME = 500  # characters of a tensor's name
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 SAFETENSORS_DTYPES = {
@@ -188,14 +191,20 @@ def open_safetensors(path: pathlib.Path) -> list[StoredTensor]:
     ]
 
 
+def _check_name(path: pathlib.Path, name: str) -> None:
+    if len(name) > MAX_NAME:
+        raise InputError(f"{path}: the name of a tensor has {len(name)} characters, more than {MAX_NAME}: {name:.50}...")
+
+
 def _safetensors_row(path: pathlib.Path, name: str, row: Any) -> tuple[str, np.dtype, int, int, tuple[int, ...]]:
     """(name, dtype, start, stop, shape) of one header entry, checked against itself."""
+    _check_name(path, name)
     if not isinstance(row, dict) or set(row) != {"dtype", "shape", "data_offsets"}:
         raise InputError(f"{path}: the header's entry of {name} is not dtype, shape and data_offsets")
     if not isinstance(row["dtype"], str) or row["dtype"] not in SAFETENSORS_DTYPES:
-        raise InputError(f"{path}: {name} has dtype {row['dtype']!r}, which is not supported")
+        raise InputError(f"{path}: {name} has dtype {row['dtype']!r:.100}, which is not supported")
     dtype, shape, offsets = SAFETENSORS_DTYPES[row["dtype"]], row["shape"], row["data_offsets"]
-    if not is_sizes(shape) or not is_sizes(offsets) or len(offsets) != 2 or len(shape) > 32:
+    if not is_sizes(shape) or not is_sizes(offsets) or len(offsets) != 2:
         raise InputError(f"{path}: {name} has shape {shape!r:.100} and data_offsets {offsets!r:.100}, which are not sizes")
     if offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
         raise InputError(f"{path}: {name} has shape {shape} and dtype {row['dtype']}, but data_offsets {offsets}")
@@ -226,13 +235,27 @@ def open_torch(path: pathlib.Path) -> list[StoredTensor]:
             raise InputError(f"{path}: not a zip archive; checkpoints of torch before 1.6 and truncated files are not read")
         archive = _TorchArchive(path)
         state = read_pickle(archive.read_record("data.pkl", limit=MAX_PICKLE_BYTES), path)
-        if not isinstance(state, dict):
-            raise InputError(f"{path}: expected a state dict, found {type(state).__name__}")
+        state = _flat_state(path, state)
         for name, view in state.items():
-            if not isinstance(view, View):
-                raise InputError(f"{path}: expected a flat state dict of tensors, found {type(view).__name__} at {name!r:.100}")
+            _check_name(path, name)
             archive.check(name, view)
     return [StoredTensor(name, v.shape, v.storage.dtype, path, lambda v=v: archive.read(v)) for name, v in state.items()]
+
+
+def _flat_state(path: pathlib.Path, state: Any) -> dict[str, View]:
+    """The state dict in what a checkpoint holds: the whole of it, or the one table beside what is no tensor (epoch, step)."""
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: expected a state dict, found {type(state).__name__}")
+    tables = [name for name, value in state.items() if isinstance(value, dict)]
+    if len(tables) == 1 and not any(isinstance(value, View) for value in state.values()):
+        state = state[tables[0]]
+    elif len(tables) > 1:
+        listed = ", ".join(f"{name:.50}" for name in tables[:5])
+        raise InputError(f"{path}: expected one state dict of tensors, found the tables {listed}; save the model's alone")
+    for name, value in state.items():
+        if not isinstance(value, View):
+            raise InputError(f"{path}: expected a flat state dict of tensors, found {type(value).__name__} at {name!r:.100}")
+    return state
 
 
 class _TorchArchive:
@@ -254,7 +277,7 @@ class _TorchArchive:
     def record(self, name: str) -> zipfile.ZipInfo:
         info = self.zip.NameToInfo.get(self.root + name)
         if info is None:
-            raise InputError(f"{self.path}: the archive has no {self.root}{name}")
+            raise InputError(f"{self.path}: the archive has no {self.root:.100}{name:.100}")
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
             raise InputError(f"{self.path}: {info.filename} is compressed or encrypted, which torch never does")
         if info.header_offset + info.file_size > self.size:
@@ -267,10 +290,8 @@ class _TorchArchive:
             raise InputError(f"{self.path}: {info.filename} has {info.file_size} bytes, more than {limit}")
         return self.zip.read(info)
 
-    def check(self, name: Any, view: View) -> None:
+    def check(self, name: str, view: View) -> None:
         """InputError unless the view stays inside its storage and the storage's record has exactly its bytes."""
-        if not isinstance(name, str):
-            raise InputError(f"{self.path}: a tensor's name must be text, found {name!r:.100}")
         storage, shape, stride = view.storage, view.shape, view.stride
         record = self.record(f"data/{storage.key}")
         if record.file_size != storage.count * storage.dtype.itemsize:

@@ -2,8 +2,12 @@
 
 `read_pickle` is a stack machine over the instructions that torch writes for a state dict. Globals stay names: those that
 make up a tensor are understood here, any other is refused by name.
+
+Values may refer to each other, so a few bytes can describe a value that is exponentially large once it is written out: what
+was read is checked by type, and never compared, hashed or formatted before its type is known to be a flat one.
 """
 
+import dataclasses
 import pathlib
 import pickletools
 from typing import Any, NamedTuple
@@ -45,8 +49,9 @@ class View(NamedTuple):
 
 
 def is_sizes(value: Any) -> bool:
-    """Whether `value` is a list or tuple of sizes: whole numbers from 0 up."""
-    return isinstance(value, list | tuple) and all(type(size) is int and 0 <= size < 2**63 for size in value)
+    """Whether `value` is a list or tuple of at most 32 sizes: whole numbers from 0 up."""
+    flat = isinstance(value, list | tuple) and len(value) <= 32
+    return flat and all(type(size) is int and 0 <= size < 2**63 for size in value)
 
 
 def read_pickle(data: bytes, path: pathlib.Path) -> Any:
@@ -126,7 +131,8 @@ def read_pickle(data: bytes, path: pathlib.Path) -> Any:
     return result
 
 
-class Global(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Global:
     """The name of something a pickle refers to. Only ever compared, never looked up."""
 
     module: str
@@ -141,9 +147,12 @@ _ADMITTED = {*_REBUILD, _PARAMETER, _ORDERED_DICT, *_STORAGE_TYPES}
 
 
 def _global(module: Any, name: Any, path: pathlib.Path) -> Global:
-    if Global(module, name) not in _ADMITTED:
-        raise InputError(f"{path}: its pickle names {module}.{name}, which is no part of a tensor; nothing was executed")
-    return Global(module, name)
+    named = Global(_of(str, module), _of(str, name))
+    if named not in _ADMITTED:
+        raise InputError(
+            f"{path}: its pickle names {module:.100}.{name:.100}, which is no part of a tensor; nothing was executed"
+        )
+    return named
 
 
 def _of(kind: type, value: Any) -> Any:
@@ -156,25 +165,25 @@ def _set_items(target: Any, items: list[Any], path: pathlib.Path) -> None:
     table = _of(dict, target)
     for key, value in zip(items[::2], items[1::2], strict=True):
         if _of(str, key) in table:
-            raise InputError(f"{path}: {key} is there twice")
+            raise InputError(f"{path}: {key:.200} is there twice")
         table[key] = value
 
 
 def _storage(identifier: Any) -> Storage:
-    kind, storage_type, key, _, count = identifier
-    if kind != "storage" or not is_sizes([count]):
-        raise ValueError(f"unknown storage {identifier!r:.100}")
+    kind, storage_type, key, _, count = _of(tuple, identifier)
+    if _of(str, kind) != "storage" or _of(Global, storage_type) not in _STORAGE_TYPES or not is_sizes([count]):
+        raise ValueError("a persistent id that is no storage of a tensor")
     return Storage(_STORAGE_TYPES[storage_type], _of(str, key), count)
 
 
 def _reduce(function: Any, arguments: tuple) -> Any:
-    if function in _REBUILD:
+    if _of(Global, function) in _REBUILD:
         storage, offset, shape, stride = arguments[:4]
-        if not (is_sizes(shape) and is_sizes(stride) and is_sizes([offset]) and len(shape) == len(stride) <= 32):
-            raise ValueError(f"a tensor of shape {shape!r:.100}, stride {stride!r:.100}, offset {offset!r:.100}")
+        if not (is_sizes(shape) and is_sizes(stride) and is_sizes([offset]) and len(shape) == len(stride)):
+            raise ValueError("a tensor whose shape, stride or offset is not made of sizes")
         return View(_of(Storage, storage), offset, tuple(shape), tuple(stride))
     if function == _PARAMETER:
         return _of(View, arguments[0])
-    if function == _ORDERED_DICT and arguments == ():
+    if function == _ORDERED_DICT and not arguments:
         return {}
-    raise ValueError(f"a call of {function!r:.100} with {len(arguments)} arguments")
+    raise ValueError(f"a call of {function.module}.{function.name} with {len(arguments)} arguments")

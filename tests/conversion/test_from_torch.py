@@ -244,6 +244,45 @@ def language_model(released, edit, edit_config, model_config) -> pathlib.Path:
     return released
 
 
+WRAPPERS = (
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "module.model.",
+    "_orig_mod.module.",
+    "model.model.",
+    "module._fsdp_wrapped_module.",
+)
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_weights_of_a_wrapped_module(released, edit, model_tensors, tmp_path, wrapper):
+    plain = convert(released, tmp_path / "plain")
+
+    def wrap(tensors):
+        for name in list(tensors):
+            inner = name.replace("layers.1.", "layers.1._checkpoint_wrapped_module.")
+            tensors[wrapper + inner] = tensors.pop(name)
+
+    edit(wrap)
+    edit(lambda tensors: [tensors.update({wrapper + name: tensors.pop(name)}) for name in list(tensors)], "vae")
+    result = convert(released, tmp_path / "out")
+    assert result.parameters == plain.parameters
+    for path, array in checkpoints.iterate_params(tmp_path / "out"):
+        assert array.dtype == np.float32, path
+    same = dict(checkpoints.iterate_params(tmp_path / "plain"))
+    for path, array in checkpoints.iterate_params(tmp_path / "out"):
+        np.testing.assert_array_equal(array, same[path], err_msg=path)
+
+
+def test_weights_inside_of_another_network(released, edit, tmp_path):
+    """One line instead of a list of every tensor."""
+    edit(lambda tensors: [tensors.update({f"student.net.{name}": tensors.pop(name)}) for name in list(tensors)])
+    with pytest.raises(InputError, match="names begin with 'student.net.'.*save the state dict of what it holds") as caught:
+        convert(released, tmp_path / "out")
+    assert len(str(caught.value).splitlines()) == 2
+
+
 def test_a_language_model_gets_initialized_image_parts(language_model, tmp_path, monkeypatch):
     write_qwen2_tokenizer(language_model, eos_id=299)
     convert(language_model, tmp_path / "out", seed=3)

@@ -51,6 +51,28 @@ def test_added_tokens_described_by_tokenizer_config(tmp_path):
     assert special == {"[PAD]"}
 
 
+@pytest.mark.parametrize(
+    "change", ["CR LF", "no version", "byte order mark", "no last line end", "CR LF and a byte order mark"]
+)
+def test_line_ends_and_the_version_line(tmp_path, change):
+    """Files checked out on Windows, or written by other programs, give the same tokenizer."""
+    original = write_tokenizer(tmp_path, separate=True)
+    for file in ("merges.txt", "vocab.json", "added_tokens.json"):
+        data = (tmp_path / file).read_bytes()
+        if "CR LF" in change:
+            data = (json.dumps(json.loads(data), indent=1).encode() if file != "merges.txt" else data).replace(b"\n", b"\r\n")
+        if change == "no version" and file == "merges.txt":
+            data = data.split(b"\n", 1)[1]
+        if change == "no last line end":
+            data = data.rstrip(b"\n")
+        if "byte order mark" in change:
+            data = b"\xef\xbb\xbf" + data
+        (tmp_path / file).write_bytes(data)
+    rebuilt = Tokenizer.from_str(text_tokenizer.read(tmp_path)["tokenizer.json"].decode())
+    for sample in SAMPLES:
+        assert rebuilt.encode(sample).ids == original.encode(sample).ids, sample
+
+
 def edit_json(name, change):
     def apply(folder):
         values = json.loads((folder / name).read_text())

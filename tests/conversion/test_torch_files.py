@@ -116,6 +116,15 @@ def test_malformed_safetensors(tmp_path, content, message):
     assert message in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("write", [lambda path, tensors: save_file(tensors, path), torch_writer.save])
+def test_absurdly_long_names(tmp_path, write):
+    path = tmp_path / ("x.safetensors" if write is not torch_writer.save else "x.pt")
+    write(path, {"a" * 501: NUMBERS})
+    with pytest.raises(InputError, match="has 501 characters, more than 500") as caught:
+        torch_files.open_file(path)
+    assert len(str(caught.value)) < 200 + len(str(path))
+
+
 def test_a_file_cut_after_it_was_opened(tmp_path):
     path = tmp_path / "x.safetensors"
     save_file({"a": NUMBERS}, path)
@@ -252,6 +261,36 @@ def test_tensors_that_reach_outside_their_storage(tmp_path, view, message):
     with pytest.raises(InputError) as caught:
         torch_files.open_file(path)
     assert message in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def nested(tables: dict[str, bytes]) -> bytes:
+    """A pickled dictionary of values that are pickled already."""
+    return b"\x80\x02}(" + b"".join(torch_writer.text(name) + value for name, value in tables.items()) + b"u."
+
+
+def state(*names: str) -> bytes:
+    return torch_writer.state_dict({name: Tensor("float32", "0", 24, 0, (24,), (1,)) for name in names})[2:-1]
+
+
+def test_a_state_dict_beside_the_counters_of_a_run(tmp_path):
+    content = nested({"state_dict": state("a", "b"), "epoch": torch_writer.integer(3), "name": torch_writer.text("x")})
+    path = torch_writer.write_archive(tmp_path / "x.pt", content, {"0": NUMBERS.tobytes()})
+    assert_same(read_all(path), {"a": NUMBERS, "b": NUMBERS})
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"model": state("a"), "ema": state("a")}, "found the tables model, ema; save the model's alone"),
+        ({"model": state("a"), "b": b"N", "optimizer": b"}"}, "found the tables model, optimizer"),
+        ({"model": nested({"a": b"]"})[2:-1]}, "found list at 'a'"),
+        ({"epoch": torch_writer.integer(3)}, "found int at 'epoch'"),
+    ],
+)
+def test_checkpoints_that_are_no_state_dict(tmp_path, tables, message):
+    path = torch_writer.write_archive(tmp_path / "x.pt", nested(tables), {"0": NUMBERS.tobytes()})
+    with pytest.raises(InputError, match=message):
+        torch_files.open_file(path)
 
 
 def test_a_compressed_archive_is_refused(tmp_path):

@@ -119,6 +119,66 @@ def test_a_pickle_that_contains_itself(tmp_path):
             torch_files.open_file(path)
 
 
+def bomb(depth: int) -> bytes:
+    """A pair of pairs, `depth` levels deep, as memo entry 0 and on top of the stack. Written out it has 2**depth values."""
+    return b")" + b"".join(b"q\x00h\x00\x86" for _ in range(depth)) + b"q\x00"
+
+
+BOMBS = {
+    "a storage's id": bomb(200) + b"Q",
+    "a storage's kind": b"(" + bomb(200) + torch_writer.name_global("torch", "FloatStorage") + b"K\x00K\x00K\x01tQ",
+    "a storage's type": b"(" + torch_writer.text("storage") + bomb(200) + b"K\x00K\x00K\x01tQ",
+    "a storage's key": (
+        b"(" + torch_writer.text("storage") + torch_writer.name_global("torch", "FloatStorage") + bomb(200) + b"K\x00K\x01tQ"
+    ),
+    "a storage's size": (
+        b"("
+        + torch_writer.text("storage")
+        + torch_writer.name_global("torch", "FloatStorage")
+        + b"K\x00K\x00"
+        + bomb(200)
+        + b"tQ"
+    ),
+    "a function": bomb(200) + b")R",
+    "arguments": bomb(200) + torch_writer.name_global("torch._utils", "_rebuild_tensor_v2") + b"(NNh\x00h\x00tR",
+    "a shape": bomb(200) + torch_writer.name_global("torch._utils", "_rebuild_tensor_v2") + b"(NK\x00h\x00h\x00tR",
+    "no parameter": bomb(200) + torch_writer.name_global("torch._utils", "_rebuild_parameter") + b"h\x00\x85R",
+    "no dictionary": torch_writer.name_global("collections", "OrderedDict") + bomb(200) + b"R",
+    "a module": bomb(200) + torch_writer.text("x") + b"\x93",
+    "a module's member": torch_writer.text("torch") + bomb(200) + b"\x93",
+    "a key": b"}" + bomb(200) + b"K\x01s",
+    "a key of several": b"}(" + bomb(200) + b"K\x01u",
+    "a value": b"}" + torch_writer.text("a") + bomb(200) + b"s",
+    "a table": b"}" + torch_writer.text("a") + b"}" + torch_writer.text("b") + bomb(200) + b"ss",
+    "state": bomb(200) + b"N" + b"b",
+    "the whole": bomb(200),
+    "more than one result": bomb(200) + bomb(200),
+}
+
+
+@pytest.mark.parametrize("place", BOMBS)
+def test_shared_values_are_never_written_out(tmp_path, place):
+    """Nothing that was read is hashed, compared or formatted: a few hundred bytes would describe 2**200 values."""
+    path = torch_writer.write_archive(tmp_path / "x.pt", b"\x80\x02" + BOMBS[place] + b".", {})
+    with pytest.raises(InputError) as caught:
+        torch_files.open_file(path)
+    assert len(str(caught.value)) < 500 + len(str(path))
+
+
+def test_a_pickle_of_many_instructions_is_refused_by_its_size(tmp_path):
+    path = torch_writer.write_archive(tmp_path / "x.pt", b"}" * (torch_files.MAX_PICKLE_BYTES + 1), {})
+    with pytest.raises(InputError, match="more than"):
+        torch_files.open_file(path)
+
+
+def test_a_long_shape_is_refused_before_it_is_looked_at():
+    """A list that many tensors share would be read once for each."""
+    shape = b"](" + b"K\x01" * 200_000 + b"eq\x00"
+    tensor = torch_writer.name_global("torch._utils", "_rebuild_tensor_v2") + b"(NK\x00h\x00h\x00tR"
+    with pytest.raises(ValueError, match="not made of sizes"):
+        read_pickle(b"\x80\x02" + shape + tensor + b".", PATH)
+
+
 PIECES = [
     b"(",
     b")",
