@@ -49,50 +49,50 @@ def run(a: argparse.Namespace) -> dict:
     import numpy as np
 
     from nextstep_jax.config import preset
-    from nextstep_jax.generation import decode
+    from nextstep_jax.generation import token_loop
     from nextstep_jax.models.nextstep import NextStep
 
     config = preset(a.preset).with_transformer(
         dtype="bfloat16" if a.dtype == "int8" and jax.default_backend() != "cpu" else a.dtype.replace("int8", "float32"),
         fused_projections=True,
     )
-    settings = decode.TokenSettings(branches=2 if a.cfg > 1 else 1, sampler=a.sampler, steps=a.steps, normalize_tokens=True)
+    settings = token_loop.SamplerConfig(branches=2 if a.cfg > 1 else 1, sampler=a.sampler, steps=a.steps, normalize_tokens=True)
     params = random_params(config, a.dtype)
     rows = settings.branches * a.batch
     ids = np.full((rows, a.prompt), 7, np.int32)
     empty = np.zeros((rows, a.prompt, config.token_channels), np.float32)
-    prompt = decode.Prompt(ids, empty, ids == 0, np.full(rows, a.prompt, np.int32))
+    prompt = token_loop.Prompt(ids, empty, ids == 0, np.full(rows, a.prompt, np.int32))
     keys = jax.random.split(jax.random.key(0), a.batch)
-    noise = decode.draw_noise(keys, a.tokens, settings.noise_arrays, config.token_channels)
+    noise = token_loop.draw_noise(keys, a.tokens, settings.num_noise_draws, config.token_channels)
     guidance = jnp.tile(jnp.asarray([a.cfg, 1.0]), (a.tokens, 1))
 
     began = measure.now()
-    start = decode.start.lower(config, params, prompt, settings.branches, a.tokens).compile()
-    state = start(params, prompt)
-    advance = decode.advance.lower(config, settings, params, state, noise, guidance, 1).compile()
+    prefill = token_loop.prefill.lower(config, params, prompt, settings.branches, a.tokens).compile()
+    state = prefill(params, prompt)
+    decode_tokens = token_loop.decode_tokens.lower(config, settings, params, state, noise, guidance, 1).compile()
     compile_seconds = measure.now() - began
 
     def tokens():
-        state = jax.block_until_ready(start(params, prompt))
+        state = jax.block_until_ready(prefill(params, prompt))
         began = measure.now()
-        jax.block_until_ready(advance(params, state, noise, guidance, a.chunk))
+        jax.block_until_ready(decode_tokens(params, state, noise, guidance, a.chunk))
         return measure.now() - began
 
     @jax.jit
     def transformer(params, state):
         def step(carry, _):
             x, cache = carry
-            hidden, cache = decode.transformer_step(config, params, x, state.positions, cache, state.valid)
+            hidden, cache = token_loop.transformer_step(config, params, x, state.positions, cache, state.valid)
             return (hidden, cache), None
 
         return jax.lax.scan(step, (state.embedding, state.cache), length=a.chunk)[0][0]
 
     @jax.jit
     def flow_head(params, condition):
-        times = decode.embed_times(config, settings, params)
+        times = token_loop.embed_times(config, settings, params)
 
         def step(condition, noise):
-            token = decode.flow_step(config, settings, params, condition, times, noise, guidance[0, 0], guidance[0, 1])
+            token = token_loop.flow_step(config, settings, params, condition, times, noise, guidance[0, 0], guidance[0, 1])
             again = NextStep(config).apply({"params": params}, token, method="embed_image")  # the next needs this one
             return jnp.tile(again, (settings.branches, 1)), None
 
@@ -102,7 +102,7 @@ def run(a: argparse.Namespace) -> dict:
         "ours/a_token": tokens,
         "ours/transformer": lambda: transformer(params, state),
         "ours/flow_head": lambda: flow_head(params, state.embedding),
-        "ours/prefill": lambda: start(params, prompt),
+        "ours/prefill": lambda: prefill(params, prompt),
     }
     if a.peer:
         from benchmarks.torch_peer import Peer
@@ -134,7 +134,7 @@ def run(a: argparse.Namespace) -> dict:
         "floor_seconds": {name: value / bandwidth for name, value in moved.items()},
         "of_floor": {name: value / bandwidth / ours[name] for name, value in moved.items()},
         "compile_seconds": compile_seconds,
-        "compiler_memory": measure.compiled_memory(advance),
+        "compiler_memory": measure.compiled_memory(decode_tokens),
         "peak_bytes": measure.peak_memory(),
     }
 
@@ -144,8 +144,8 @@ def random_params(config, dtype: str) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from nextstep_jax.models.forms import fuse_projections, quantize_kernels
     from nextstep_jax.models.nextstep import init_params
+    from nextstep_jax.models.param_layouts import fuse_projections, quantize_kernels
 
     plain, fused = config.with_transformer(fused_projections=False), config.transformer.fused_projections
     make = (lambda key: fuse_projections(init_params(plain, key))) if fused else functools.partial(init_params, plain)
@@ -180,9 +180,9 @@ def traffic(config, params: dict, settings, state) -> dict[str, int]:
 
 
 def decode_times(settings):
-    from nextstep_jax.flow.samplers import evaluation_times
+    from nextstep_jax.flow.samplers import timesteps
 
-    return evaluation_times(settings.sampler, settings.steps, settings.shift)
+    return timesteps(settings.sampler, settings.steps, settings.shift)
 
 
 if __name__ == "__main__":

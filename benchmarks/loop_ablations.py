@@ -30,12 +30,12 @@ from benchmarks import measure
 from benchmarks.generate import random_params
 from nextstep_jax.config import NextStepConfig, preset
 from nextstep_jax.flow.guidance import guide
-from nextstep_jax.flow.samplers import evaluation_times, sample
-from nextstep_jax.generation import decode
+from nextstep_jax.flow.samplers import sample, timesteps
+from nextstep_jax.generation import token_loop
 from nextstep_jax.models.attention import LayerCache, cache_mask
-from nextstep_jax.models.forms import fuse_projections, stack_layers
 from nextstep_jax.models.layers import layer_norm, rms_norm, rope_table
 from nextstep_jax.models.nextstep import NextStep
+from nextstep_jax.models.param_layouts import fuse_projections, stack_layers
 from nextstep_jax.models.transformer import Block, Cache
 
 BRANCHES = 2
@@ -70,26 +70,26 @@ def main() -> None:
     measure.report(run(arguments), arguments.json)
 
 
-def loops(separate: NextStepConfig, settings: decode.TokenSettings) -> dict[str, Loop]:
+def loops(separate: NextStepConfig, settings: token_loop.SamplerConfig) -> dict[str, Loop]:
     """The library's loop and those with a measure undone."""
     config = separate.with_transformer(fused_projections=True)
     model, c = NextStep(config), config.transformer
-    times = jnp.asarray(evaluation_times(settings.sampler, settings.steps, settings.shift))
+    times = jnp.asarray(timesteps(settings.sampler, settings.steps, settings.shift))
 
     def transformer(params, state, config=config):
-        return decode.transformer_step(config, params, state.embedding, state.positions, state.cache, state.valid)
+        return token_loop.transformer_step(config, params, state.embedding, state.positions, state.cache, state.valid)
 
     def flow(params, condition, noise, guidance, embedded):
-        return decode.flow_step(config, settings, params, condition, embedded, noise, *guidance)
+        return token_loop.flow_step(config, settings, params, condition, embedded, noise, *guidance)
 
     def integrate(velocity, noise, guidance):
-        """`decode.flow_step` over a velocity (rows [R, C], i) -> [R, C]."""
+        """`token_loop.flow_step` over a velocity (rows [R, C], i) -> [R, C]."""
 
         def guided(x, i):
             return guide(velocity(jnp.tile(x, (BRANCHES, 1)), i), *guidance, BRANCHES)
 
         token = sample(guided, noise, sampler=settings.sampler, steps=settings.steps)
-        return layer_norm(token, decode.TOKEN_NORM_EPS)
+        return layer_norm(token, token_loop.TOKEN_NORM_EPS)
 
     def one_by_one(params, condition, noise, guidance, embedded):
         def velocity(x, i):
@@ -108,7 +108,7 @@ def loops(separate: NextStepConfig, settings: decode.TokenSettings) -> dict[str,
         def one(branch):
             embedding, positions, valid = (x[branch] for x in (state.embedding, state.positions, state.valid))
             layers = tuple(LayerCache(*(x[branch] for x in layer)) for layer in state.cache.layers)
-            return decode.transformer_step(config, params, embedding, positions, Cache(layers, state.cache.index), valid)
+            return token_loop.transformer_step(config, params, embedding, positions, Cache(layers, state.cache.index), valid)
 
         (first, a), (second, b) = one(slice(0, 1)), one(slice(1, 2))
         layers = jax.tree.map(lambda *x: jnp.concatenate(x), a.layers, b.layers)
@@ -154,7 +154,7 @@ def run(a: argparse.Namespace) -> dict:
     """Seconds of a token, times slower and distance of each loop."""
     separate = preset(a.preset).with_transformer(dtype=a.dtype)
     config = separate.with_transformer(fused_projections=True)
-    settings = decode.TokenSettings(branches=BRANCHES, sampler="august2025", steps=a.steps, normalize_tokens=True)
+    settings = token_loop.SamplerConfig(branches=BRANCHES, sampler="august2025", steps=a.steps, normalize_tokens=True)
     params = {"separate": random_params(separate, a.dtype)}
     params["fused"] = jax.jit(fuse_projections)(params["separate"])
     params["stacked"] = jax.jit(stack_layers)(params["fused"])
@@ -162,18 +162,20 @@ def run(a: argparse.Namespace) -> dict:
     ids = np.tile(np.arange(a.prompt, dtype=np.int32) + 7, (BRANCHES, 1))
     lengths = np.asarray([a.prompt, a.prompt // 2], np.int32)
     empty = np.zeros((BRANCHES, a.prompt, config.token_channels), np.float32)
-    prompt = decode.Prompt(ids, empty, ids < 0, lengths)
+    prompt = token_loop.Prompt(ids, empty, ids < 0, lengths)
     keys = jax.random.split(jax.random.key(0), 1)
-    noise = decode.draw_noise(keys, a.tokens, settings.noise_arrays, config.token_channels)
+    noise = token_loop.draw_noise(keys, a.tokens, settings.num_noise_draws, config.token_channels)
     guidance = jnp.tile(jnp.asarray([a.cfg, 1.0]), (a.tokens, 1))
     tokens = {}
 
     def timed(name: str, loop: Loop) -> Callable[[], float]:
-        advance = jax.jit(functools.partial(_advance, config, settings, loop), donate_argnums=(1,) if loop.donate else ())
+        decode_tokens = jax.jit(
+            functools.partial(_decode_tokens, config, settings, loop), donate_argnums=(1,) if loop.donate else ()
+        )
         stops = range(1, a.chunk + 1) if loop.calls else (a.chunk,)
 
         def once() -> float:
-            state = decode.start(config, params["fused"], prompt, BRANCHES, a.tokens)
+            state = token_loop.prefill(config, params["fused"], prompt, BRANCHES, a.tokens)
             if loop.form == "stacked":
                 stacked = jax.tree.map(lambda *x: jnp.stack(x), *state.cache.layers)
                 state = state._replace(cache=Cache(stacked, state.cache.index))
@@ -183,7 +185,7 @@ def run(a: argparse.Namespace) -> dict:
             jax.block_until_ready(state)
             began = measure.now()
             for stop in stops:
-                state = advance(params[loop.form], state, noise, guidance, stop)
+                state = decode_tokens(params[loop.form], state, noise, guidance, stop)
             tokens[name] = np.asarray(state.tokens[:, : a.chunk])
             return measure.now() - began
 
@@ -207,11 +209,13 @@ def run(a: argparse.Namespace) -> dict:
     }
 
 
-def _advance(config: NextStepConfig, settings: decode.TokenSettings, loop: Loop, params, state, noise, guidance, stop):
-    """`decode.advance` with the parts of `loop`."""
-    model, embedded = NextStep(config), decode.embed_times(config, settings, params)
+def _decode_tokens(
+    config: NextStepConfig, settings: token_loop.SamplerConfig, loop: Loop, params, state, noise, guidance, stop
+):
+    """`token_loop.decode_tokens` with the parts of `loop`."""
+    model, embedded = NextStep(config), token_loop.embed_times(config, settings, params)
 
-    def body(state: decode.DecodeState) -> decode.DecodeState:
+    def body(state: token_loop.DecodeState) -> token_loop.DecodeState:
         k = state.step
         hidden, cache = loop.transformer(params, state)
         condition = model.apply({"params": params}, hidden, method="project_out")
@@ -220,7 +224,7 @@ def _advance(config: NextStepConfig, settings: decode.TokenSettings, loop: Loop,
         if loop.logits:
             best = jnp.argmax(model.apply({"params": params}, hidden, method="logits"), axis=-1)
             embedding += 0.0 * best.sum()  # so that they are computed
-        return decode.DecodeState(
+        return token_loop.DecodeState(
             cache=cache,
             valid=state.valid,
             positions=state.positions + 1,

@@ -34,8 +34,8 @@ SETTINGS = {
     "ab2 6": {"sampler": "ab2", "steps": 6},
     "heun 10": {"sampler": "heun", "steps": 10},
     "heun 5": {"sampler": "heun", "steps": 5},
-    "ode 20 to 8": {"sampler": "ode", "steps": 20, "last_steps": 8},
-    "ab2 12 to 6": {"sampler": "ab2", "steps": 12, "last_steps": 6},
+    "ode 20 to 8": {"sampler": "ode", "steps": 20, "final_steps": 8},
+    "ab2 12 to 6": {"sampler": "ab2", "steps": 12, "final_steps": 6},
     "ode 20, int8": {"sampler": "ode", "steps": 20},
 }
 
@@ -63,7 +63,7 @@ def run(a: argparse.Namespace) -> dict:
     def tokens(pipeline, **changes):
         settings = pipeline.settings(size=a.size, **changes)
         h, w = pipeline.grid(settings)
-        branches = [[[prompt], [settings.negative], [settings.negative]] for prompt in PROMPTS]
+        branches = [[[prompt], [settings.negative_prompt], [settings.negative_prompt]] for prompt in PROMPTS]
         return pipeline.sample_tokens(branches, h, w, keys, settings, False)
 
     def pipeline_of(name: str):
@@ -103,8 +103,8 @@ def golden_distances(reference_steps: int) -> dict[str, float]:
     from nextstep_jax.conversion.parity.goldens import Goldens
     from nextstep_jax.conversion.parity.integration import integrate_tokens, plan_steps
     from nextstep_jax.conversion.parity.reference import Reference, run_on_vectors
-    from nextstep_jax.generation.settings import Settings
-    from nextstep_jax.models.forms import fuse_projections, quantize_kernels
+    from nextstep_jax.generation.config import GenerationConfig
+    from nextstep_jax.models.param_layouts import fuse_projections, quantize_kernels
 
     goldens = Goldens(pathlib.Path(__file__).parents[1] / "tests" / "goldens")
     reference, case = Reference.load(goldens), goldens.arrays("t2i_cfg3_const")
@@ -112,7 +112,7 @@ def golden_distances(reference_steps: int) -> dict[str, float]:
     conditions, noise = case["c"], case["noise"]
     projected = run_on_vectors(reference, "project_out", conditions.reshape(-1, conditions.shape[-1]))
     projected = projected.reshape(conditions.shape)
-    guidance = Settings(cfg=asked["cfg"], schedule="constant").guidance(conditions.shape[1])
+    guidance = GenerationConfig(cfg=asked["cfg"], schedule="constant").guidance(conditions.shape[1])
     quantized = jax.jit(lambda p: quantize_kernels(fuse_projections(p)))(reference.params)
 
     def draw(sampler: str, steps: int, params=reference.params) -> np.ndarray:
@@ -123,7 +123,7 @@ def golden_distances(reference_steps: int) -> dict[str, float]:
     found = {
         name: distance(draw(one["sampler"], one["steps"], quantized if "int8" in name else reference.params), converged)
         for name, one in SETTINGS.items()
-        if "last_steps" not in one
+        if "final_steps" not in one
     }
     own = "august2025", asked["num_sampling_steps"]
     found |= {"release, float32": distance(draw(*own), release), "release, int8": distance(draw(*own, quantized), release)}

@@ -102,10 +102,10 @@ def base():
             "image_cfg": 1.0,
             "sampler": "ode",
             "steps": 20,
-            "size": 64,
+            "image_size": 64,
             "normalize_tokens": True,
-            "negative": "",
-            "positive": "",
+            "negative_prompt": "",
+            "prompt_suffix": "",
             "edit": {"sources_last": True},
         }
     )

@@ -57,7 +57,7 @@ def base():
     sources.thinking = source("thinking_sft", share=0.4, thinking=True, sources_last=0.0, drop_of_two=0.1)
     sources.tables = source("shapes:table:train:60000", share=0.07)
     sources.interleaved.share = 0.03
-    config.samples.generation.edit.think = True
+    config.samples.generation.edit.thinking = True
     return config
 
 

@@ -35,12 +35,11 @@ def evaluate():
 @click.option("--steps", type=click.IntRange(min=1), help="Sampling steps per token.  [default: the checkpoint's]")
 @click.option(
     "--final-steps",
-    "last_steps",
     type=click.IntRange(min=0),
     help="Steps of an image's last tokens.  [default: the checkpoint's]",
 )
 @click.option("--cfg", type=Number(min=1), help="Guidance, 1 for none.  [default: the checkpoint's]")
-@click.option("--thinking/--no-thinking", "think", default=None, help="Think before drawing.  [default: the checkpoint's]")
+@click.option("--thinking/--no-thinking", default=None, help="Think before drawing.  [default: the checkpoint's]")
 @DTYPE
 @click.option(
     "--json", "json_file", type=click.Path(path_type=pathlib.Path), help="Also write the scores and failures as JSON."

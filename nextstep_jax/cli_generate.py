@@ -39,7 +39,7 @@ def _generation_options(command):
         click.option("--steps", type=click.IntRange(min=1), help="Sampling steps per token.  [default: the checkpoint's]"),
         click.option(
             "--final-steps",
-            "last_steps",
+            "final_steps",
             type=click.IntRange(min=0),
             help="Steps of an image's last tokens, falling from --steps; 0 for no change.",
         ),
@@ -51,12 +51,11 @@ def _generation_options(command):
         click.option("--use-norm/--no-norm", default=None, help="Normalize each sampled token.  [default: the checkpoint's]"),
         click.option(
             "--thinking/--no-thinking",
-            "think",
             default=None,
             help="Think in text before drawing; the text is kept with the image.  [default: the checkpoint's]",
         ),
-        click.option("--prompt-suffix", "positive", help="Text appended to the prompt.  [default: the checkpoint's]"),
-        click.option("--negative-prompt", "negative", help="Text that guidance leads away from.  [default: the checkpoint's]"),
+        click.option("--prompt-suffix", help="Text appended to the prompt.  [default: the checkpoint's]"),
+        click.option("--negative-prompt", help="Text that guidance leads away from.  [default: the checkpoint's]"),
         DTYPE,
         click.option("--preview", type=click.Path(path_type=pathlib.Path), help="Keep the partial image in this file."),
         click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON."),
@@ -147,11 +146,11 @@ def complete(prompt: str, images: tuple[pathlib.Path, ...], interleave: pathlib.
     with _profile(options["profile"]):
         pipeline = load_pipeline(options["checkpoint"], options["dtype"])
         if interleave is None:
-            parts = [pipeline.write(prompt, images, **_sampling(options))]
+            parts = [pipeline.generate_text(prompt, images, **_sampling(options))]
         else:
-            from nextstep_jax.generation.interleaved import compose
+            from nextstep_jax.generation.interleaved import generate_interleaved
 
-            parts = compose(pipeline, prompt, images, **_sampling(options))
+            parts = generate_interleaved(pipeline, prompt, images, **_sampling(options))
     shown = []
     for part in parts:
         if isinstance(part, str):
@@ -173,7 +172,7 @@ def caption(images: tuple[pathlib.Path, ...], **options):
     """Describe each IMAGE in a line of text."""
     with _profile(options["profile"]):
         pipeline = load_pipeline(options["checkpoint"], options["dtype"])
-        captions = [pipeline.write("", [image], **_sampling(options)) for image in images]
+        captions = [pipeline.generate_text("", [image], **_sampling(options)) for image in images]
     if options["as_json"]:
         records = [{"image": str(image), "caption": text} for image, text in zip(images, captions, strict=True)]
         click.echo(json.dumps(records))
@@ -211,8 +210,8 @@ def _prepare(options: dict, edit: bool):
     if options["preview"] is not None:
         require_writable(options["preview"])
     pipeline = load_pipeline(options["checkpoint"], options["dtype"])
-    names = ("cfg", "image_cfg", "schedule", "sampler", "steps", "last_steps", "shift", "noise_level", "think")
-    names += ("positive", "negative")
+    names = ("cfg", "image_cfg", "schedule", "sampler", "steps", "final_steps", "shift", "noise_level", "thinking")
+    names += ("prompt_suffix", "negative_prompt")
     changes = {name: options[name] for name in names if name in options}
     settings = pipeline.settings(edit, normalize_tokens=options["use_norm"], **changes)
     size = {name: options[name] for name in ("height", "width", "aspect")}

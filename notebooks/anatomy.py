@@ -13,7 +13,7 @@
 
 # %% [markdown]
 # # Anatomy of one image
-# One prompt is walked by hand through the built-in model, with nothing but `apply`: ids, embeddings, hidden states, the flow
+# One prompt is followed by hand through the built-in model, with nothing but `apply`: ids, embeddings, hidden states, the flow
 # head's way from noise to an image token, tokens, latents, pixels. At the end: which words each image token looks at, and where
 # the time goes.
 
@@ -27,8 +27,8 @@ from plots import FAST, seconds
 
 from nextstep_jax.evaluation.traces import token_trajectories, trace, word_attention
 from nextstep_jax.flow.guidance import guide
-from nextstep_jax.flow.samplers import evaluation_times
-from nextstep_jax.generation import decode
+from nextstep_jax.flow.samplers import timesteps
+from nextstep_jax.generation import token_loop
 from nextstep_jax.generation.pipeline import Pipeline
 from nextstep_jax.generation.prompts import align_rows, area_prefix, make_row, row_batch
 from nextstep_jax.generation.tokenizer import decode_images
@@ -106,17 +106,17 @@ plt.show()
 # away from. The head says how fast a point moves at a time; twenty Euler steps carry noise at t = 0 to a token at t = 1.
 
 # %%
-nothing = make_row([settings.negative, area_prefix(special, h, w)], special, config.token_channels, pipeline.vocabulary)
+nothing = make_row([settings.negative_prompt, area_prefix(special, h, w)], special, config.token_channels, pipeline.vocabulary)
 conditions = jnp.concatenate([apply(params, apply(params, row_batch(r))[:, -1], method="project_out") for r in (row, nothing)])
-how = settings.token_settings(has_image=False)
+sampler = settings.sampler_config(has_image=False)
 key = jax.random.fold_in(jax.random.key(seed), 0)
-noise = decode.draw_noise(key[None], h * w, how.noise_arrays, config.token_channels)  # [tokens, arrays, 1, C]
+noise = token_loop.draw_noise(key[None], h * w, sampler.num_noise_draws, config.token_channels)  # [tokens, arrays, 1, C]
 
-x, times = noise[0, 0], evaluation_times(settings.sampler, settings.steps)
+x, times = noise[0, 0], timesteps(settings.sampler, settings.steps)
 for t, dt in zip(times, np.diff([*times, 1.0]), strict=True):
     velocity = apply(params, jnp.tile(x, (2, 1)), jnp.full(2, t), conditions, method="velocity")
     x = x + dt * guide(velocity, settings.cfg, 1.0, branches=2)
-token = layer_norm(x, decode.TOKEN_NORM_EPS) if settings.normalize_tokens else x
+token = layer_norm(x, token_loop.TOKEN_NORM_EPS) if settings.normalize_tokens else x
 
 image = pipeline.generate(prompt, seed=seed)[0]
 difference = np.abs(np.asarray(token[0]) - image.tokens[0]).max()
@@ -125,16 +125,16 @@ print(f"largest difference from the first token that Pipeline.generate drew: {di
 # %% [markdown]
 # ## The way of one token
 # The sixth token, from eight noises, in the two directions in which the ends differ most from the beginnings (principal
-# directions of all points of the finest walk). Dots are where the walks start, crosses where they end. `ode` and `heun` carry a
+# directions of all points of the finest draw). Dots are where the draws start, crosses where they end. `ode` and `heun` carry a
 # noise to the same end if they take enough steps; `1.1` and `sde` add noise on the way, so their ends differ.
 
 # %%
 traced = trace(pipeline, [prompt], seed=seed)
-k, walks = 5, 8
+k, draws = 5, 8
 counts = (2, 20) if FAST else (2, 5, 20, 100)
 samplers = ("ode", "1.1") if FAST else ("ode", "heun", "1.1", "sde")
 _, reference = token_trajectories(
-    pipeline, traced.conditions[k], settings.replace(sampler="ode", steps=counts[-1]), walks=walks
+    pipeline, traced.conditions[k], settings.replace(sampler="ode", steps=counts[-1]), draws=draws
 )
 center = reference.reshape(-1, reference.shape[-1]).mean(0)
 _, strengths, directions = np.linalg.svd(reference.reshape(-1, reference.shape[-1]) - center, full_matrices=False)
@@ -147,14 +147,14 @@ ends = {}
 for line, sampler in zip(axes, samplers, strict=True):
     for axis, count in zip(line, counts, strict=True):
         _, states = token_trajectories(
-            pipeline, traced.conditions[k], settings.replace(sampler=sampler, steps=count), walks=walks
+            pipeline, traced.conditions[k], settings.replace(sampler=sampler, steps=count), draws=draws
         )
         ends[sampler, count] = states[-1]
         points = (states - center) @ directions[:2].T
-        for walk in range(walks):
-            axis.plot(*points[:, walk].T, lw=0.8, color=f"C{walk}")
-            axis.plot(*points[0, walk], "o", ms=3, color=f"C{walk}")
-            axis.plot(*points[-1, walk], "x", ms=5, color=f"C{walk}")
+        for draw in range(draws):
+            axis.plot(*points[:, draw].T, lw=0.8, color=f"C{draw}")
+            axis.plot(*points[0, draw], "o", ms=3, color=f"C{draw}")
+            axis.plot(*points[-1, draw], "x", ms=5, color=f"C{draw}")
         axis.set_title(f"{sampler}, {count} steps")
 for axis in axes[:, 0]:
     axis.set_ylabel(f"direction 2 ({shares[1]:.0%})")
@@ -164,7 +164,7 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# How far the end is from the one of the finest `ode` walk from the same noise, and how much of the noise is left in it: the
+# How far the end is from the one of the finest `ode` draw from the same noise, and how much of the noise is left in it: the
 # spread of the eight ends.
 
 # %%
@@ -237,17 +237,19 @@ plt.show()
 # runs once a token, the flow head `steps` times; guidance runs both with two rows.
 
 # %%
-state = decode.start(config, params, align_rows([row, nothing]), how.branches, h * w)
+state = token_loop.prefill(config, params, align_rows([row, nothing]), sampler.branches, h * w)
 one_step = jax.jit(
-    lambda params, state: decode.transformer_step(config, params, state.embedding, state.positions, state.cache, state.valid)
+    lambda params, state: token_loop.transformer_step(
+        config, params, state.embedding, state.positions, state.cache, state.valid
+    )
 )
 condition = jnp.asarray(traced.conditions[k])
 parts = {"transformer step": seconds(one_step, params, state)}
 for steps in (5, 20) if FAST else (5, 20, 50):
-    fewer = settings.replace(steps=steps).token_settings(has_image=False)
+    fewer = settings.replace(steps=steps).sampler_config(has_image=False)
     flow = jax.jit(
-        lambda params, c, n, how=fewer: decode.flow_step(
-            config, how, params, c, decode.embed_times(config, how, params), n, 3.0, 1.0
+        lambda params, c, n, sampler=fewer: token_loop.flow_step(
+            config, sampler, params, c, token_loop.embed_times(config, sampler, params), n, 3.0, 1.0
         )
     )
     parts[f"flow head, {steps} steps"] = seconds(flow, params, condition, noise[0])

@@ -25,7 +25,7 @@ from plots import FAST, show
 
 from nextstep_jax.data import shapes
 from nextstep_jax.evaluation.shapes import default_prompts, failure
-from nextstep_jax.generation.interleaved import compose
+from nextstep_jax.generation.interleaved import generate_interleaved
 from nextstep_jax.generation.pipeline import GeneratedImage, Pipeline
 
 pipeline = Pipeline.from_checkpoint()  # or the folder of a converted checkpoint
@@ -110,7 +110,7 @@ show(
     side=1.05,
     colors=["black"] * len(edits) + verdicts(edits, after),
 )
-for part in edited[0].record["plan"].split(". "):
+for part in edited[0].record["thinking"].split(". "):
     places = [f"{place:26}" for place in re.findall(r"\d \w+ \w+ (?:\d )?\w+", part)]
     rows = ["".join(places[i : i + 3]) for i in (0, 3, 6)] if len(places) == 9 else [part]
     print(*rows, "", sep="\n")
@@ -121,7 +121,7 @@ for part in edited[0].record["plan"].split(". "):
 # %%
 captions = default_prompts(6)[-6:][: 2 if FAST else 6]
 before = [shapes.render(prompt.scene) for prompt in captions]
-written = [pipeline.write(images=[image], max_tokens=64) for image in before]
+written = [pipeline.generate_text(images=[image], max_tokens=64) for image in before]
 show(before, written, columns=6, side=1.5, colors=verdicts(captions, written))
 
 # %% [markdown]
@@ -130,7 +130,7 @@ show(before, written, columns=6, side=1.5, colors=verdicts(captions, written))
 
 # %%
 beginning = "first, draw a large red circle on a white background."
-story = compose(pipeline, beginning, max_images=2 if FAST else 4, max_tokens=32, seed=0)
+story = generate_interleaved(pipeline, beginning, max_images=2 if FAST else 4, max_tokens=32, seed=0)
 drawn, told, said = [], [], beginning
 for part in story:
     if isinstance(part, GeneratedImage):

@@ -101,7 +101,14 @@ def tiny_checkpoint(tmp_path_factory, tiny_config, tiny_params, tiny_tokenizer, 
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     tokenizer_config, tokenizer_params = tiny_tokenizer
     config = {"model": tiny_config.to_released(), "image_tokenizer": tokenizer_config.to_released()}
-    config["generation"] = {"size": 64, "steps": 3, "sampler": "ode", "cfg": 2.0, "negative": "", "edit": {"image_cfg": 1.5}}
+    config["generation"] = {
+        "image_size": 64,
+        "steps": 3,
+        "sampler": "ode",
+        "cfg": 2.0,
+        "negative_prompt": "",
+        "edit": {"image_cfg": 1.5},
+    }
     leaves = {"model": tiny_params, "image_tokenizer": tokenizer_params}
     checkpoints.save_params(folder, leaves, config, {"tokenizer.json": tiny_vocabulary.to_bytes()})
     return folder

@@ -49,7 +49,7 @@ def test_plans_its_edits(pipeline):
     right = 0
     for prompt in shapes.prompts("heldout", "edits", 7):
         image = pipeline.edit(shapes.render(prompt.scene), prompt.text)[0]
-        before, change, after = image.record["plan"].split(". ")
+        before, change, after = image.record["thinking"].split(". ")
         assert " then " in change and len(before.split()) == 45 and len(after.split()) == 36
         found = set(re.findall(r"\d (\w+) (\w+) \d (\w+)", before)) - {("empty",) * 3}
         right += found == {(thing.shape, thing.color, thing.size) for thing in prompt.scene.objects}

@@ -54,11 +54,11 @@ def test_options_reach_pictures_and_edits(run, tmp_path, monkeypatch):
 
     def respond(pipeline, prompts, seed, update):
         for settings in (pipeline.settings(), pipeline.settings(edit=True)):
-            assert (settings.think, settings.steps) == (False, 3)
+            assert (settings.thinking, settings.steps) == (False, 3)
         return [np.zeros((64, 64, 3), np.uint8) for _ in prompts]
 
     monkeypatch.setattr(responses, "generate_responses", respond)
-    assert Pipeline.from_checkpoint().settings(edit=True).think
+    assert Pipeline.from_checkpoint().settings(edit=True).thinking
     (prompts := tmp_path / "prompts.txt").write_text("a red circle\n")
     assert run("shapes", "--prompts", prompts, "--no-thinking", "--steps", 3)[0] == 0
 

@@ -30,7 +30,9 @@ def generate_responses(
     for batch in batches:
         first = prompts[batch[0]]
         if first.category == "captions":
-            responses[batch[0]] = pipeline.write(images=[shapes.render(first.scene)], max_tokens=CAPTION_TOKENS, seed=seed)
+            responses[batch[0]] = pipeline.generate_text(
+                images=[shapes.render(first.scene)], max_tokens=CAPTION_TOKENS, seed=seed
+            )
         elif first.category == "edits":
             responses[batch[0]] = pipeline.edit(shapes.render(first.scene), first.text, seed=seed)[0].pixels
         else:

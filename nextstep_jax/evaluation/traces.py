@@ -15,12 +15,12 @@ import numpy as np
 from nextstep_jax.batch import Batch
 from nextstep_jax.config import NextStepConfig
 from nextstep_jax.flow.guidance import guide
-from nextstep_jax.flow.samplers import evaluation_times, noise_shape, trajectory
-from nextstep_jax.generation import decode
-from nextstep_jax.generation.decode import DecodeState, TokenSettings
+from nextstep_jax.flow.samplers import num_noise_draws, timesteps, trajectory
+from nextstep_jax.generation import token_loop
+from nextstep_jax.generation.config import GenerationConfig
 from nextstep_jax.generation.pipeline import Pipeline
 from nextstep_jax.generation.prompts import EncodedImage, align_rows, area_prefix, make_row, row_batch
-from nextstep_jax.generation.settings import Settings
+from nextstep_jax.generation.token_loop import DecodeState, SamplerConfig
 from nextstep_jax.models.nextstep import NextStep
 
 Array = jax.Array
@@ -48,36 +48,39 @@ def trace(
     prompts: Sequence[str],
     *,
     seed: int = 0,
-    settings: Settings | None = None,
+    settings: GenerationConfig | None = None,
     height: int | None = None,
     width: int | None = None,
 ) -> Trace:
     """Generate one image of each prompt and keep what happened on the way; tokens as `Pipeline.generate` makes them."""
     settings = settings or pipeline.settings()
     h, w = pipeline.grid(settings, height, width)
-    how = settings.token_settings(has_image=False)
+    sampler = settings.sampler_config(has_image=False)
     prefix, count = area_prefix(pipeline.special, h, w), len(prompts)
-    texts = [f"{prompt} {settings.positive}".strip() for prompt in prompts] + [settings.negative] * count * (how.branches - 1)
+    texts = [f"{prompt} {settings.prompt_suffix}".strip() for prompt in prompts]
+    texts += [settings.negative_prompt] * count * (sampler.branches - 1)
     rows = [make_row([text, prefix], pipeline.special, pipeline.config.token_channels, pipeline.vocabulary) for text in texts]
     key = jax.random.fold_in(jax.random.key(seed), 0)
-    noise = decode.draw_noise(jnp.broadcast_to(key, (count,)), h * w, how.noise_arrays, pipeline.config.token_channels)
-    state = decode.start(pipeline.config, pipeline.params, align_rows(rows), how.branches, h * w)
-    found = _walk(pipeline.config, how, pipeline.params, state, noise, settings.guidance(h * w))
+    noise = token_loop.draw_noise(
+        jnp.broadcast_to(key, (count,)), h * w, sampler.num_noise_draws, pipeline.config.token_channels
+    )
+    state = token_loop.prefill(pipeline.config, pipeline.params, align_rows(rows), sampler.branches, h * w)
+    found = _generate_with_traces(pipeline.config, sampler, pipeline.params, state, noise, settings.guidance(h * w))
     return Trace(*map(np.asarray, found), h, w)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "how"))
-def _walk(
-    config: NextStepConfig, how: TokenSettings, params: dict, state: DecodeState, noise: Array, guidance: Array
+@functools.partial(jax.jit, static_argnames=("config", "sampler"))
+def _generate_with_traces(
+    config: NextStepConfig, sampler: SamplerConfig, params: dict, state: DecodeState, noise: Array, guidance: Array
 ) -> tuple[Array, Array, Array]:
     """(tokens, sampled, conditions) of a `Trace`."""
-    times = decode.embed_times(config, how, params)
-    raw = dataclasses.replace(how, normalize_tokens=False)
+    times = token_loop.embed_times(config, sampler, params)
+    raw = dataclasses.replace(sampler, normalize_tokens=False)
 
     def step(state, inputs):
         noise, guidance = inputs
-        state, condition = decode.sample_step(config, how, params, times, state, noise, guidance)
-        return state, (decode.flow_step(config, raw, params, condition, times, noise, *guidance), condition)
+        state, condition = token_loop.sample_step(config, sampler, params, times, state, noise, guidance)
+        return state, (token_loop.flow_step(config, raw, params, condition, times, noise, *guidance), condition)
 
     state, (sampled, conditions) = jax.lax.scan(step, state, (noise, guidance))
     return state.tokens, jnp.moveaxis(sampled, 0, 1), conditions
@@ -90,7 +93,7 @@ def token_statistics(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def token_trajectories(
-    pipeline: Pipeline, condition: np.ndarray, settings: Settings, *, walks: int = 8, seed: int = 0
+    pipeline: Pipeline, condition: np.ndarray, settings: GenerationConfig, *, draws: int = 8, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """How the flow head carries several noises to one image token.
 
@@ -99,29 +102,31 @@ def token_trajectories(
       settings: cfg, sampler and steps. With one seed every sampler starts from the same noises.
 
     Returns:
-      times [steps + 1] and states [steps + 1, walks, C], before per-token normalization.
+      times [steps + 1] and states [steps + 1, draws, C], before per-token normalization.
     """
-    how = settings.token_settings(has_image=False)
-    shape = (noise_shape(how.sampler, how.steps), walks, pipeline.config.token_channels)
+    sampler = settings.sampler_config(has_image=False)
+    shape = (num_noise_draws(sampler.sampler, sampler.steps), draws, pipeline.config.token_channels)
     # One key for each array, so that the starts do not depend on how many arrays a sampler takes.
     keys = jax.random.split(jax.random.key(seed), 1 + shape[0])
     noise = jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(keys[1:]).at[0].set(jax.random.normal(keys[0], shape[1:]))
-    times, states = _trajectories(pipeline.config, how, pipeline.params, jnp.asarray(condition), noise, settings.cfg)
+    times, states = _trajectories(pipeline.config, sampler, pipeline.params, jnp.asarray(condition), noise, settings.cfg)
     return np.asarray(times), np.asarray(states)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "how"))
-def _trajectories(config: NextStepConfig, how: TokenSettings, params: dict, condition: Array, noise: Array, cfg: Array):
-    model, variables, walks = NextStep(config), {"params": params}, noise.shape[1]
-    moments = jnp.asarray(evaluation_times(how.sampler, how.steps, how.shift))
+@functools.partial(jax.jit, static_argnames=("config", "sampler"))
+def _trajectories(config: NextStepConfig, sampler: SamplerConfig, params: dict, condition: Array, noise: Array, cfg: Array):
+    model, variables, draws = NextStep(config), {"params": params}, noise.shape[1]
+    moments = jnp.asarray(timesteps(sampler.sampler, sampler.steps, sampler.shift))
 
     def velocity(x: Array, i: Array) -> Array:
-        rows, conditions = jnp.tile(x, (how.branches, 1)), jnp.repeat(condition, walks, axis=0)
+        rows, conditions = jnp.tile(x, (sampler.branches, 1)), jnp.repeat(condition, draws, axis=0)
         t = jnp.full(rows.shape[0], moments[i])
         v = model.apply(variables, rows, t, conditions, method="velocity")
-        return guide(v, cfg, 1.0, how.branches, how.rescale)
+        return guide(v, cfg, 1.0, sampler.branches, sampler.rescale)
 
-    return trajectory(velocity, noise, sampler=how.sampler, steps=how.steps, shift=how.shift, noise_level=how.noise_level)
+    return trajectory(
+        velocity, noise, sampler=sampler.sampler, steps=sampler.steps, shift=sampler.shift, noise_level=sampler.noise_level
+    )
 
 
 def word_attention(pipeline: Pipeline, prompt: str, tokens: np.ndarray, h: int, w: int) -> tuple[list[str], np.ndarray]:

@@ -2,12 +2,12 @@
 
 Every sampler here updates its state linearly in the state itself, the velocity just evaluated, the one before it, and
 fresh noise, x <- a x + b v + c v_before + d noise, with numbers that depend on the times alone. A sampler therefore *is*
-its table of (a, b, c, d), one row per evaluation (`step_table`, computed in float64 and rounded once), and `walk` runs any
+its table of (a, b, c, d), one row per evaluation (`step_table`, computed in float64 and rounded once), and `integrate` runs any
 of them as one `lax.scan` with a float32 state. `sample` does both.
 
 A step goes from t to s = t + dt. By release:
   "august2025"  Euler-Maruyama over linspace(0, 1 - last_step), then one plain Euler step of size last_step. Shifted times
-                do not move that last step, so with a shift above 1 the walk ends before t = 1, as in that release.
+                do not move that last step, so with a shift above 1 the integration ends before t = 1, as in that release.
   "1.1"         Euler-Maruyama to t = 1: dx = ((1 + t) v - x) dt + sqrt(2 (1 - t) dt) noise, also in the last step.
   "sde"         February 2026: with x0 = x - t v and x1 = x + (1 - t) v, the ends of the path seen from x, and
                 var = level^2 (1 - t) / t, x = (1 - s) x0 + s x1 - var dt / (2 (1 - t)) x0 + sqrt(var dt) noise.
@@ -37,7 +37,7 @@ Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 LAST_STEP = 0.04  # of "august2025", fixed in that release
 
 
-def evaluation_times(sampler: str, steps: int, shift: float = 1.0, last_step: float = LAST_STEP) -> np.ndarray:
+def timesteps(sampler: str, steps: int, shift: float = 1.0, last_step: float = LAST_STEP) -> np.ndarray:
     """The times [E] float32 at which `sample` asks for the velocity, in order.
 
     Args:
@@ -53,7 +53,7 @@ def evaluation_times(sampler: str, steps: int, shift: float = 1.0, last_step: fl
     return (np.repeat(starts, 2)[1:] if sampler == "heun" else starts).astype(np.float32)
 
 
-def noise_shape(sampler: str, steps: int) -> int:
+def num_noise_draws(sampler: str, steps: int) -> int:
     """How many noise arrays [R, C] a run takes: the start, then one per noisy step."""
     _check(sampler, steps)
     return {"ode": 1, "heun": 1, "ab2": 1, "august2025": steps}.get(sampler, steps + 1)
@@ -69,12 +69,12 @@ def sample(
     noise_level: float = 0.8,
     last_step: float = LAST_STEP,
 ) -> Array:
-    """Walk from noise to data.
+    """Integrate from noise to data.
 
     Args:
-      velocity: maps (x [R, C] float32, i) to the guided velocity [R, C]; i is the traced index into `evaluation_times`, so
+      velocity: maps (x [R, C] float32, i) to the guided velocity [R, C]; i is the traced index into `timesteps`, so
         that whatever depends on the time alone can be computed for all times beforehand.
-      noise: [noise_shape(sampler, steps), R, C] standard normal; noise[0] is the start.
+      noise: [num_noise_draws(sampler, steps), R, C] standard normal; noise[0] is the start.
       sampler, steps, shift, noise_level, last_step: as in `step_table`.
 
     Returns:
@@ -84,23 +84,23 @@ def sample(
       InputError: a setting the sampler cannot run with, or too few or too many noise arrays.
     """
     table = step_table(sampler, steps, shift, noise_level, last_step)
-    expected = noise_shape(sampler, steps)
+    expected = num_noise_draws(sampler, steps)
     if noise.ndim != 3 or noise.shape[0] != expected:
         raise InputError(f"sampler {sampler!r} with {steps} steps takes noise [{expected}, R, C], found {list(noise.shape)}")
-    return walk(velocity, noise, jnp.asarray(table))
+    return integrate(velocity, noise, jnp.asarray(table))
 
 
 def trajectory(
-    velocity: Callable[[Array, Array], Array], noise: Array, *, sampler: str, steps: int, **how: float
+    velocity: Callable[[Array, Array], Array], noise: Array, *, sampler: str, steps: int, **kwargs: float
 ) -> tuple[np.ndarray, Array]:
     """The points that `sample` passes through, given the same arguments; the last is what it returns.
 
     Returns:
-      times [N + 1] float32, from 0 to where the walk ends, and states [N + 1, R, C] float32. The points at which "heun" only
-      tries the velocity are left out.
+      times [N + 1] float32, from 0 to where the integration ends, and states [N + 1, R, C] float32. The points at which "heun"
+      only tries the velocity are left out.
     """
-    grid = _grid(sampler, steps, how.get("shift", 1.0), how.get("last_step", LAST_STEP))
-    step, start, inputs = _walk(velocity, noise, jnp.asarray(step_table(sampler, steps, **how)))
+    grid = _grid(sampler, steps, kwargs.get("shift", 1.0), kwargs.get("last_step", LAST_STEP))
+    step, start, inputs = _scan(velocity, noise, jnp.asarray(step_table(sampler, steps, **kwargs)))
 
     def keeping(state, inputs):
         state, _ = step(state, inputs)
@@ -112,13 +112,13 @@ def trajectory(
     return grid.astype(np.float32), jnp.concatenate([start[0][None], states])
 
 
-def walk(velocity: Callable[[Array, Array], Array], noise: Array, table: Array) -> Array:
+def integrate(velocity: Callable[[Array, Array], Array], noise: Array, table: Array) -> Array:
     """Run a `step_table` [E, 4] as one scan; velocity, noise and result as in `sample`. Rows short of noise get none."""
-    (x, _), _ = jax.lax.scan(*_walk(velocity, noise, table))
+    (x, _), _ = jax.lax.scan(*_scan(velocity, noise, table))
     return x
 
 
-def _walk(velocity: Callable[[Array, Array], Array], noise: Array, table: Array):
+def _scan(velocity: Callable[[Array, Array], Array], noise: Array, table: Array):
     """What `jax.lax.scan` takes: the update of (x, velocity before), where it starts, and its inputs at each evaluation."""
     start, fresh = noise[0].astype(jnp.float32), noise[1:].astype(jnp.float32)
     quiet = jnp.zeros((table.shape[0] - fresh.shape[0], *start.shape))
@@ -140,7 +140,7 @@ def step_table(
 
     Args:
       noise_level: strength of the noise of "sde" (>= 0) and "cps" (0 to 1); the others do not use it.
-      sampler, steps, shift, last_step: as in `evaluation_times`.
+      sampler, steps, shift, last_step: as in `timesteps`.
 
     Raises:
       InputError: a setting the sampler cannot run with.
@@ -157,14 +157,14 @@ def step_table(
 
 
 def _grid(sampler: str, steps: int, shift: float, last_step: float) -> np.ndarray:
-    """The times [N + 1] float64 that the walk passes through."""
+    """The times [N + 1] float64 that the integration passes through."""
     _check(sampler, steps)
     if sampler == "august2025":
         if not 0 < last_step < 1:
             raise InputError(f"last step must be in (0, 1), found {last_step}")
         starts = shift_times(np.linspace(0, 1 - last_step, steps), shift)
         if shift < 1:
-            raise InputError(f"sampler 'august2025' with a timestep shift below 1 would walk past t = 1, found {shift}")
+            raise InputError(f"sampler 'august2025' with a timestep shift below 1 would integrate past t = 1, found {shift}")
         return np.append(starts, starts[-1] + last_step)
     return shift_times(np.linspace(0, 1, steps + 1), shift)
 

@@ -9,7 +9,7 @@ from nextstep_jax import checkpoints
 from nextstep_jax.config import DTYPES, ImageTokenizerConfig, NextStepConfig
 from nextstep_jax.data.vocabulary import SpecialIds, Vocabulary
 from nextstep_jax.errors import InputError
-from nextstep_jax.models.forms import fuse_projections, quantize_kernels
+from nextstep_jax.models.param_layouts import fuse_projections, quantize_kernels
 
 
 def builtin_checkpoint() -> pathlib.Path:
@@ -47,7 +47,8 @@ def load_model(checkpoint: str | os.PathLike | None = None, dtype: str | None = 
 
     Args:
       dtype: of the model's parameters and compute; None keeps the parameters as stored and computes in the decoder's dtype
-        (float32 where float16 is stored). "int8" rounds the large kernels (models/forms.py) and leaves the rest as for None.
+        (float32 where float16 is stored). "int8" rounds the large kernels (models/param_layouts.py) and leaves the
+        rest as for None.
 
     Raises:
       InputError: not a checkpoint, or one without a model or an image tokenizer.

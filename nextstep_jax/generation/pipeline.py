@@ -21,7 +21,8 @@ from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
 from nextstep_jax.data import images as image_files
 from nextstep_jax.data.vocabulary import SpecialIds, Vocabulary
 from nextstep_jax.errors import InputError
-from nextstep_jax.generation import decode, text
+from nextstep_jax.generation import text, token_loop
+from nextstep_jax.generation.config import GenerationConfig, recommended
 from nextstep_jax.generation.load import load_model
 from nextstep_jax.generation.profiling import part
 from nextstep_jax.generation.prompts import (
@@ -34,7 +35,6 @@ from nextstep_jax.generation.prompts import (
     place_images,
     require_prompt,
 )
-from nextstep_jax.generation.settings import Settings, recommended
 from nextstep_jax.generation.tokenizer import decode_images, encode_images
 
 Array = jax.Array
@@ -44,7 +44,7 @@ ImageSource = str | os.PathLike | Image.Image | Pixels
 OnChunk = Callable[[int, int, Callable[[], list[Pixels]]], None]
 
 MAX_BATCH = 16
-PLAN_TOKENS = 512  # of a plan at most
+MAX_THINKING_TOKENS = 512  # of a plan at most
 CHUNKS = 16  # per image, when somebody watches
 
 
@@ -106,14 +106,14 @@ class Pipeline:
         """Pixels along one side of an image token."""
         return self.tokenizer_config.downsample * self.config.patch
 
-    def settings(self, edit: bool = False, **changes) -> Settings:
+    def settings(self, edit: bool = False, **changes) -> GenerationConfig:
         """The checkpoint's recommended settings with some changed; None leaves one as it is.
 
         Without a text tokenizer the recommended positive and negative prompts are left out: nothing could read them.
         """
         settings = recommended(self.config.release, self.overrides, edit)
         if self.vocabulary is None:
-            settings = settings.replace(positive="", negative="")
+            settings = settings.replace(prompt_suffix="", negative_prompt="")
         return settings.replace(**changes)
 
     def with_overrides(self, changes: Mapping[str, Any]) -> "Pipeline":
@@ -127,22 +127,22 @@ class Pipeline:
         return pipeline
 
     def grid(
-        self, settings: Settings, height: int | None = None, width: int | None = None, aspect: str | None = None
+        self, settings: GenerationConfig, height: int | None = None, width: int | None = None, aspect: str | None = None
     ) -> tuple[int, int]:
         """(h, w) in tokens of a size in pixels, or of an aspect-ratio bucket such as "16:9", or of the default size."""
         if aspect is not None:
             if height or width:
                 raise InputError("give either a height and width or an aspect, not both")
             height, width = self._in_pixels(image_files.bucket_for_aspect(aspect, self.bucket_area(settings)))
-        height, width = height or width or settings.size, width or height or settings.size
+        height, width = height or width or settings.image_size, width or height or settings.image_size
         for name, side in (("height", height), ("width", width)):
             if side % self.token_pixels or side <= 0:
                 raise InputError(f"{name} must be a positive multiple of {self.token_pixels} pixels, found {side}")
         return height // self.token_pixels, width // self.token_pixels
 
-    def bucket_area(self, settings: Settings) -> int:
+    def bucket_area(self, settings: GenerationConfig) -> int:
         """Side of the square that `data.images` makes buckets of: they are for 16-pixel tokens, other tokenizers scale them."""
-        return settings.size // self.token_pixels * image_files.TOKEN
+        return settings.image_size // self.token_pixels * image_files.TOKEN
 
     def _in_pixels(self, size: tuple[int, int]) -> tuple[int, int]:
         return tuple(side // image_files.TOKEN * self.token_pixels for side in size)
@@ -158,7 +158,7 @@ class Pipeline:
         aspect: str | None = None,
         n: int = 1,
         seed: int = 0,
-        settings: Settings | None = None,
+        settings: GenerationConfig | None = None,
         on_chunk: OnChunk | None = None,
     ) -> list[GeneratedImage]:
         """Images of prompts: n of each, prompt by prompt.
@@ -167,7 +167,7 @@ class Pipeline:
 
         Args:
           prompts: text or ids, one or several.
-          height, width: pixels, multiples of `token_pixels`; or `aspect`; default `settings.size` squared.
+          height, width: pixels, multiples of `token_pixels`; or `aspect`; default `settings.image_size` squared.
 
         Raises:
           InputError: an empty prompt, a size or setting that cannot be used, a prompt longer than the window.
@@ -177,8 +177,8 @@ class Pipeline:
         branches, prompts = [], _as_list(prompts)
         for prompt in prompts:
             require_prompt(prompt)
-            branches.append([self._with_positive(prompt, settings), [settings.negative], [settings.negative]])
-        return self.draw(branches, [describe(p) for p in prompts], h, w, n, seed, settings, False, on_chunk)
+            branches.append([self._append_suffix(prompt, settings), [settings.negative_prompt], [settings.negative_prompt]])
+        return self._generate_batch(branches, [describe(p) for p in prompts], h, w, n, seed, settings, False, on_chunk)
 
     def edit(
         self,
@@ -190,7 +190,7 @@ class Pipeline:
         aspect: str | None = None,
         n: int = 1,
         seed: int = 0,
-        settings: Settings | None = None,
+        settings: GenerationConfig | None = None,
         on_chunk: OnChunk | None = None,
     ) -> list[GeneratedImage]:
         """Edits of one or several input images.
@@ -208,12 +208,12 @@ class Pipeline:
         encoded = self.encode(sources, seed)
         parts = place_images(instruction, encoded, settings.sources_last)
         placed = [part for part in parts if isinstance(part, EncodedImage)]
-        if settings.positive:
-            parts.append(" " + settings.positive)
-        branches = [[parts, [*placed, settings.negative], [settings.negative]]]
-        return self.draw(branches, [describe(instruction)], h, w, n, seed, settings, True, on_chunk)
+        if settings.prompt_suffix:
+            parts.append(" " + settings.prompt_suffix)
+        branches = [[parts, [*placed, settings.negative_prompt], [settings.negative_prompt]]]
+        return self._generate_batch(branches, [describe(instruction)], h, w, n, seed, settings, True, on_chunk)
 
-    def load_images(self, images: ImageSource | Sequence[ImageSource], settings: Settings) -> list[Pixels]:
+    def load_images(self, images: ImageSource | Sequence[ImageSource], settings: GenerationConfig) -> list[Pixels]:
         """Input images as uint8 arrays, resized and cropped to buckets of the settings' area."""
         sources = [images] if isinstance(images, str | os.PathLike | Image.Image | np.ndarray) else list(images)
         if not sources:
@@ -228,7 +228,7 @@ class Pipeline:
 
     def encode(self, images: Sequence[Pixels], seed: int = 0) -> list[EncodedImage]:
         """Image tokens of uint8 images, as the transformer reads them."""
-        key = jax.random.fold_in(jax.random.key(seed), _POSTERIOR)
+        key = jax.random.fold_in(jax.random.key(seed), _POSTERIOR_FOLD)
         encoded = []
         for i, pixels in enumerate(images):
             with part("encode") as done:
@@ -257,7 +257,7 @@ class Pipeline:
         h: int,
         w: int,
         keys: Array,
-        settings: Settings,
+        settings: GenerationConfig,
         has_image: bool,
         on_chunk: OnChunk | None = None,
     ) -> np.ndarray:
@@ -267,9 +267,9 @@ class Pipeline:
           branches: per prompt [conditional, image-only, unconditional] parts; those guidance does not need are not read.
           keys: [B], one key an image.
         """
-        how = settings.token_settings(has_image)
+        sampler_config = settings.sampler_config(has_image)
         count, tokens = len(branches), h * w
-        used = {1: (0,), 2: (0, 2), 3: (0, 1, 2)}[how.branches]
+        used = {1: (0,), 2: (0, 2), 3: (0, 1, 2)}[sampler_config.branches]
         padded = list(branches) + [branches[-1]] * (_power_of_two(count) - count)
         prefix = area_prefix(self.special, h, w)
         rows = [
@@ -280,25 +280,27 @@ class Pipeline:
         self._require_window(max(len(row.ids) for row in rows), tokens)
         keys = keys[np.minimum(np.arange(len(padded)), count - 1)]
         with part("prefill") as done:
-            noise = decode.draw_noise(keys, tokens, how.noise_arrays, self.config.token_channels)
-            state = done(decode.start(self.config, self.params, align_rows(rows), how.branches, tokens))
+            noise = token_loop.draw_noise(keys, tokens, sampler_config.num_noise_draws, self.config.token_channels)
+            state = done(token_loop.prefill(self.config, self.params, align_rows(rows), sampler_config.branches, tokens))
         chunk = tokens if on_chunk is None else max(1, tokens // CHUNKS)
         plan = settings.steps_along(tokens)
         for stop in sorted({*range(chunk, tokens, chunk), *(stop for stop, _ in plan)}):
             steps = next(steps for last, steps in plan if stop <= last)
-            now = dataclasses.replace(how, steps=steps)
-            draws = noise[:, : now.noise_arrays]
+            now = dataclasses.replace(sampler_config, steps=steps)
+            draws = noise[:, : now.num_noise_draws]
             with part("tokens") as done:
-                state = done(decode.advance(self.config, now, self.params, state, draws, settings.guidance(tokens), stop))
+                state = done(
+                    token_loop.decode_tokens(self.config, now, self.params, state, draws, settings.guidance(tokens), stop)
+                )
             if on_chunk is not None:
                 partial = np.asarray(state.tokens[:count])
                 on_chunk(stop, tokens, lambda partial=partial: self.decode(partial, h, w))
         return np.asarray(state.tokens[:count])
 
-    def draw(self, branches, descriptions, h, w, n, seed, settings, has_image, on_chunk) -> list[GeneratedImage]:
+    def _generate_batch(self, branches, descriptions, h, w, n, seed, settings, has_image, on_chunk) -> list[GeneratedImage]:
         if n < 1:
             raise InputError(f"the number of images must be at least 1, found {n}")
-        plans = [self.plan(row[0], seed) if settings.think else [] for row in branches]
+        plans = [self.think(row[0], seed) if settings.thinking else [] for row in branches]
         branches = [[[*row[0], plan], *row[1:]] for row, plan in zip(branches, plans, strict=True)]
         wanted = [(p, j) for p in range(len(branches)) for j in range(n)]
         key, results = jax.random.key(require_seed(seed)), []
@@ -310,18 +312,18 @@ class Pipeline:
             for (p, j), image_tokens, image in zip(batch, tokens, pixels, strict=True):
                 record = {"prompt": descriptions[p], "seed": seed, "index": j, "height": h * self.token_pixels}
                 record |= {"width": w * self.token_pixels, "model": self.name, "settings": dataclasses.asdict(settings)}
-                record |= {"plan": self.text(plans[p])} if plans[p] else {}
+                record |= {"thinking": self.text(plans[p])} if plans[p] else {}
                 results.append(GeneratedImage(image, image_tokens, record))
         return results
 
-    def _with_positive(self, prompt, settings: Settings) -> list[Part]:
-        if not settings.positive:
+    def _append_suffix(self, prompt, settings: GenerationConfig) -> list[Part]:
+        if not settings.prompt_suffix:
             return [prompt]
-        return [f"{prompt} {settings.positive}"] if isinstance(prompt, str) else [prompt, " " + settings.positive]
+        return [f"{prompt} {settings.prompt_suffix}"] if isinstance(prompt, str) else [prompt, " " + settings.prompt_suffix]
 
     # --- text ---------------------------------------------------------------------------------------------------------
 
-    def write(
+    def generate_text(
         self,
         prompt: str | Sequence[int] = "",
         images: ImageSource | Sequence[ImageSource] = (),
@@ -330,7 +332,7 @@ class Pipeline:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
-        settings: Settings | None = None,
+        settings: GenerationConfig | None = None,
     ) -> str:
         """Text that continues a prompt, after input images if there are any (captioning)."""
         if not len(prompt) and (isinstance(images, list | tuple) and not images):
@@ -339,10 +341,10 @@ class Pipeline:
         if not (isinstance(images, list | tuple) and not images):
             encoded = self.encode(self.load_images(images, settings or self.settings()), seed)
         parts = [*encoded, prompt]
-        ids, _ = self.write_ids(parts, [self.special.eos], max_tokens, temperature, top_p, seed)
+        ids, _ = self.generate_ids(parts, [self.special.eos], max_tokens, temperature, top_p, seed)
         return self.text(ids)
 
-    def write_ids(
+    def generate_ids(
         self,
         parts: Sequence[Part],
         stop_ids: Sequence[int],
@@ -368,18 +370,18 @@ class Pipeline:
         allowed[list(markers - set(stop_ids) - set(allowed_special))] = False
         prompt = align_rows([row])
         with part("prefill") as done:
-            state = done(text.start_text(self.config, self.params, prompt, _power_of_two(max_tokens)))
+            state = done(text.prefill_text(self.config, self.params, prompt, _power_of_two(max_tokens)))
         keys = jax.random.key(require_seed(seed))[None]
         stops = np.asarray(stop_ids, np.int32)
         with part("text") as done:
             arguments = (keys, float(temperature), float(top_p), allowed, stops, max_tokens)
-            state = done(text.advance_text(self.config, self.params, state, *arguments))
+            state = done(text.decode_text(self.config, self.params, state, *arguments))
         ids = np.asarray(state.ids)[0, : int(state.lengths[0])].tolist()
         return (ids[:-1], ids[-1]) if ids and ids[-1] in set(stop_ids) else (ids, None)
 
-    def plan(self, parts: Sequence[Part], seed: int = 0) -> list[int]:
+    def think(self, parts: Sequence[Part], seed: int = 0) -> list[int]:
         """What the model thinks before it draws (self-CoT, paper section 4.2): ids, those of the thinking tokens around them.
-        A plan that does not end within `PLAN_TOKENS` is cut there.
+        A plan that does not end within `MAX_THINKING_TOKENS` is cut there.
 
         Raises:
           InputError: a checkpoint without thinking tokens.
@@ -387,13 +389,13 @@ class Pipeline:
         begin, end = self.special.begin_of_thinking, self.special.end_of_thinking
         if begin is None or end is None:
             raise InputError(f"{self.name} cannot plan: its text tokenizer has no thinking tokens")
-        ids, _ = self.write_ids([*parts, [begin]], [end, self.special.eos], PLAN_TOKENS, seed=seed)
+        ids, _ = self.generate_ids([*parts, [begin]], [end, self.special.eos], MAX_THINKING_TOKENS, seed=seed)
         return [begin, *ids, end]
 
     def text(self, ids: Sequence[int]) -> str:
         """Text of ids, special ones left out. InputError without a text tokenizer."""
         if self.vocabulary is None:
-            raise InputError(f"{self.name} has no text tokenizer (tokenizer.json): call write_ids for ids")
+            raise InputError(f"{self.name} has no text tokenizer (tokenizer.json): call generate_ids for ids")
         return self.vocabulary.decode(ids)
 
     def _require_window(self, length: int, new: int) -> None:
@@ -402,7 +404,7 @@ class Pipeline:
             raise InputError(f"a prompt of {length} ids and {new} new positions do not fit the model's window of {window}")
 
 
-_POSTERIOR = 2**31 - 1  # fold_in index of encoding noise, out of reach of image indices
+_POSTERIOR_FOLD = 2**31 - 1  # fold_in index of encoding noise, out of reach of image indices
 
 
 def _as_list(prompts) -> list:

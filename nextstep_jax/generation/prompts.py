@@ -15,7 +15,7 @@ import numpy as np
 from nextstep_jax.batch import Batch
 from nextstep_jax.data.vocabulary import SpecialIds, Vocabulary
 from nextstep_jax.errors import InputError
-from nextstep_jax.generation.decode import Prompt
+from nextstep_jax.generation.token_loop import Prompt
 
 # Prompts are padded to a multiple of this, so that most prompts share a compiled program.
 LENGTH_BUCKET = 64

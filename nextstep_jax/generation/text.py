@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from nextstep_jax.config import NextStepConfig
-from nextstep_jax.generation.decode import Prompt, prefill, transformer_step
+from nextstep_jax.generation.token_loop import Prompt, prefill_cache, transformer_step
 from nextstep_jax.models.nextstep import NextStep
 from nextstep_jax.models.transformer import Cache
 
@@ -23,7 +23,7 @@ class TextState(NamedTuple):
     """Where B rows of text stand.
 
     Attributes:
-      cache, valid, positions, embedding: as in `decode.DecodeState`.
+      cache, valid, positions, embedding: as in `token_loop.DecodeState`.
       ids: [B, n] int32 so far; `stop_ids` are kept in it.
       lengths: [B] how many ids of each row count, its stop id included.
       done: [B] rows that met a stop id.
@@ -40,7 +40,7 @@ class TextState(NamedTuple):
     step: Array
 
 
-def choose_ids(key: Array, logits: Array, temperature: Array, top_p: Array) -> Array:
+def sample_ids(key: Array, logits: Array, temperature: Array, top_p: Array) -> Array:
     """Ids [B] drawn from logits [B, V]: the most likely at temperature 0, else from the smallest set of mass >= top_p."""
     greedy = jnp.argmax(logits, axis=-1)
     scaled = logits / jnp.maximum(temperature, 1e-6)
@@ -53,17 +53,17 @@ def choose_ids(key: Array, logits: Array, temperature: Array, top_p: Array) -> A
 
 
 @functools.partial(jax.jit, static_argnames=("config", "length"))
-def start_text(config: NextStepConfig, params: dict, prompt: Prompt, length: int) -> TextState:
+def prefill_text(config: NextStepConfig, params: dict, prompt: Prompt, length: int) -> TextState:
     """Prefill and room for `length` new ids."""
     rows, prompt_length = prompt.text_ids.shape
-    cache, valid, positions, embedding = prefill(config, params, prompt, prompt_length + length)
+    cache, valid, positions, embedding = prefill_cache(config, params, prompt, prompt_length + length)
     zeros = jnp.zeros(rows, jnp.int32)
     ids = jnp.zeros((rows, length), jnp.int32)
     return TextState(cache, valid, positions, embedding, ids, zeros, zeros.astype(bool), jnp.zeros((), jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("state",))
-def advance_text(
+def decode_text(
     config: NextStepConfig,
     params: dict,
     state: TextState,
@@ -89,7 +89,7 @@ def advance_text(
         hidden, cache = transformer_step(config, params, state.embedding, state.positions, state.cache, state.valid)
         logits = jnp.where(allowed, model.apply(variables, hidden, method="logits"), _BANNED)
         step_keys = jax.vmap(lambda key: jax.random.fold_in(key, state.step))(keys)
-        ids = jax.vmap(lambda key, row: choose_ids(key, row[None], temperature, top_p)[0])(step_keys, logits)
+        ids = jax.vmap(lambda key, row: sample_ids(key, row[None], temperature, top_p)[0])(step_keys, logits)
         return TextState(
             cache=cache,
             valid=state.valid,

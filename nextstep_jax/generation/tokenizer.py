@@ -21,7 +21,7 @@ from nextstep_jax.models.tiled_decode import decode_tiled
 
 Array = jax.Array
 
-LARGEST = 2**30  # bytes of one activation at the pixels' resolution, of which the decoder holds several
+MAX_ACTIVATION_BYTES = 2**30  # bytes of one activation at the pixels' resolution, of which the decoder holds several
 
 
 @functools.partial(jax.jit, static_argnames=("config", "patch"))
@@ -40,11 +40,11 @@ def encode_means(config: ImageTokenizerConfig, params: dict, pixels: Array) -> A
 
 def decode_images(config: ImageTokenizerConfig, patch: int, h: int, w: int, params: dict, tokens: Array) -> Array | np.ndarray:
     """Pixels [B, height, width, 3], near [-1, 1], of image tokens [B, h * w, C]; in strips (the same up to rounding) where an
-    activation of all images would take more than LARGEST bytes.
+    activation of all images would take more than MAX_ACTIVATION_BYTES bytes.
     """
     latents = _latents(config, patch, h, w, tokens)
     positions = tokens.shape[0] * (h * w) * (patch * config.downsample // config.stem_patch) ** 2
-    if positions * config.channels * params["decoder"]["conv_out"]["kernel"].dtype.itemsize > LARGEST:
+    if positions * config.channels * params["decoder"]["conv_out"]["kernel"].dtype.itemsize > MAX_ACTIVATION_BYTES:
         return decode_tiled(config, params, latents)
     return _decode(config, params, latents)
 

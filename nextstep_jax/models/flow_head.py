@@ -1,7 +1,7 @@
 """The flow head: an AdaLN MLP that predicts the velocity of one image token (paper section 4.2, Table 6).
 
 The modulations (shift, scale, gate) hold 60 % of its parameters and depend on the time and the condition alone, never on
-the point x. Sampling therefore computes those of all T times in one product (`modulations`) and walks the ODE with
+the point x. Sampling therefore computes those of all T times in one product (`modulations`) and follows the ODE with
 `velocity_at`; training, where every token has its own time, calls `velocity`.
 
 Letters: P tokens, R rows, T times, C channels of a token, D condition width, W head width, M hidden width, L blocks.
@@ -70,12 +70,12 @@ class FlowBlock(nn.Module):
         self.mlp_out = Projection("...I,IO->...O", (m, w), 1, self.dtype)
         self.modulation = Projection("...I,IO->...O", (w, 3 * w), 1, self.dtype, stddev=0.0)
 
-    def __call__(self, x: Array, steer: Array) -> tuple[Array, None]:
+    def __call__(self, x: Array, cond: Array) -> tuple[Array, None]:
         """x [P, W] after the block, steered by silu(time + condition) [P, W]."""
-        return self.apply_modulation(x, self.modulation(steer)), None
+        return self.apply_modulation(x, self.modulation(cond)), None
 
-    def modulate(self, steer: Array) -> Array:
-        return self.modulation(steer)
+    def modulate(self, cond: Array) -> Array:
+        return self.modulation(cond)
 
     def apply_modulation(self, x: Array, modulation: Array) -> Array:
         shift, scale, gate = jnp.split(modulation, 3, axis=-1)
@@ -110,8 +110,8 @@ class FinalLayer(nn.Module):
         shift, scale = jnp.split(modulation, 2, axis=-1)
         return self.output(_modulate(layer_norm(x, NORM_EPS), shift, scale))
 
-    def modulate(self, steer: Array) -> Array:
-        return self.modulation(steer)
+    def modulate(self, cond: Array) -> Array:
+        return self.modulation(cond)
 
 
 class FlowHead(nn.Module):
@@ -139,14 +139,14 @@ class FlowHead(nn.Module):
         """Velocity [P, C] float32 at points x [P, C], times t [P]; of R conditions [R, D] each steers the next P / R points."""
         times = constrain(self.time_embed(constrain(t, "positions")), "positions", "width")
         conditions = constrain(self.condition(condition), "positions", "width")
-        steer = nn.silu(times + jnp.repeat(conditions, t.shape[0] // condition.shape[0], axis=0))
+        cond = nn.silu(times + jnp.repeat(conditions, t.shape[0] // condition.shape[0], axis=0))
         y = constrain(self.input(x), "positions", "width")
         if self.config.transformer.scan_layers:
-            y, _ = self.blocks(y, steer)
+            y, _ = self.blocks(y, cond)
         else:
             for block in self.blocks:
-                y, _ = block(y, steer)
-        return self.final(y, self.final.modulate(steer)).astype(jnp.float32)
+                y, _ = block(y, cond)
+        return self.final(y, self.final.modulate(cond)).astype(jnp.float32)
 
     def embed_times(self, times: Array) -> Array:
         """Embeddings [T, W] of times [T]; a fixed schedule needs them once for all tokens."""
@@ -154,8 +154,8 @@ class FlowHead(nn.Module):
 
     def modulations(self, time_embeddings: Array, condition: Array) -> Modulations:
         """Modulations at T embedded times [T, W] for R conditions [R, D], leading axes [T, R] (unrolled form only)."""
-        steer = nn.silu(time_embeddings[:, None] + self.condition(condition)[None])
-        return Modulations(tuple(block.modulate(steer) for block in self.blocks), self.final.modulate(steer))
+        cond = nn.silu(time_embeddings[:, None] + self.condition(condition)[None])
+        return Modulations(tuple(block.modulate(cond) for block in self.blocks), self.final.modulate(cond))
 
     def velocity_at(self, x: Array, modulations: Modulations) -> Array:
         """Velocity [R, C] float32 at points x [R, C] under modulations of one time, [R, ...] (unrolled form only)."""

@@ -24,7 +24,7 @@ Array = jax.Array
 LOGVAR_RANGE = (-30.0, 20.0)
 NORM_EPS = 1e-6
 # Above this many latent pixels the middle attention takes its queries row by row, so that memory grows linearly.
-ATTENTION_AT_ONCE = 4096
+FULL_ATTENTION_MAX_PIXELS = 4096
 
 
 @jax.tree_util.register_dataclass
@@ -184,7 +184,7 @@ def attend(q: Array, k: Array, v: Array) -> Array:
         weights = jax.nn.softmax(logits.reshape(*logits.shape[:3], -1)).reshape(logits.shape)
         return jnp.einsum("bqwhx,bhxc->bqwc", weights.astype(v.dtype), v)
 
-    if h * w <= ATTENTION_AT_ONCE:
+    if h * w <= FULL_ATTENTION_MAX_PIXELS:
         return rows(q)
     return jax.lax.map(lambda row: rows(row[:, None])[:, 0], q.swapaxes(0, 1)).swapaxes(0, 1)
 
@@ -204,7 +204,7 @@ class Conv(nn.Module):
         return convolve(x.astype(dtype), kernel.astype(dtype), self.stride) + bias.astype(dtype)
 
 
-class NormSwish(nn.Module):
+class GroupNormSwish(nn.Module):
     """GroupNorm, then swish unless it is off. A part of an image comes with the whole image's channel statistics."""
 
     config: ImageTokenizerConfig
@@ -224,8 +224,8 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        y = Conv(self.config, self.features, name="conv1")(NormSwish(self.config, name="norm1")(x))
-        y = Conv(self.config, self.features, name="conv2")(NormSwish(self.config, name="norm2")(y))
+        y = Conv(self.config, self.features, name="conv1")(GroupNormSwish(self.config, name="norm1")(x))
+        y = Conv(self.config, self.features, name="conv2")(GroupNormSwish(self.config, name="norm2")(y))
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=self.config.dtype, name="shortcut")(x)
         return x + y
@@ -236,12 +236,12 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        y = NormSwish(self.config, swish=False, name="norm")(x)
+        y = GroupNormSwish(self.config, swish=False, name="norm")(x)
         q, k, v = (nn.Dense(x.shape[-1], dtype=self.config.dtype, name=name)(y) for name in "qkv")
         return x + nn.Dense(x.shape[-1], dtype=self.config.dtype, name="out")(attend(q, k, v))
 
 
-class Middle(nn.Module):
+class MidBlock(nn.Module):
     """Block, attention, block at the lowest resolution."""
 
     config: ImageTokenizerConfig
@@ -288,8 +288,8 @@ class Encoder(nn.Module):
         x = Conv(config, config.channels, name="conv_in")(space_to_depth(pixels, config.stem_patch))
         for level, multiplier in enumerate(multipliers):
             x = DownLevel(config, config.channels * multiplier, last=level == len(multipliers) - 1, name=f"down_{level}")(x)
-        x = Middle(config, name="mid")(x)
-        return Conv(config, 2 * config.latent_channels, name="conv_out")(NormSwish(config, name="norm_out")(x))
+        x = MidBlock(config, name="mid")(x)
+        return Conv(config, 2 * config.latent_channels, name="conv_out")(GroupNormSwish(config, name="norm_out")(x))
 
 
 class Decoder(nn.Module):
@@ -300,9 +300,9 @@ class Decoder(nn.Module):
     def setup(self):
         config, multipliers = self.config, self.config.channel_multipliers
         self.conv_in = Conv(config, config.channels * multipliers[-1])
-        self.mid = Middle(config)
+        self.mid = MidBlock(config)
         self.up = [UpLevel(config, config.channels * m, last=level == 0) for level, m in enumerate(multipliers)]
-        self.norm_out = NormSwish(config)
+        self.norm_out = GroupNormSwish(config)
         self.conv_out = Conv(config, config.in_channels * config.stem_patch**2)
 
     def middle(self, latents: Array) -> Array:

@@ -52,7 +52,7 @@ def apply_rope(x: Array, table: tuple[Array, Array]) -> Array:
 # CPUs only: a product of so few rows is read-bound, and the general routine packs the kernel into panels before it starts.
 # Row by row the kernel is read from memory once and for the other rows from cache (measured: 1.7 times quicker at two rows,
 # 1.5 at three, even at five).
-_FEW_ROWS = 4
+_GEMV_MAX_ROWS = 4
 
 
 def project(equation: str, x: Array, kernel: Array) -> Array:
@@ -73,13 +73,14 @@ def project(equation: str, x: Array, kernel: Array) -> Array:
         y = jnp.stack([row @ flat for row in x.reshape(rows, -1)])
         return y.reshape(*lead, *kernel.shape[contracted:])
 
-    if not 1 < rows <= _FEW_ROWS or x.dtype != jnp.float32:
+    if not 1 < rows <= _GEMV_MAX_ROWS or x.dtype != jnp.float32:
         return general(x, kernel)
     return jax.lax.platform_dependent(x, kernel, cpu=by_row, default=general)
 
 
 class Projection(nn.Module):
-    """`einsum(equation, x, kernel) + bias`, in `dtype`; a kernel of int8 has its `kernel_scale` beside it (models/forms.py).
+    """`einsum(equation, x, kernel) + bias`, in `dtype`; an int8 kernel has its `kernel_scale` beside it
+    (models/param_layouts.py).
 
     Attributes:
       equation: e.g. "BSD,DNH->BSNH".

@@ -35,7 +35,7 @@ def gen_pos_embed(grid: int, width: int) -> np.ndarray:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def look_up(table: Array, ids: Array, dtype: str) -> Array:
+def embedding_lookup(table: Array, ids: Array, dtype: str) -> Array:
     """Rows [..., D] in `dtype` of a float32 table [V, D], at ids [...].
 
     On a mesh the table is gathered along D, in `dtype`: split along D, the lookup would give every device a strip of all rows'
@@ -44,17 +44,17 @@ def look_up(table: Array, ids: Array, dtype: str) -> Array:
     return jnp.take(constrain(table.astype(dtype), "vocab", "width"), ids, axis=0)
 
 
-def _look_up_forward(table: Array, ids: Array, dtype: str):
-    return look_up(table, ids, dtype), (table, ids)
+def _embedding_lookup_forward(table: Array, ids: Array, dtype: str):
+    return embedding_lookup(table, ids, dtype), (table, ids)
 
 
-def _look_up_backward(dtype: str, saved, gradient: Array):
+def _embedding_lookup_backward(dtype: str, saved, gradient: Array):
     table, ids = saved
     sums = jnp.zeros(table.shape, jnp.float32).at[ids].add(gradient.astype(jnp.float32))
     return constrain(sums, "vocab", "embed").astype(table.dtype), None
 
 
-look_up.defvjp(_look_up_forward, _look_up_backward)
+embedding_lookup.defvjp(_embedding_lookup_forward, _embedding_lookup_backward)
 
 
 class Embedding(nn.Module):
@@ -68,7 +68,7 @@ class Embedding(nn.Module):
         self.embedding = self.param("embedding", nn.initializers.normal(0.02), (self.vocab_size, self.width))
 
     def __call__(self, ids: Array) -> Array:
-        return look_up(self.embedding, ids, self.dtype)
+        return embedding_lookup(self.embedding, ids, self.dtype)
 
 
 class LanguageHead(nn.Module):
@@ -85,7 +85,7 @@ class LanguageHead(nn.Module):
 
 
 class NextStep(nn.Module):
-    """The model as pure functions of `params`: `apply({"params": params}, ..., method="decode")` and so on."""
+    """The model as pure functions of `params`: `apply({"params": params}, ..., method="logits")` and so on."""
 
     config: NextStepConfig
 
@@ -128,9 +128,9 @@ class NextStep(nn.Module):
         x = self.embed(batch.text_ids, batch.image_tokens, batch.is_image)
         return self.decoder.attention_maps(x, batch.positions, batch.segment_ids)
 
-    def decode(self, embeddings: Array, positions: Array, cache: Cache, valid: Array) -> tuple[Array, Cache]:
-        """Append [R, S, D] embeddings at [R, S] positions to the cache; see `Decoder.decode`."""
-        return self.decoder.decode(embeddings, positions, cache, valid)
+    def extend(self, embeddings: Array, positions: Array, cache: Cache, valid: Array) -> tuple[Array, Cache]:
+        """Append [R, S, D] embeddings at [R, S] positions to the cache; see `Decoder.extend`."""
+        return self.decoder.extend(embeddings, positions, cache, valid)
 
     def language_kernel(self) -> Array:
         """The language head's kernel [D, V]; the transposed embedding when tied."""

@@ -19,8 +19,8 @@ import numpy as np
 from nextstep_jax.config import ImageTokenizerConfig
 from nextstep_jax.models.image_tokenizer import (
     Conv,
+    GroupNormSwish,
     ImageTokenizer,
-    NormSwish,
     channel_statistics,
     depth_to_space,
     pool_statistics,
@@ -94,7 +94,7 @@ def _strip(
     """A layer on one strip. x [B, rows + 2, W, C] has a row more on each side; `inside` [rows + 2]: the image has that row."""
     margin = 1
     if "norm" in layer:
-        x = NormSwish(config).apply({"params": layer["norm"]}, x, statistics)
+        x = GroupNormSwish(config).apply({"params": layer["norm"]}, x, statistics)
     x = jnp.where(inside[:, None, None], x, 0)  # the image's edge is padded with zeros, after the norm
     if "upsample" in layer:
         x, margin = upsample(x), 2

@@ -84,7 +84,7 @@ class Attention(nn.Module):
         weights = attention_weights(q, k, segment_mask(segment_ids))
         return weights.reshape(q.shape[0], self.config.heads, *weights.shape[-2:])
 
-    def decode(self, x: Array, rope: RopeTable, cache: LayerCache, index: Array, mask: Array) -> tuple[Array, LayerCache]:
+    def extend(self, x: Array, rope: RopeTable, cache: LayerCache, index: Array, mask: Array) -> tuple[Array, LayerCache]:
         q, k, v = self.project(x, rope)
         cache = write_cache(cache, k, v, index)
         return self.o(masked_attention(q, cache.keys, cache.values, mask)), cache
@@ -109,7 +109,7 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """One decoder layer. `__call__` sees whole rows (training); `decode` appends to a cache."""
+    """One decoder layer. `__call__` sees whole rows (training); `extend` appends to a cache."""
 
     config: TransformerConfig
 
@@ -129,8 +129,8 @@ class Block(nn.Module):
     def attention_map(self, x: Array, rope: RopeTable, segment_ids: Array) -> Array:
         return self.attention.weights(self.attention_norm(x), rope, segment_ids)
 
-    def decode(self, x: Array, rope: RopeTable, cache: LayerCache, index: Array, mask: Array) -> tuple[Array, LayerCache]:
-        y, cache = self.attention.decode(self.attention_norm(x), rope, cache, index, mask)
+    def extend(self, x: Array, rope: RopeTable, cache: LayerCache, index: Array, mask: Array) -> tuple[Array, LayerCache]:
+        y, cache = self.attention.extend(self.attention_norm(x), rope, cache, index, mask)
         x = x + y
         return x + self.mlp(self.mlp_norm(x)), cache
 
@@ -208,7 +208,7 @@ class Decoder(nn.Module):
             x, _ = layer(x, rope, segment_ids)
         return maps
 
-    def decode(self, x: Array, positions: Array, cache: Cache, valid: Array) -> tuple[Array, Cache]:
+    def extend(self, x: Array, positions: Array, cache: Cache, valid: Array) -> tuple[Array, Cache]:
         """Append embeddings [R, S, D] to the cache and return their hidden states [R, S, D] (unrolled form only).
 
         valid [R, T] says which slots, old and new, a row may see.
@@ -217,6 +217,6 @@ class Decoder(nn.Module):
         mask = cache_mask(valid, cache.index, x.shape[1])
         layers = []
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
-            x, layer_cache = layer.decode(x, rope, layer_cache, cache.index, mask)
+            x, layer_cache = layer.extend(x, rope, layer_cache, cache.index, mask)
             layers.append(layer_cache)
         return self.final_norm(x), Cache(tuple(layers), cache.index + x.shape[1])

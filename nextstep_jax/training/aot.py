@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 from nextstep_jax.batch import Batch
 from nextstep_jax.config import NextStepConfig
 from nextstep_jax.errors import InputError
-from nextstep_jax.flow.samplers import evaluation_times
-from nextstep_jax.generation.decode import Prompt, advance, start
-from nextstep_jax.generation.settings import Settings
+from nextstep_jax.flow.samplers import timesteps
+from nextstep_jax.generation.config import GenerationConfig
+from nextstep_jax.generation.token_loop import Prompt, decode_tokens, prefill
 from nextstep_jax.models.attention import CACHE_AXES
 from nextstep_jax.models.nextstep import init_params
 from nextstep_jax.sharding.mesh import batch_shardings, replicated
@@ -116,7 +116,7 @@ def lower_generation(config: ConfigDict, mesh: Mesh, prompt: int = 128) -> Lower
     # Fused projections would have to be cut apart again on every device, in the middle of what it holds.
     changes = dict(dtype="bfloat16", scan_layers=False, fused_projections=False, remat="none")
     model = model_config(config.model).with_transformer(**changes)
-    settings = Settings(size=256).token_settings(False)
+    settings = GenerationConfig(size=256).sampler_config(False)
     tokens = (model.latent_size // model.patch) ** 2
     rows = settings.branches
     with jax.set_mesh(mesh):
@@ -126,17 +126,17 @@ def lower_generation(config: ConfigDict, mesh: Mesh, prompt: int = 128) -> Lower
         ids = jax.ShapeDtypeStruct((rows, prompt), jnp.int32)
         images = jax.ShapeDtypeStruct((rows, prompt, model.token_channels), jnp.float32)
         inputs = Prompt(ids, images, jax.ShapeDtypeStruct((rows, prompt), jnp.bool_), jax.ShapeDtypeStruct((rows,), jnp.int32))
-        state = jax.eval_shape(functools.partial(start, model, branches=rows, tokens=tokens), params, inputs)
+        state = jax.eval_shape(functools.partial(prefill, model, branches=rows, tokens=tokens), params, inputs)
         lies = jax.tree.map(lambda _: replicated(mesh), state)
         layers = jax.tree.map(lambda s: NamedSharding(mesh, shape_spec(CACHE_AXES, s.shape, mesh)), state.cache.layers)
         state = with_shardings(state, lies._replace(cache=lies.cache._replace(layers=layers)))
-        noise, guidance = (tokens, settings.noise_arrays, 1, model.token_channels), (tokens, 2)
+        noise, guidance = (tokens, settings.num_noise_draws, 1, model.token_channels), (tokens, 2)
         arrays = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=replicated(mesh)) for shape in (noise, guidance)]
         stop = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-        program = advance.lower(model, settings, params, state, *arrays, stop)
+        program = decode_tokens.lower(model, settings, params, state, *arrays, stop)
     kinds = {"parameters": params, "cache": state.cache}
     work = Work(rows, rows * (prompt + tokens), 0, 0, rows)
-    times = len(evaluation_times(settings.sampler, settings.steps, settings.shift))
+    times = len(timesteps(settings.sampler, settings.steps, settings.shift))
     head = dataclasses.replace(model.flow_head, batch_mul=times)
     flops = transformer_forward(model.transformer, work)
     flops += flow_head_forward(head, model.token_channels, model.transformer.width, rows)

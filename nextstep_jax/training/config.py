@@ -75,7 +75,7 @@ def base_config(objective: str) -> ConfigDict:
         # cost less, and leave more padding where the data has more targets of a kind than that.
         config.capacity = ConfigDict({"text": 1.0, "image": 1.0})
         config.samples.prompts = ()
-        config.samples.generation = ConfigDict()  # fields of generation.settings.Settings; exported with the checkpoint
+        config.samples.generation = ConfigDict()  # fields of generation.config.GenerationConfig; exported with the checkpoint
     elif objective == "reconstruction":
         config.image_tokenizer = model_fields(ImageTokenizerConfig())
         # Weights of the terms of objectives/reconstruction.py. The networks behind the last two are named

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from nextstep_jax import checkpoints
 from nextstep_jax.errors import InputError
-from nextstep_jax.models.forms import stack_layers, unstack_layers
+from nextstep_jax.models.param_layouts import stack_layers, unstack_layers
 from nextstep_jax.sharding.params import path_string, state_shardings
 
 Array = jax.Array

@@ -22,11 +22,11 @@ from nextstep_jax.data.sources import open_source
 from nextstep_jax.data.streams import Ingredient, Layout
 from nextstep_jax.data.vocabulary import Vocabulary
 from nextstep_jax.errors import InputError
+from nextstep_jax.generation.config import recommended
 from nextstep_jax.generation.load import load_image_tokenizer
 from nextstep_jax.generation.pipeline import Pipeline
-from nextstep_jax.generation.settings import recommended
-from nextstep_jax.models.forms import fuse_projections
 from nextstep_jax.models.nextstep import NextStep, init_params
+from nextstep_jax.models.param_layouts import fuse_projections
 from nextstep_jax.objectives.multitask import Targets, count_totals, draw_noise, multitask_loss
 from nextstep_jax.training.config import local_lanes, model_config
 from nextstep_jax.training.flops import multitask_flops, work_of

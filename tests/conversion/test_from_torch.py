@@ -16,8 +16,8 @@ from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
 from nextstep_jax.conversion import convert, export, load_released, names, param_stream
 from nextstep_jax.conversion import released as released_files
 from nextstep_jax.errors import InputError
-from nextstep_jax.models.forms import stack_layers, unstack_layers
 from nextstep_jax.models.nextstep import gen_pos_embed, init_params
+from nextstep_jax.models.param_layouts import stack_layers, unstack_layers
 from tests.conftest import GOLDENS
 from tests.conversion import torch_writer
 from tests.conversion.folders import to_diffusers, write_qwen2_tokenizer

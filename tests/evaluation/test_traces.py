@@ -45,13 +45,13 @@ def test_without_normalization_nothing_is_changed(tiny_pipeline):
 
 def test_trajectories_start_at_the_same_noise_and_follow_the_condition(tiny_pipeline, settings, traced):
     condition = traced.conditions[0, 0::2]
-    times, euler = token_trajectories(tiny_pipeline, condition, settings.replace(steps=4), walks=3)
-    _, noisy = token_trajectories(tiny_pipeline, condition, settings.replace(sampler="1.1", steps=4), walks=3)
+    times, euler = token_trajectories(tiny_pipeline, condition, settings.replace(steps=4), draws=3)
+    _, noisy = token_trajectories(tiny_pipeline, condition, settings.replace(sampler="1.1", steps=4), draws=3)
     assert euler.shape == noisy.shape == (5, 3, 64)
     np.testing.assert_allclose(times, np.linspace(0, 1, 5), atol=1e-6)
     np.testing.assert_array_equal(euler[0], noisy[0])
     assert np.abs(euler[-1] - noisy[-1]).max() > 1e-3
-    _, other = token_trajectories(tiny_pipeline, traced.conditions[0, 1::2], settings.replace(steps=4), walks=3)
+    _, other = token_trajectories(tiny_pipeline, traced.conditions[0, 1::2], settings.replace(steps=4), draws=3)
     assert np.abs(euler[-1] - other[-1]).max() > 1e-6
 
 

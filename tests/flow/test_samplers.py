@@ -23,7 +23,7 @@ LATER = json.loads((GOLDENS / "cases_later.json").read_text())
 
 
 def _cases():
-    """(file, case name, sampler, settings) of every stored walk."""
+    """(file, case name, sampler, settings) of every stored run."""
     for name, case in AUGUST.items():
         yield "sampler", name, "august2025", case | {"cfg_img": case["cfg2"]}
     for name, case in LATER["sampler_hf11"].items():
@@ -46,7 +46,7 @@ def _walk(params, noise, table, times, condition, cfg, image_cfg, branches, resc
         v = model.apply({"params": params}, jnp.tile(x, (branches, 1)), t, condition, method="velocity")
         return guidance.guide(v, cfg, image_cfg, branches, rescale)
 
-    return samplers.walk(velocity, noise, table)
+    return samplers.integrate(velocity, noise, table)
 
 
 @pytest.mark.parametrize(("file", "name", "sampler", "case"), CASES, ids=[f"{c[0]}:{c[1]}" for c in CASES])
@@ -54,13 +54,13 @@ def test_matches_the_release(file, name, sampler, case):
     golden, steps = FILES[file], case["num_sampling_steps"]
     settings = (sampler, steps, case["timesteps_shift"])
     last_step = case.get("last_step_size", samplers.LAST_STEP)
-    times = samplers.evaluation_times(*settings, last_step)
+    times = samplers.timesteps(*settings, last_step)
     table = samplers.step_table(*settings, case.get("noise_level", 0.8), last_step)
-    if f"{name}.t" in golden:  # two walks' times were not stored
+    if f"{name}.t" in golden:  # two integrations' times were not stored
         np.testing.assert_allclose(times, golden[f"{name}.t"], atol=1e-6)
 
     condition, out, stored = golden[case["c"]], golden[f"{name}.out"], golden[f"{name}.noise"]
-    assert stored.shape[0] == samplers.noise_shape(sampler, steps)
+    assert stored.shape[0] == samplers.num_noise_draws(sampler, steps)
     rows = np.arange(out.shape[0]) % stored.shape[1]  # the releases tile their noise over the batch
     noise = np.zeros((steps + 1, *out.shape), np.float32)  # one shape for all samplers: fewer compilations
     noise[: stored.shape[0]] = stored[:, rows]
@@ -133,9 +133,9 @@ def _curved(x, t):
 @pytest.mark.parametrize(("steps", "shift", "level"), [(2, 1.0, 0.8), (1, 3.2, 0.3), (6, 2.0, 1.0)])
 def test_matches_the_formula_in_float64(sampler, steps, shift, level):
     steps = max(steps, 2) if sampler == "august2025" else steps
-    count = samplers.noise_shape(sampler, steps)
+    count = samplers.num_noise_draws(sampler, steps)
     noise = np.random.default_rng(steps).normal(size=(count, 3, 2)).astype(np.float32)
-    times = jnp.asarray(samplers.evaluation_times(sampler, steps, shift))
+    times = jnp.asarray(samplers.timesteps(sampler, steps, shift))
     found = samplers.sample(
         lambda x, i: _curved(x, times[i]), noise, sampler=sampler, steps=steps, shift=shift, noise_level=level
     )
@@ -150,7 +150,7 @@ def test_order_of_convergence(sampler, order):
     exact = np.exp(np.sin(2.0) / 2)
     errors = []
     for steps in (8, 16, 32):
-        times = jnp.asarray(samplers.evaluation_times(sampler, steps))
+        times = jnp.asarray(samplers.timesteps(sampler, steps))
         end = samplers.sample(lambda x, i, t=times: jnp.cos(2 * t[i]) * x, np.ones((1, 1, 1)), sampler=sampler, steps=steps)
         errors.append(abs(float(end[0, 0]) - exact))
     rates = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
@@ -174,7 +174,7 @@ def test_constant_velocity_is_followed_exactly(sampler, steps, shift, seed):
 @given(st.integers(1, 8), st.floats(1, 5))
 def test_noise_level_zero_is_the_ode(sampler, steps, shift):
     noise = np.random.default_rng(steps).normal(size=(steps + 1, 3, 2)).astype(np.float32)
-    times = jnp.asarray(samplers.evaluation_times("ode", steps, shift))
+    times = jnp.asarray(samplers.timesteps("ode", steps, shift))
 
     def run(name, noise):
         return samplers.sample(
@@ -188,16 +188,16 @@ def test_noise_level_zero_is_the_ode(sampler, steps, shift):
 def test_the_true_field_of_one_point_leads_to_it(sampler):
     """With one data point the velocity is (data - x) / (1 - t): every noiseless end lands on it."""
     data, steps = jnp.array([[1.5, -0.5]]), 7
-    times = jnp.asarray(samplers.evaluation_times(sampler, steps))
-    noise = np.random.default_rng(0).normal(size=(samplers.noise_shape(sampler, steps), 1, 2))
+    times = jnp.asarray(samplers.timesteps(sampler, steps))
+    noise = np.random.default_rng(0).normal(size=(samplers.num_noise_draws(sampler, steps), 1, 2))
     end = samplers.sample(lambda x, i: (data - x) / (1 - times[i]), noise, sampler=sampler, steps=steps)
     np.testing.assert_allclose(end, data, atol=1e-5)
 
 
 @pytest.mark.parametrize("sampler", samplers.SAMPLERS)
 def test_rows_do_not_meet(sampler):
-    noise = np.random.default_rng(1).normal(size=(samplers.noise_shape(sampler, 4), 3, 2)).astype(np.float32)
-    times = jnp.asarray(samplers.evaluation_times(sampler, 4))
+    noise = np.random.default_rng(1).normal(size=(samplers.num_noise_draws(sampler, 4), 3, 2)).astype(np.float32)
+    times = jnp.asarray(samplers.timesteps(sampler, 4))
 
     def run(noise):
         return samplers.sample(lambda x, i: _curved(x, times[i]), noise, sampler=sampler, steps=4)
@@ -213,10 +213,10 @@ def test_the_field_is_asked_at_the_evaluation_times_in_order(sampler):
         jax.debug.callback(lambda i: asked.append(int(i)), i, ordered=True)
         return x
 
-    count = samplers.noise_shape(sampler, 3)
+    count = samplers.num_noise_draws(sampler, 3)
     jax.block_until_ready(samplers.sample(velocity, np.zeros((count, 1, 2)), sampler=sampler, steps=3))
     jax.effects_barrier()
-    times = samplers.evaluation_times(sampler, 3)
+    times = samplers.timesteps(sampler, 3)
     assert asked == list(range(len(times)))
     assert np.all(np.diff(times) >= 0) and times[0] == 0 and times[-1] < 1
 

@@ -11,7 +11,7 @@ STEPS = 5
 
 @pytest.mark.parametrize("sampler", samplers.SAMPLERS)
 def test_ends_where_the_sampler_ends(sampler):
-    count = samplers.noise_shape(sampler, STEPS)
+    count = samplers.num_noise_draws(sampler, STEPS)
     noise = jnp.asarray(np.random.default_rng(0).normal(size=(count, 2, 3)), jnp.float32)
     how = dict(sampler=sampler, steps=STEPS, shift=1.5)
     times, states = samplers.trajectory(lambda x, i: 2.0 - x, noise, **how)

@@ -9,9 +9,9 @@ from PIL import Image
 
 from nextstep_jax.errors import InputError
 from nextstep_jax.generation import profiling
-from nextstep_jax.generation.interleaved import compose
+from nextstep_jax.generation.config import RECOMMENDED, GenerationConfig, recommended
+from nextstep_jax.generation.interleaved import generate_interleaved
 from nextstep_jax.generation.pipeline import Pipeline
-from nextstep_jax.generation.settings import RECOMMENDED, Settings, recommended
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_edit_places_images_where_the_instruction_says(tiny_pipeline, picture):
 def test_negative_prompt_and_guidance_have_an_effect(tiny_pipeline):
     plain = tiny_pipeline.generate("a red circle")[0].tokens
     for changes in (
-        {"negative": "blue square"},
+        {"negative_prompt": "blue square"},
         {"cfg": 4.0},
         {"schedule": "linear"},
         {"cfg": 1.0},
@@ -102,23 +102,23 @@ def test_negative_prompt_and_guidance_have_an_effect(tiny_pipeline):
 def test_ids_serve_callers_without_a_text_tokenizer(tiny_pipeline):
     blind = dataclasses.replace(tiny_pipeline, vocabulary=None)
     by_ids = blind.generate(tiny_pipeline.vocabulary.encode("a red circle"))
-    by_text = tiny_pipeline.generate("a red circle", settings=tiny_pipeline.settings(positive="", negative=""))
+    by_text = tiny_pipeline.generate("a red circle", settings=tiny_pipeline.settings(prompt_suffix="", negative_prompt=""))
     np.testing.assert_allclose(by_text[0].tokens, by_ids[0].tokens, atol=1e-5)
     with pytest.raises(InputError, match="no text tokenizer"):
         blind.generate("a red circle")
 
 
 def test_write_is_repeatable_and_reads_images(tiny_pipeline, picture):
-    text = tiny_pipeline.write("a red", max_tokens=6)
-    assert text == tiny_pipeline.write("a red", max_tokens=6)
-    assert isinstance(tiny_pipeline.write("", images=[picture], max_tokens=6), str)
+    text = tiny_pipeline.generate_text("a red", max_tokens=6)
+    assert text == tiny_pipeline.generate_text("a red", max_tokens=6)
+    assert isinstance(tiny_pipeline.generate_text("", images=[picture], max_tokens=6), str)
 
 
 def test_compose_draws_where_the_model_writes_an_area(tiny_pipeline, monkeypatch):
     special = tiny_pipeline.special
     script = iter([([5], special.image_area), (special.area_ids(4, 4)[1:], None), ([6], special.eos)])
-    monkeypatch.setattr(Pipeline, "write_ids", lambda self, *args, **kwargs: next(script))
-    before, image, after = compose(tiny_pipeline, "a red circle")
+    monkeypatch.setattr(Pipeline, "generate_ids", lambda self, *args, **kwargs: next(script))
+    before, image, after = generate_interleaved(tiny_pipeline, "a red circle")
     assert isinstance(before, str) and isinstance(after, str) and image.pixels.shape == (64, 64, 3)
 
 
@@ -126,7 +126,7 @@ def test_compose_draws_where_the_model_writes_an_area(tiny_pipeline, monkeypatch
 def test_a_plan_comes_before_the_picture(kind, tiny_pipeline, picture, monkeypatch):
     special, seen, read = tiny_pipeline.special, [], []
 
-    def write_ids(self, parts, stops, *args, **kwargs):
+    def generate_ids(self, parts, stops, *args, **kwargs):
         seen.append((parts, stops))
         return [20, 21], special.end_of_thinking
 
@@ -134,9 +134,9 @@ def test_a_plan_comes_before_the_picture(kind, tiny_pipeline, picture, monkeypat
         read.extend(branches)
         return np.zeros((len(branches), 16, self.config.token_channels), np.float32)
 
-    monkeypatch.setattr(Pipeline, "write_ids", write_ids)
+    monkeypatch.setattr(Pipeline, "generate_ids", generate_ids)
     monkeypatch.setattr(Pipeline, "sample_tokens", sample_tokens)
-    settings = tiny_pipeline.settings(edit=kind == "edit", think=True)
+    settings = tiny_pipeline.settings(edit=kind == "edit", thinking=True)
     asked = (["a red circle", "a star"],) if kind == "generate" else (picture, "a red circle")
     images = getattr(tiny_pipeline, kind)(*asked, n=2, settings=settings)
     assert len(seen) == (2 if kind == "generate" else 1)  # one plan a prompt, for all its pictures
@@ -144,13 +144,13 @@ def test_a_plan_comes_before_the_picture(kind, tiny_pipeline, picture, monkeypat
         assert branches[0] == [*parts[:-1], [special.begin_of_thinking, 20, 21, special.end_of_thinking]]
         assert parts[-1] == [special.begin_of_thinking] and special.end_of_thinking in stops
         assert not any(isinstance(part, list) and special.begin_of_thinking in part for row in branches[1:] for part in row)
-    assert all(image.record["plan"] == tiny_pipeline.text([20, 21]) for image in images)
+    assert all(image.record["thinking"] == tiny_pipeline.text([20, 21]) for image in images)
 
 
 def test_no_plan_without_thinking_tokens(tiny_pipeline):
     special = dataclasses.replace(tiny_pipeline.special, begin_of_thinking=None, end_of_thinking=None)
     with pytest.raises(InputError, match="no thinking tokens"):
-        dataclasses.replace(tiny_pipeline, special=special).generate("a", settings=tiny_pipeline.settings(think=True))
+        dataclasses.replace(tiny_pipeline, special=special).generate("a", settings=tiny_pipeline.settings(thinking=True))
 
 
 @pytest.mark.parametrize(
@@ -166,8 +166,8 @@ def test_no_plan_without_thinking_tokens(tiny_pipeline):
         (lambda p: p.generate("a " * 5000), "do not fit"),
         (lambda p: p.edit([], "a"), "at least one input image"),
         (lambda p: p.edit("/nonexistent.png", "a"), "/nonexistent.png"),
-        (lambda p: p.write(""), "must not be empty"),
-        (lambda p: p.write("a", temperature=-1), "temperature"),
+        (lambda p: p.generate_text(""), "must not be empty"),
+        (lambda p: p.generate_text("a", temperature=-1), "temperature"),
         (lambda p: p.settings(cfg=0.5), "at least 1"),
         (lambda p: p.settings(image_cfg=0.5), "at least 1"),
         (lambda p: p.generate("a", settings=p.settings(image_cfg=2.0)), "needs an input image"),
@@ -184,7 +184,7 @@ def test_bad_input_is_one_clear_line(tiny_pipeline, call, message):
 def test_recommended_settings_follow_the_release():
     assert recommended("1.0").sampler == "august2025" and recommended("1.0").normalize_tokens
     assert recommended("1.0", edit=True).image_cfg == 2.0 and recommended("1.0", edit=True).shift == 3.2
-    assert recommended("1.1") == RECOMMENDED["1.1"] == Settings(negative=RECOMMENDED["1.1"].negative)
+    assert recommended("1.1") == RECOMMENDED["1.1"] == GenerationConfig(negative_prompt=RECOMMENDED["1.1"].negative_prompt)
     assert recommended("1.1", {"cfg": 3.0, "edit": {"image_cfg": 1.5}}, edit=True).image_cfg == 1.5
     assert recommended("1.1", {"cfg": 3.0, "edit": {"image_cfg": 1.5}}).image_cfg == 1.0
     with pytest.raises(InputError, match="unknown generation settings"):
@@ -193,14 +193,14 @@ def test_recommended_settings_follow_the_release():
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "rising"])
 def test_guidance_per_token(schedule):
-    values = Settings(cfg=3.0, schedule=schedule).guidance(4)
+    values = GenerationConfig(cfg=3.0, schedule=schedule).guidance(4)
     assert values.shape == (4, 2) and np.isfinite(values).all() and values[:, 0].max() <= 3.0
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 16, 18])
 def test_steps_fall_along_the_image(tokens):
-    assert Settings(steps=12).steps_along(tokens) == [(tokens, 12)]
-    plan = Settings(steps=12, last_steps=6).steps_along(tokens)
+    assert GenerationConfig(steps=12).steps_along(tokens) == [(tokens, 12)]
+    plan = GenerationConfig(steps=12, final_steps=6).steps_along(tokens)
     assert plan[0][1] == 12 and plan[-1][0] == tokens and len(plan) == min(4, tokens)
     assert sorted(plan) == plan and sorted((steps for _, steps in plan), reverse=True) == [steps for _, steps in plan]
 
@@ -210,7 +210,7 @@ def test_fewer_steps_late_in_the_image(tiny_pipeline):
     plain = tiny_pipeline.settings(sampler="sde", steps=3)
     one, other = (
         tiny_pipeline.generate("a red circle", settings=settings, height=32, width=32, seed=1)[0].tokens
-        for settings in (plain, plain.replace(last_steps=2))
+        for settings in (plain, plain.replace(final_steps=2))
     )
     np.testing.assert_allclose(one[:2], other[:2], atol=1e-5)
     assert np.abs(one[2] - other[2]).max() > 1e-3

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from nextstep_jax.generation import text
-from nextstep_jax.generation.decode import Prompt
-from nextstep_jax.models.forms import fuse_projections
+from nextstep_jax.generation.token_loop import Prompt
 from nextstep_jax.models.nextstep import NextStep, empty_batch
+from nextstep_jax.models.param_layouts import fuse_projections
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +24,9 @@ def writer(tiny_config, tiny_params):
         allowed = np.ones(config.transformer.vocab_size, bool)
         allowed[list(banned)] = False
         keys = jax.random.split(jax.random.key(seed), rows)
-        state = text.start_text(config, params, prompt, 8)
+        state = text.prefill_text(config, params, prompt, 8)
         stops = np.asarray(stop or [-1], np.int32)
-        state = text.advance_text(config, params, state, keys, temperature, top_p, allowed, stops, count)
+        state = text.decode_text(config, params, state, keys, temperature, top_p, allowed, stops, count)
         return np.asarray(state.ids), np.asarray(state.lengths)
 
     return write
@@ -68,6 +68,6 @@ def test_top_p_keeps_the_smallest_set_that_reaches_the_mass():
     keys = jax.random.split(jax.random.key(0), 300)
 
     def drawn(top_p):
-        return {int(i) for i in jax.vmap(lambda key: text.choose_ids(key, logits, 1.0, top_p)[0])(keys)}
+        return {int(i) for i in jax.vmap(lambda key: text.sample_ids(key, logits, 1.0, top_p)[0])(keys)}
 
     assert drawn(0.5) == {0} and drawn(0.6) == {0, 1} and drawn(0.9) == {0, 1, 2} and drawn(1.0) == {0, 1, 2, 3}

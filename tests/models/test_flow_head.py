@@ -4,8 +4,8 @@ import jax
 import numpy as np
 
 from nextstep_jax.config import FlowHeadConfig, NextStepConfig, preset
-from nextstep_jax.models.forms import stack_layers
 from nextstep_jax.models.nextstep import NextStep
+from nextstep_jax.models.param_layouts import stack_layers
 
 
 def test_velocity_at_equals_velocity(tiny_config, tiny_params):

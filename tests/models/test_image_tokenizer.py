@@ -264,7 +264,7 @@ def test_attention_row_by_row_is_attention(monkeypatch):
     flat = [x.reshape(2, 15, 8).astype(np.float64) for x in (q, k, v)]
     weights = np.exp(flat[0] @ flat[1].swapaxes(1, 2) / np.sqrt(8))
     assert_near(at_once, (weights / weights.sum(-1, keepdims=True) @ flat[2]).reshape(q.shape))
-    monkeypatch.setattr(image_tokenizer, "ATTENTION_AT_ONCE", 4)
+    monkeypatch.setattr(image_tokenizer, "FULL_ATTENTION_MAX_PIXELS", 4)
     assert_near(image_tokenizer.attend(q, k, v), at_once, 1e-6)
 
 

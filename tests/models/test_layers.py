@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nextstep_jax.models.forms import quantize_kernel
 from nextstep_jax.models.layers import Projection, project
+from nextstep_jax.models.param_layouts import quantize_kernel
 
 
 @pytest.mark.parametrize("rows", [(1, 1), (2, 1), (1, 3), (2, 2), (5, 1)])

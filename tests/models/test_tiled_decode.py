@@ -50,9 +50,9 @@ def test_images_beyond_the_limit_are_decoded_in_strips(example, monkeypatch):
     tokens = latents.reshape(2, 6 * 4, 16)
     whole = decode_images(CONFIG, 1, 6, 4, params, tokens)
     size = 2 * 48 * 32 // CONFIG.stem_patch**2 * CONFIG.channels * 4  # bytes of the largest activation
-    monkeypatch.setattr("nextstep_jax.generation.tokenizer.LARGEST", size)
+    monkeypatch.setattr("nextstep_jax.generation.tokenizer.MAX_ACTIVATION_BYTES", size)
     np.testing.assert_array_equal(decode_images(CONFIG, 1, 6, 4, params, tokens), whole)
-    monkeypatch.setattr("nextstep_jax.generation.tokenizer.LARGEST", size - 1)
+    monkeypatch.setattr("nextstep_jax.generation.tokenizer.MAX_ACTIVATION_BYTES", size - 1)
     strips = decode_images(CONFIG, 1, 6, 4, params, tokens)
     assert isinstance(strips, np.ndarray)
     np.testing.assert_allclose(strips, whole, rtol=0, atol=2e-6 * np.abs(whole).max())

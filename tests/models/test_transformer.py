@@ -13,9 +13,9 @@ from nextstep_jax.batch import Batch
 from nextstep_jax.config import TransformerConfig
 from nextstep_jax.errors import InputError
 from nextstep_jax.models.attention import causal_attention, segment_mask
-from nextstep_jax.models.forms import fuse_projections, stack_layers, unstack_layers
 from nextstep_jax.models.layers import apply_rope, rope_table
 from nextstep_jax.models.nextstep import NextStep
+from nextstep_jax.models.param_layouts import fuse_projections, stack_layers, unstack_layers
 from nextstep_jax.models.transformer import init_cache
 
 
@@ -135,7 +135,7 @@ def test_cache_step_by_step_equals_all_at_once(tiny_config, tiny_params, pieces,
     outputs, first = [], 0
     for piece in [padding, *pieces] if padding else pieces:
         part = slice(first, first + piece)
-        hidden, cache = model.apply(variables, x[:, part], batch.positions[:, part], cache, valid, method="decode")
+        hidden, cache = model.apply(variables, x[:, part], batch.positions[:, part], cache, valid, method="extend")
         outputs.append(hidden)
         first += piece
     assert int(cache.index) == length

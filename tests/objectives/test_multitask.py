@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 from nextstep_jax.batch import Batch
 from nextstep_jax.conversion import names
 from nextstep_jax.errors import InputError
-from nextstep_jax.models.forms import stack_layers
 from nextstep_jax.models.nextstep import NextStep
+from nextstep_jax.models.param_layouts import stack_layers
 from nextstep_jax.objectives import multitask
 from tests.conftest import GOLDENS
 from tests.released import get_leaf, tiny_model

@@ -84,24 +84,24 @@ def generation():
     import jax.numpy as jnp
 
     from nextstep_jax.config import preset
-    from nextstep_jax.generation.decode import Prompt, TokenSettings, advance, start
+    from nextstep_jax.generation.token_loop import Prompt, SamplerConfig, decode_tokens, prefill
     from nextstep_jax.models.nextstep import init_params
     from nextstep_jax.sharding.mesh import make_mesh
     from nextstep_jax.sharding.params import state_shardings
 
-    config, settings = preset("tiny").with_transformer(layers=2), TokenSettings(branches=2, steps=3)
+    config, settings = preset("tiny").with_transformer(layers=2), SamplerConfig(branches=2, steps=3)
     shapes = jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32) * 0.1, shapes)
     ids = rng.integers(0, 400, (2, 5)).astype(np.int32)
     empty = np.zeros((2, 5, config.token_channels), np.float32)
     prompt = Prompt(ids, empty, np.zeros((2, 5), bool), np.array([5, 3], np.int32))
-    noise = rng.normal(size=(4, settings.noise_arrays, 1, config.token_channels)).astype(np.float32)
+    noise = rng.normal(size=(4, settings.num_noise_draws, 1, config.token_channels)).astype(np.float32)
     guidance = np.tile(np.float32([2.0, 1.0]), (4, 1))
 
     def generate(params):
-        state = start(config, params, prompt, branches=2, tokens=4)
-        return advance(config, settings, params, state, noise, guidance, jnp.int32(4))
+        state = prefill(config, params, prompt, branches=2, tokens=4)
+        return decode_tokens(config, settings, params, state, noise, guidance, jnp.int32(4))
 
     expected = generate(params).tokens
     mesh = make_mesh({"fsdp": 4, "tensor": 2})

@@ -13,9 +13,9 @@ from jax.sharding import PartitionSpec
 
 from nextstep_jax.config import ImageTokenizerConfig, preset
 from nextstep_jax.errors import InputError
-from nextstep_jax.models.forms import stack_layers
 from nextstep_jax.models.image_tokenizer import ImageTokenizer
 from nextstep_jax.models.nextstep import init_params
+from nextstep_jax.models.param_layouts import stack_layers
 from nextstep_jax.sharding import mesh as meshes
 from nextstep_jax.sharding import params as sharding
 from nextstep_jax.sharding.mesh import make_mesh

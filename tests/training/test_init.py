@@ -9,8 +9,8 @@ import pytest
 from nextstep_jax import checkpoints
 from nextstep_jax.config import preset
 from nextstep_jax.errors import InputError
-from nextstep_jax.models.forms import stack_layers
 from nextstep_jax.models.nextstep import init_params
+from nextstep_jax.models.param_layouts import stack_layers
 from nextstep_jax.sharding.mesh import make_mesh
 from nextstep_jax.training.init import initial_params, to_canonical
 

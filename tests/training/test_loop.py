@@ -155,7 +155,7 @@ def test_samples_validation_and_a_profile_are_written(laptop, tmp_path):
 def test_the_model_in_training_draws_its_prompts(laptop):
     config = laptop("shapes_nextstep")
     config.samples.prompts = ("a red circle", "a blue star")
-    config.samples.generation.update({"steps": 2, "size": 32})
+    config.samples.generation.update({"steps": 2, "image_size": 32})
     stage = multitask.make_stage(config)
     pixels = stage.draw_samples(jax.jit(stage.objective.init)(jax.random.key(0)))
     assert pixels.shape == (32, 64, 3) and pixels.dtype == np.uint8

@@ -30,10 +30,9 @@ from nextstep_jax.conversion.parity.report import END_TO_END, EXACT, LATENTS, LE
 from nextstep_jax.data.images import to_float, to_uint8
 from nextstep_jax.data.vocabulary import SpecialIds
 from nextstep_jax.errors import InputError
-from nextstep_jax.generation.decode import TOKEN_NORM_EPS, advance, start
+from nextstep_jax.generation.config import GenerationConfig
 from nextstep_jax.generation.prompts import EncodedImage, Part, Prompt, Row, align_rows, area_prefix, make_row
-from nextstep_jax.generation.settings import Settings
-from nextstep_jax.models.forms import fuse_projections
+from nextstep_jax.generation.token_loop import TOKEN_NORM_EPS, decode_tokens, prefill
 from nextstep_jax.models.image_tokenizer import (
     Posterior,
     patchify,
@@ -44,6 +43,7 @@ from nextstep_jax.models.image_tokenizer import (
 )
 from nextstep_jax.models.layers import layer_norm
 from nextstep_jax.models.nextstep import gen_pos_embed
+from nextstep_jax.models.param_layouts import fuse_projections
 
 _IMAGES = 4  # images are generated in multiples of this: fewer shapes to compile
 
@@ -62,7 +62,7 @@ class _Case:
 
     golden: GoldenFile
     values: dict
-    settings: Settings
+    settings: GenerationConfig
     config: NextStepConfig
     special: SpecialIds
     tokenizer: Tokenizer
@@ -101,12 +101,12 @@ def _read(golden: GoldenFile, values: dict, reference: Reference) -> _Case:
     special = dataclasses.replace(special, image_area=sets["area"])
     if values["vae"] not in reference.tokenizers:
         raise InputError(f"cases.json: {golden.name} was made with {values['vae']!r}, which is not one of the image tokenizers")
-    branches = settings.token_settings("source_uint8" in golden).branches
+    branches = settings.sampler_config("source_uint8" in golden).branches
     images, count = golden["tokens"].shape[:2]
     return _Case(golden, values, settings, config, special, reference.tokenizers[values["vae"]], branches, images, count)
 
 
-def _settings(values: dict) -> Settings:
+def _settings(values: dict) -> GenerationConfig:
     names = {
         "cfg": "cfg",
         "cfg_img": "image_cfg",
@@ -116,7 +116,7 @@ def _settings(values: dict) -> Settings:
         "use_norm": "normalize_tokens",
     }
     known = {ours: values[theirs] for theirs, ours in names.items() if theirs in values}
-    return Settings(sampler="august2025", negative=values["negative_prompt"] or "", **known)
+    return GenerationConfig(sampler="august2025", negative_prompt=values["negative_prompt"] or "", **known)
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def _sample_latents(config: ImageTokenizerConfig, patch: int, mean, logvar, nois
 
 def _rows(case: _Case, sources: list[EncodedImage]) -> list[Row]:
     """The rows as fed to the prefill, branch after branch."""
-    captions, negative = case.values["captions"], _words(case.settings.negative)
+    captions, negative = case.values["captions"], _words(case.settings.negative_prompt)
     captions = [captions] if isinstance(captions, str) else captions
     conditional, image_only = [[_words(caption.removeprefix("<image>"))] for caption in captions], []
     if sources:
@@ -242,10 +242,10 @@ def _end_to_end(case: _Case, rows: list[Row], guidance: np.ndarray, params: dict
     images = np.arange(case.images + -case.images % _IMAGES) % case.images
     prompt = align_rows([rows[branch * case.images + image] for branch in range(case.branches) for image in images])
     noise = golden["noise"][:, :, images % golden["noise"].shape[2]]  # the releases tile noise over the batch
-    how = case.settings.token_settings("source_uint8" in golden)
+    sampler_config = case.settings.sampler_config("source_uint8" in golden)
     # The prefill is the same with the position table and without: one program for both.
-    state = start(dataclasses.replace(config, use_gen_pos_embed=False), params, prompt, case.branches, case.count)
-    tokens = np.asarray(advance(config, how, params, state, noise, guidance, case.count).tokens)
+    state = prefill(dataclasses.replace(config, use_gen_pos_embed=False), params, prompt, case.branches, case.count)
+    tokens = np.asarray(decode_tokens(config, sampler_config, params, state, noise, guidance, case.count).tokens)
     report.compare(case.row("tokens"), tokens[: case.images], golden["tokens"], END_TO_END)
     latents = np.asarray(_latents(tokenizer.config, tokens, *case.grid, config.patch))[: case.images]
     report.compare(case.row("final_latents"), to_nchw(latents), golden["final_latents"], LATENTS)

@@ -17,7 +17,7 @@ from nextstep_jax.config import NextStepConfig
 from nextstep_jax.conversion.parity.reference import padded
 from nextstep_jax.errors import InputError
 from nextstep_jax.flow.guidance import guide
-from nextstep_jax.flow.samplers import LAST_STEP, evaluation_times, noise_shape, step_table, walk
+from nextstep_jax.flow.samplers import LAST_STEP, integrate, num_noise_draws, step_table, timesteps
 from nextstep_jax.models.nextstep import NextStep
 
 _BATCH, _EVALUATIONS = 128, 32  # trajectories and evaluations are padded to multiples of these
@@ -37,8 +37,8 @@ class Trajectory(NamedTuple):
 
 def plan_steps(sampler: str, steps: int, shift: float, noise_level: float = 0.8, last_step: float = LAST_STEP):
     """(times, step table, how many noise arrays) of a sampler; see `flow.samplers`."""
-    times, table = evaluation_times(sampler, steps, shift, last_step), step_table(sampler, steps, shift, noise_level, last_step)
-    return times, table, noise_shape(sampler, steps)
+    times, table = timesteps(sampler, steps, shift, last_step), step_table(sampler, steps, shift, noise_level, last_step)
+    return times, table, num_noise_draws(sampler, steps)
 
 
 def make_trajectories(
@@ -118,6 +118,6 @@ def _integrate_batch(model: NextStep, branches: int, params: dict, trajectories:
             v = call(jnp.tile(x, (branches, 1)), now, method="velocity_at")
             return jnp.where(rescale, guide(v, *strengths, branches, rescale=True), guide(v, *strengths, branches))
 
-        return walk(velocity, noise[:, None], table)[0]
+        return integrate(velocity, noise[:, None], table)[0]
 
     return jax.vmap(one)(trajectories)

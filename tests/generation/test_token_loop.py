@@ -6,11 +6,11 @@ import pytest
 
 from nextstep_jax.config import preset
 from nextstep_jax.data.vocabulary import SpecialIds
-from nextstep_jax.generation import decode
+from nextstep_jax.generation import token_loop
 from nextstep_jax.generation.prompts import EncodedImage, align_rows, area_prefix, make_row
-from nextstep_jax.models.forms import fuse_projections
+from nextstep_jax.models.param_layouts import fuse_projections
 
-SETTINGS = decode.TokenSettings(branches=2, sampler="sde", steps=3)
+SETTINGS = token_loop.SamplerConfig(branches=2, sampler="sde", steps=3)
 TOKENS = 6
 
 
@@ -29,16 +29,16 @@ def prompt_of(config, texts, bucket=16):
 
 def draw(config, images, seed=0):
     keys = jax.vmap(lambda j: jax.random.fold_in(jax.random.key(seed), j))(np.arange(images))
-    return decode.draw_noise(keys, TOKENS, SETTINGS.noise_arrays, config.token_channels)
+    return token_loop.draw_noise(keys, TOKENS, SETTINGS.num_noise_draws, config.token_channels)
 
 
 def run(fused, texts, stops=(TOKENS,), bucket=16, noise=None, settings=SETTINGS):
     config, params = fused
-    state = decode.start(config, params, prompt_of(config, texts, bucket), settings.branches, TOKENS)
+    state = token_loop.prefill(config, params, prompt_of(config, texts, bucket), settings.branches, TOKENS)
     noise = draw(config, len(texts)) if noise is None else noise
     guidance = np.full((TOKENS, 2), (3.0, 1.0), np.float32)
     for stop in stops:
-        state = decode.advance(config, settings, params, state, noise, guidance, stop)
+        state = token_loop.decode_tokens(config, settings, params, state, noise, guidance, stop)
     return np.asarray(state.tokens)
 
 
@@ -61,9 +61,9 @@ def test_padding_does_not_change_the_result(fused):
 
 def test_prompts_of_one_bucket_share_a_program(fused):
     run(fused, [[5, 6, 7]])
-    compiled = decode.advance._cache_size(), decode.start._cache_size()
+    compiled = token_loop.decode_tokens._cache_size(), token_loop.prefill._cache_size()
     run(fused, [[5, 6, 7, 8]])
-    assert (decode.advance._cache_size(), decode.start._cache_size()) == compiled
+    assert (token_loop.decode_tokens._cache_size(), token_loop.prefill._cache_size()) == compiled
 
 
 def test_image_parts_are_written_as_in_training():
@@ -79,7 +79,7 @@ def test_image_parts_are_written_as_in_training():
 
 
 def test_normalized_tokens_have_zero_mean_and_unit_variance(fused):
-    settings = decode.TokenSettings(branches=2, sampler="ode", steps=2, normalize_tokens=True)
+    settings = token_loop.SamplerConfig(branches=2, sampler="ode", steps=2, normalize_tokens=True)
     noise = draw(fused[0], 1)[:, :1]
     tokens = run(fused, [[5]], noise=noise, settings=settings)
     np.testing.assert_allclose(tokens.mean(-1), 0, atol=1e-5)

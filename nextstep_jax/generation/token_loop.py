@@ -1,7 +1,7 @@
 """The compiled image-token loop: transformer step -> flow head -> token -> transformer step.
 
 Rows are the guidance branches of a batch side by side, [conditional; (image only;) unconditional], right-aligned, so that
-every row writes the cache at the same slot. The last prompt id (begin-of-image) is kept back by `start` and becomes the
+every row writes the cache at the same slot. The last prompt id (begin-of-image) is kept back by `prefill` and becomes the
 first input of the loop: n tokens take exactly n transformer steps and none is computed twice or in vain.
 
 Letters: B images, M branches, R = M * B rows, P prompt length, T cache slots, C channels of a token, D width, n tokens,
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from nextstep_jax.config import NextStepConfig
 from nextstep_jax.flow.guidance import guide
-from nextstep_jax.flow.samplers import evaluation_times, noise_shape, sample
+from nextstep_jax.flow.samplers import num_noise_draws, sample, timesteps
 from nextstep_jax.models.layers import layer_norm
 from nextstep_jax.models.nextstep import NextStep, gen_pos_embed
 from nextstep_jax.models.transformer import Cache, init_cache
@@ -28,7 +28,7 @@ TOKEN_NORM_EPS = 1e-6  # of the LayerNorm that `normalize_tokens` applies (both 
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenSettings:
+class SamplerConfig:
     """What the compiled loop is specialized to; guidance strengths are ordinary arguments.
 
     Attributes:
@@ -47,9 +47,9 @@ class TokenSettings:
     rescale: bool = False
 
     @property
-    def noise_arrays(self) -> int:
+    def num_noise_draws(self) -> int:
         """E: noise arrays one token takes."""
-        return noise_shape(self.sampler, self.steps)
+        return num_noise_draws(self.sampler, self.steps)
 
 
 class Prompt(NamedTuple):
@@ -81,7 +81,7 @@ class DecodeState(NamedTuple):
     step: Array
 
 
-def prefill(config: NextStepConfig, params: dict, prompt: Prompt, slots: int) -> tuple[Cache, Array, Array, Array]:
+def prefill_cache(config: NextStepConfig, params: dict, prompt: Prompt, slots: int) -> tuple[Cache, Array, Array, Array]:
     """Run the prompt but for its last position through the transformer.
 
     Returns:
@@ -96,7 +96,7 @@ def prefill(config: NextStepConfig, params: dict, prompt: Prompt, slots: int) ->
     cache = init_cache(config.transformer, rows, slots)
     if length > 1:
         inputs = (x[:, :-1], positions[:, :-1], cache, valid)
-        _, cache = model.apply({"params": params}, *inputs, method="decode")
+        _, cache = model.apply({"params": params}, *inputs, method="extend")
     return cache, valid, positions[:, -1], x[:, -1]
 
 
@@ -105,13 +105,13 @@ def transformer_step(
 ) -> tuple[Array, Cache]:
     """One position: embeddings [R, D] at positions [R] -> hidden states [R, D] and the longer cache."""
     inputs = (embedding[:, None], positions[:, None], cache, valid)
-    hidden, cache = NextStep(config).apply({"params": params}, *inputs, method="decode")
+    hidden, cache = NextStep(config).apply({"params": params}, *inputs, method="extend")
     return hidden[:, 0], cache
 
 
 def flow_step(
     config: NextStepConfig,
-    settings: TokenSettings,
+    settings: SamplerConfig,
     params: dict,
     condition: Array,
     time_embeddings: Array,
@@ -134,15 +134,15 @@ def flow_step(
     return layer_norm(token, TOKEN_NORM_EPS) if settings.normalize_tokens else token
 
 
-def embed_times(config: NextStepConfig, settings: TokenSettings, params: dict) -> Array:
+def embed_times(config: NextStepConfig, settings: SamplerConfig, params: dict) -> Array:
     """Embeddings [T, W] of the sampler's times: constants of the whole loop."""
-    times = jnp.asarray(evaluation_times(settings.sampler, settings.steps, settings.shift))
+    times = jnp.asarray(timesteps(settings.sampler, settings.steps, settings.shift))
     return NextStep(config).apply({"params": params}, times, method="embed_times")
 
 
 def sample_step(
     config: NextStepConfig,
-    settings: TokenSettings,
+    settings: SamplerConfig,
     params: dict,
     time_embeddings: Array,
     state: DecodeState,
@@ -178,18 +178,18 @@ def sample_step(
 
 
 @functools.partial(jax.jit, static_argnames=("config", "branches", "tokens"))
-def start(config: NextStepConfig, params: dict, prompt: Prompt, branches: int, tokens: int) -> DecodeState:
+def prefill(config: NextStepConfig, params: dict, prompt: Prompt, branches: int, tokens: int) -> DecodeState:
     """Prefill and an empty canvas of `tokens` image tokens per image."""
     rows, length = prompt.text_ids.shape
-    cache, valid, positions, embedding = prefill(config, params, prompt, length + tokens)
+    cache, valid, positions, embedding = prefill_cache(config, params, prompt, length + tokens)
     canvas = jnp.zeros((rows // branches, tokens, config.token_channels), jnp.float32)
     return DecodeState(cache, valid, positions, embedding, canvas, jnp.zeros((), jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "settings"), donate_argnames=("state",))
-def advance(
+def decode_tokens(
     config: NextStepConfig,
-    settings: TokenSettings,
+    settings: SamplerConfig,
     params: dict,
     state: DecodeState,
     noise: Array,

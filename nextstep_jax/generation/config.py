@@ -8,32 +8,41 @@ import numpy as np
 
 from nextstep_jax.errors import InputError
 from nextstep_jax.flow.guidance import SCHEDULES, num_branches, schedule
-from nextstep_jax.flow.samplers import evaluation_times
-from nextstep_jax.generation.decode import TokenSettings
+from nextstep_jax.flow.samplers import timesteps
+from nextstep_jax.generation.token_loop import SamplerConfig
 
-STAGES = 4  # in which a number of steps that changes along the image falls
+STEP_SCHEDULE_PIECES = 4  # in which a number of steps that changes along the image falls
+
+# Names that checkpoints of earlier versions use.
+_RENAMED = {
+    "positive": "prompt_suffix",
+    "negative": "negative_prompt",
+    "final_steps": "final_steps",
+    "think": "thinking",
+    "size": "image_size",
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """Settings of one generation.
+class GenerationConfig:
+    """How one generation is done.
 
     Attributes:
       cfg: guidance towards the prompt; 1 is none.
       image_cfg: guidance towards the input images of an edit; 1 is none.
       schedule: how cfg and image_cfg change along the tokens, one of flow.guidance.SCHEDULES.
       sampler, steps, shift, noise_level: the flow sampler, see flow.samplers.
-      last_steps: steps of an image's last tokens; the number falls to it from `steps` in a few stages (`steps_along`). 0: no
+      final_steps: steps of an image's last tokens; the number falls to it from `steps` in a few stages (`steps_along`). 0: no
         change. Later tokens have seen more of the image and leave less to the flow head.
       normalize_tokens: LayerNorm over each sampled token (the releases' use_norm).
       rescale: shrink guided velocities to the conditional norm.
-      positive: appended to the prompt, after a space.
-      negative: what the unconditional branch reads.
+      prompt_suffix: appended to the prompt, after a space.
+      negative_prompt: what the unconditional branch reads.
       sources_last: an edit's input images follow the instruction instead of coming first, where it does not place them itself.
         A model that was trained so reads its input knowing what to look for.
-      think: the model writes a plan between the thinking tokens before it draws (self-CoT, paper section 4.2). Not where it
-        writes text and images in turn (`interleaved.compose`).
-      size: side in pixels of the square whose area an image has when only its aspect (or nothing) is given.
+      thinking: the model writes a plan between the thinking tokens before it draws (self-CoT, paper section 4.2). Not where it
+        writes text and images in turn (`interleaved.generate_interleaved`).
+      image_size: side in pixels of the square whose area an image has when only its aspect (or nothing) is given.
     """
 
     cfg: float = 7.5
@@ -41,31 +50,31 @@ class Settings:
     schedule: str = "constant"
     sampler: str = "sde"
     steps: int = 30
-    last_steps: int = 0
+    final_steps: int = 0
     shift: float = 1.0
     noise_level: float = 0.8
     normalize_tokens: bool = False
     rescale: bool = False
-    positive: str = ""
-    negative: str = ""
+    prompt_suffix: str = ""
+    negative_prompt: str = ""
     sources_last: bool = False
-    think: bool = False
-    size: int = 512
+    thinking: bool = False
+    image_size: int = 512
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
             raise InputError(f"guidance schedule must be one of {', '.join(SCHEDULES)}, found {self.schedule!r}")
         num_branches(self.cfg, self.image_cfg)
-        for steps in (self.steps, self.last_steps or self.steps):
-            evaluation_times(self.sampler, steps, self.shift)  # refuses what the sampler cannot run with
-        if self.last_steps > self.steps:
-            raise InputError(f"last_steps must be at most steps ({self.steps}), found {self.last_steps}")
+        for steps in (self.steps, self.final_steps or self.steps):
+            timesteps(self.sampler, steps, self.shift)  # refuses what the sampler cannot run with
+        if self.final_steps > self.steps:
+            raise InputError(f"final_steps must be at most steps ({self.steps}), found {self.final_steps}")
         if not 0 <= self.noise_level <= 1:
             raise InputError(f"noise level must be in [0, 1], found {self.noise_level}")
 
-    def token_settings(self, has_image: bool) -> TokenSettings:
+    def sampler_config(self, has_image: bool) -> SamplerConfig:
         """What the compiled loop is specialized to."""
-        return TokenSettings(
+        return SamplerConfig(
             branches=num_branches(self.cfg, self.image_cfg, has_image),
             sampler=self.sampler,
             steps=self.steps,
@@ -77,10 +86,10 @@ class Settings:
 
     def steps_along(self, tokens: int) -> list[tuple[int, int]]:
         """(stop, steps) of each stage: its tokens end before `stop` and take so many steps, by a program of their own."""
-        if not self.last_steps:
+        if not self.final_steps:
             return [(tokens, self.steps)]
-        stages = min(STAGES, tokens)
-        counts = np.rint(np.linspace(self.steps, self.last_steps, stages)).astype(int).tolist()
+        stages = min(STEP_SCHEDULE_PIECES, tokens)
+        counts = np.rint(np.linspace(self.steps, self.final_steps, stages)).astype(int).tolist()
         return [(tokens * (i + 1) // stages, count) for i, count in enumerate(counts)]
 
     def guidance(self, tokens: int) -> np.ndarray:
@@ -90,7 +99,7 @@ class Settings:
         ]
         return np.asarray(rows, np.float32)
 
-    def replace(self, **changes) -> "Settings":
+    def replace(self, **changes) -> "GenerationConfig":
         """A copy with some values changed; None leaves a value as it is."""
         return dataclasses.replace(self, **{name: value for name, value in changes.items() if value is not None})
 
@@ -102,21 +111,21 @@ _NEGATIVE = (
 
 # What each release's own example or serving default uses (NextStep-1 README and example; 2026 inference script).
 RECOMMENDED = {
-    "1.0": Settings(
+    "1.0": GenerationConfig(
         sampler="august2025",
         steps=50,
         normalize_tokens=True,
-        positive="masterpiece, film grained, best quality.",
-        negative=_NEGATIVE.format(text="text"),
+        prompt_suffix="masterpiece, film grained, best quality.",
+        negative_prompt=_NEGATIVE.format(text="text"),
     ),
-    "1.0-edit": Settings(
-        image_cfg=2.0, sampler="august2025", steps=50, shift=3.2, normalize_tokens=True, negative="Copy original image."
+    "1.0-edit": GenerationConfig(
+        image_cfg=2.0, sampler="august2025", steps=50, shift=3.2, normalize_tokens=True, negative_prompt="Copy original image."
     ),
-    "1.1": Settings(negative=_NEGATIVE.format(text="bad texts, bad layout")),
+    "1.1": GenerationConfig(negative_prompt=_NEGATIVE.format(text="bad texts, bad layout")),
 }
 
 
-def recommended(release: str, overrides: Mapping[str, Any] | None = None, edit: bool = False) -> Settings:
+def recommended(release: str, overrides: Mapping[str, Any] | None = None, edit: bool = False) -> GenerationConfig:
     """The settings for a checkpoint: of its release, changed by what the checkpoint's own config asks for.
 
     Args:
@@ -132,7 +141,10 @@ def recommended(release: str, overrides: Mapping[str, Any] | None = None, edit: 
     changes = dict(overrides or {})
     changes |= changes.pop("edit", {}) if edit else {}
     changes.pop("edit", None)
-    unknown = set(changes) - {field.name for field in dataclasses.fields(Settings)}
+    unknown = set(changes) - {field.name for field in dataclasses.fields(GenerationConfig)}
+    if old := sorted(unknown & set(_RENAMED)):
+        names = ", ".join(f"{name} is now {_RENAMED[name]}" for name in old)
+        raise InputError(f"config.json: old names of generation settings: {names}")
     if unknown:
         raise InputError(f"config.json: unknown generation settings {', '.join(sorted(unknown))}")
     settings = RECOMMENDED[name].replace(**changes)
