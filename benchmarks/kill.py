@@ -34,12 +34,12 @@ import time
 
 import numpy as np
 
-import launch.train
 from nextstep_jax import checkpoints
 from nextstep_jax.checkpoints.steps import read_step
 from nextstep_jax.data.build import build
 from nextstep_jax.data.encode import encode
 from nextstep_jax.data.sources import open_source
+from nextstep_jax.launch import train as launch_train
 from nextstep_jax.training import metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -298,8 +298,8 @@ def train(argv: list[str]) -> int:
             file.write(json.dumps([step, names]) + "\n")
         remember(self, step, names)
 
-    metrics.NonFiniteGuard.remember, launch.train._JOIN_TIMEOUT_S = logged, JOIN
-    return launch.train.main(sys.argv)
+    metrics.NonFiniteGuard.remember, launch_train._JOIN_TIMEOUT_S = logged, JOIN
+    return launch_train.main(sys.argv)
 
 
 # --- the comparison ---------------------------------------------------------------------------------------------------

@@ -26,9 +26,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from configs import paper_generator, paper_tokenizer
 from nextstep_jax import checkpoints
 from nextstep_jax.config import ImageTokenizerConfig
+from nextstep_jax.configs import paper_generator, paper_tokenizer
 from nextstep_jax.data import shapes
 from nextstep_jax.data.build import build
 from nextstep_jax.data.encode import encode

@@ -1,13 +1,13 @@
 """Flow-head ablation: stage 1 with a head of 24 x 2048, 528M parameters (paper Tables 6 and 7).
 
-    python -m launch.train --config configs/flow_head_528m.py --workdir DIR --config.init.checkpoint=QWEN
+    nextstep-jax train --config flow_head_528m --workdir DIR --config.init.checkpoint=QWEN
     --config.data.root=DATA
 
 Everything else as in nextstep_14b_stage1.py. Expected: the head's size hardly matters; the paper measures GenEval 0.55 / 0.55 /
-0.56 for 40M / 157M / 528M, here 0.56. On a laptop: `--config configs/flow_head_528m.py:laptop`.
+0.56 for 40M / 157M / 528M, here 0.56. On a laptop: `--config flow_head_528m:laptop`.
 """
 
-from configs import nextstep_14b_stage1
+from nextstep_jax.configs import nextstep_14b_stage1
 from nextstep_jax.training.laptop import parse_arg
 
 

@@ -1,15 +1,15 @@
 """NextStep-1 14B, annealing: 20K steps on the best data, editing included, learning rate down to 0 (paper Table 1).
 
-    python -m launch.train --config configs/nextstep_14b_anneal.py --workdir DIR --config.init.checkpoint=STAGE2/export \
+    nextstep-jax train --config nextstep_14b_anneal --workdir DIR --config.init.checkpoint=STAGE2/export \
         --config.data.root=DATA
 
 DATA also holds the dataset edits.
 
 Expected: 20K steps, 40B tokens. The table's 16K positions a rank would make that some 120 rows a step. On a laptop:
-`--config configs/nextstep_14b_anneal.py:laptop`.
+`--config nextstep_14b_anneal:laptop`.
 """
 
-from configs import nextstep_14b_stage2
+from nextstep_jax.configs import nextstep_14b_stage2
 from nextstep_jax.training.config import source
 from nextstep_jax.training.laptop import parse_arg
 

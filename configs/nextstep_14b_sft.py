@@ -1,14 +1,14 @@
 """NextStep-1 14B, supervised fine-tuning on selected pairs, chain-of-thought samples and edits (paper Table 1).
 
-    python -m launch.train --config configs/nextstep_14b_sft.py --workdir DIR --config.init.checkpoint=ANNEAL/export \
+    nextstep-jax train --config nextstep_14b_sft --workdir DIR --config.init.checkpoint=ANNEAL/export \
         --config.data.root=DATA
 
 DATA holds the datasets pairs and edits. Texts of pairs may spell the thinking tokens: the model writes a plan, then the image.
 
-Expected: 10K steps, 5B tokens. On a laptop: `--config configs/nextstep_14b_sft.py:laptop`.
+Expected: 10K steps, 5B tokens. On a laptop: `--config nextstep_14b_sft:laptop`.
 """
 
-from configs import nextstep_14b_anneal
+from nextstep_jax.configs import nextstep_14b_anneal
 from nextstep_jax.training.config import source
 from nextstep_jax.training.laptop import parse_arg
 

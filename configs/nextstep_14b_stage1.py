@@ -1,6 +1,6 @@
 """NextStep-1 14B, pre-training stage 1: images of 256x256 pixels, from Qwen2.5-14B (paper Table 1).
 
-    python -m launch.train --config configs/nextstep_14b_stage1.py --workdir DIR --config.init.checkpoint=QWEN \
+    nextstep-jax train --config nextstep_14b_stage1 --workdir DIR --config.init.checkpoint=QWEN \
         --config.data.root=DATA --config.image_tokenizer_checkpoint=TOKENIZER
 
 QWEN is a Qwen2.5-14B folder converted with `nextstep-jax convert`; the image side of the model is randomly initialized. DATA
@@ -8,7 +8,7 @@ holds the datasets text, pairs and interleaved, images encoded to latents at 256
 --area 256`.
 
 Expected: after 200K steps and 1.23T tokens, the stage-1 model of the paper. On a laptop, `--config
-configs/nextstep_14b_stage1.py:laptop` runs the same stage with a tiny model on shapes (see nextstep_jax/training/laptop.py) in
+nextstep_14b_stage1:laptop` runs the same stage with a tiny model on shapes (see nextstep_jax/training/laptop.py) in
 about a minute.
 """
 

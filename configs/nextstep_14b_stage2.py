@@ -1,14 +1,14 @@
 """NextStep-1 14B, pre-training stage 2: images of 256x256 to 512x512 pixels in aspect-ratio buckets (paper Table 1).
 
-    python -m launch.train --config configs/nextstep_14b_stage2.py --workdir DIR --config.init.checkpoint=STAGE1/export \
+    nextstep-jax train --config nextstep_14b_stage2 --workdir DIR --config.init.checkpoint=STAGE1/export \
         --config.data.root=DATA
 
 DATA as in stage 1, encoded with `--area 256` and `--area 512`.
 
-Expected: 100K steps, 0.61T tokens. On a laptop: `--config configs/nextstep_14b_stage2.py:laptop`.
+Expected: 100K steps, 0.61T tokens. On a laptop: `--config nextstep_14b_stage2:laptop`.
 """
 
-from configs import nextstep_14b_stage1
+from nextstep_jax.configs import nextstep_14b_stage1
 from nextstep_jax.training.laptop import parse_arg
 
 

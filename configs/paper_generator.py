@@ -1,15 +1,15 @@
 """Paper, Figure 6 and Tables 6 and 7: small models on the latents of different tokenizers, and with flow heads of three sizes.
 
-    python -m launch.train --config configs/paper_generator.py --workdir runs/paper/generator --config.data.root=DATA
+    nextstep-jax train --config paper_generator --workdir runs/paper/generator --config.data.root=DATA
     --config.image_tokenizer_checkpoint=TOKENIZER --config.model.flow_head.layers=4 --config.model.flow_head.width=96
 
 DATA holds the datasets `pair` and `heldout`, captioned pictures of one object as latents of TOKENIZER. `python -m
 benchmarks.paper_claims` makes them, trains the models of the notebook `paper` and scores them. The heads keep the paper's
 proportions, 6 x 1024, 12 x 1536 and 24 x 2048: 2 x 64, 4 x 96 and 8 x 128. Expected: the small head falls behind the others;
-notebooks/paper.ipynb holds what was found. Shrunk: `--config configs/paper_generator.py:laptop`.
+notebooks/paper.ipynb holds what was found. Shrunk: `--config paper_generator:laptop`.
 """
 
-from configs import shapes_nextstep
+from nextstep_jax.configs import shapes_nextstep
 from nextstep_jax.training.config import source
 from nextstep_jax.training.laptop import parse_arg
 

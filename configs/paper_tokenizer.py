@@ -1,14 +1,14 @@
 """Paper, Figure 6: image tokenizers trained with different noise on their latents (gamma), everything else alike.
 
-    python -m launch.train --config configs/paper_tokenizer.py --workdir runs/paper/gamma_0.3
+    nextstep-jax train --config paper_tokenizer --workdir runs/paper/gamma_0.3
     --config.image_tokenizer.perturbation=0.3
 
 `python -m benchmarks.paper_claims` trains those of the notebook `paper` and scores them. The built-in dataset's tokenizer with
 fewer steps. Expected: the more noise in training, the worse the reconstruction of clean latents and the better that of noisy
-ones; notebooks/paper.ipynb holds what was found. Shrunk: `--config configs/paper_tokenizer.py:laptop`.
+ones; notebooks/paper.ipynb holds what was found. Shrunk: `--config paper_tokenizer:laptop`.
 """
 
-from configs import shapes_tokenizer
+from nextstep_jax.configs import shapes_tokenizer
 from nextstep_jax.training.laptop import parse_arg
 
 

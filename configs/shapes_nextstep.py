@@ -12,13 +12,13 @@ First the image tokenizer (configs/shapes_tokenizer.py), then the data, encoded 
     nextstep-jax data encode runs/shapes_data/pixels/heldout runs/shapes_data/heldout \
         --checkpoint runs/shapes_decoder/export --area 64 --batch 64
 
-    python -m launch.train --config configs/shapes_nextstep.py --workdir runs/shapes_nextstep
+    nextstep-jax train --config shapes_nextstep --workdir runs/shapes_nextstep
 
 Expected: ShapeEval 0.93 after 21,000 steps of 0.3 s on one core, 108 minutes, from nothing in one piece; edits 0.53, captions
 0.75. configs/shapes_sft.py goes on from here. What made it learn is in the data: before objects had usual places (`USUAL` in
 data/shapes/layout.py) 3,900 steps taught it no shape, and before captions came in reading order (`reading_order` in
 data/shapes/meaning.py) one picture in eight had its shapes and colors bound right.
-Shrunk: `--config configs/shapes_nextstep.py:laptop`.
+Shrunk: `--config shapes_nextstep:laptop`.
 """
 
 from nextstep_jax.config import FlowHeadConfig, NextStepConfig, TransformerConfig

@@ -9,7 +9,7 @@ After the first stage (configs/shapes_nextstep.py), more data, then the run, on 
           --checkpoint runs/shapes_decoder/export --area 64 --batch 64
     done
     XLA_FLAGS=--xla_force_host_platform_device_count=2 \
-        python -m launch.train --config configs/shapes_sft.py --workdir runs/shapes_sft
+        nextstep-jax train --config shapes_sft --workdir runs/shapes_sft
 
 Expected: 8,400 steps of 0.6 s on two cores, 85 minutes, then ShapeEval 0.93, edits 0.98, captions 0.9 (README.md has the
 categories). That is what the model inside the package has. It took its steps in four pieces, each from the last one's export
@@ -33,10 +33,10 @@ between the tables, and 192 plans that change, move or remove one, all its words
 
 A color can be read off the picture, where a token shows shape and color; a place cannot. It is to be looked up in the words
 of the first table, which one word in ninety of a plan did not teach. A sample of `tables` asks for little else.
-Shrunk: `--config configs/shapes_sft.py:laptop`.
+Shrunk: `--config shapes_sft:laptop`.
 """
 
-from configs import shapes_nextstep
+from nextstep_jax.configs import shapes_nextstep
 from nextstep_jax.training.config import source
 from nextstep_jax.training.laptop import parse_arg
 

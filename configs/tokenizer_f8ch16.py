@@ -1,14 +1,14 @@
 """The image tokenizer, 8x down with 16 channels, fine-tuned from the Flux VAE for normalized, noise-proof latents (paper
 section 4.2).
 
-    python -m launch.train --config configs/tokenizer_f8ch16.py --workdir DIR --config.init.checkpoint=FLUX \
+    nextstep-jax train --config tokenizer_f8ch16 --workdir DIR --config.init.checkpoint=FLUX \
         --config.data.sources="('IMAGES',)"
 
 FLUX is a VAE folder converted with `nextstep-jax convert`; IMAGES anything data/sources.py opens (a folder, tars, a built
 dataset, tfds:).
 
 Expected: 50K steps of 512 images; PSNR 30.60, SSIM 0.89 on ImageNet-1K at 256 pixels. On a laptop:
-`--config configs/tokenizer_f8ch16.py:laptop` trains a small tokenizer on shapes for 20 steps.
+`--config tokenizer_f8ch16:laptop` trains a small tokenizer on shapes for 20 steps.
 """
 
 from nextstep_jax.config import ImageTokenizerConfig

@@ -1,6 +1,6 @@
 """Compile a stage's training step, or its token loop, for a TPU that is not here, and say what it will cost.
 
-    python -m launch.aot_compile --config configs/nextstep_14b_stage1.py --topology v5p:4x4x4 [--slices 2]
+    nextstep-jax aot --config nextstep_14b_stage1 --topology v5p:4x4x4 [--slices 2]
         [--what train|generate] [--tokens_per_chip 16384] [--json] [--config.key=value ...]
 
 Runs on any CPU machine with the extra `tpu` (libtpu holds the compiler). The program is the one that launch/train.py runs: the
@@ -47,8 +47,8 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from launch.flag_parsing import parse
 from nextstep_jax.errors import InputError, NextStepError
+from nextstep_jax.launch.flag_parsing import parse
 from nextstep_jax.sharding.mesh import make_mesh
 from nextstep_jax.sharding.topologies import CHIPS, generation, topology_devices
 from nextstep_jax.training.aot import compile_report, lower_generation, lower_train_step
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         return 0
     try:
-        usage = "python -m launch.aot_compile --config configs/NAME.py --topology v5p:4x4x4"
+        usage = "nextstep-jax aot --config NAME --topology v5p:4x4x4"
         parse(argv, FLAGS, _CONFIG, {"config": _CONFIG, "topology": _TOPOLOGY}, usage)
         report = compile_for(_CONFIG.value, _TOPOLOGY.value, _SLICES.value, _WHAT.value, _TOKENS.value)
     except NextStepError as error:

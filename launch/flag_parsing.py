@@ -1,8 +1,13 @@
 """Flags of the launch programs: every objection is one line."""
 
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+
 from absl import flags
 
 from nextstep_jax.errors import InputError
+from nextstep_jax.launch.shipped import config_file
 
 
 def parse(
@@ -14,9 +19,12 @@ def parse(
       InputError: for anything the flags or the file behind `config` object to, or a `required` flag (by name) without a value.
     """
     try:
-        rest = values(argv)
+        with _sys_argv([*argv[:1], *_resolved(argv[1:])]):
+            rest = values(sys.argv)
         if config.value is not None:
             config.value.lock()  # a file that could not be read says so only when it is used
+    except InputError:
+        raise
     except OSError as error:
         file = " ".join(str(error.__cause__ or error).split())
         raise InputError(f"--config: the file cannot be read ({file})") from error
@@ -30,3 +38,27 @@ def parse(
     for name, flag in required.items():
         if flag.value is None:
             raise InputError(f"--{name} is missing; usage: {usage}")
+
+
+def _resolved(arguments: Sequence[str]) -> Iterator[str]:
+    """The arguments with the value of --config as a file."""
+    before = ""
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if before in ("--config", "-config"):
+            yield config_file(argument)
+        elif equals and option in ("--config", "-config"):
+            yield f"{option}={config_file(value)}"
+        else:
+            yield argument
+        before = argument
+
+
+@contextlib.contextmanager
+def _sys_argv(argv: list[str]) -> Iterator[None]:
+    """The process's arguments, where ml_collections looks for the overrides, are `argv` meanwhile."""
+    before, sys.argv = sys.argv, argv
+    try:
+        yield
+    finally:
+        sys.argv = before

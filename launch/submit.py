@@ -1,11 +1,11 @@
-"""Start launch/train.py where the accelerators are. Every command that is run is printed; with --dry-run it is only printed.
+"""Start a training where the accelerators are. Every command that is run is printed; with --dry-run it is only printed.
 
-    python -m launch.submit tpu-create --name N --zone Z --type v5p-128 [--spot]       queue for a slice of Cloud TPU VMs
-    python -m launch.submit tpu-setup  --name N --zone Z [--bucket B]                  install this commit on its workers
-    python -m launch.submit tpu-train  --name N --zone Z --type v5p-128 --config C --workdir W [-- --config.key=value]
-    python -m launch.submit xpk        --name N --zone Z --cluster K --type v5p-128 --image I --config C --workdir W [-- ...]
-    python -m launch.submit slurm      --nodes 8 --gpus 8 --config C --workdir W [--time 24:00:00] [-- ...]
-    python -m launch.submit gpu        --config C --workdir W [-- ...]                 this machine, all its GPUs
+    nextstep-jax submit tpu-create --name N --zone Z --type v5p-128 [--spot]       queue for a slice of Cloud TPU VMs
+    nextstep-jax submit tpu-setup  --name N --zone Z [--bucket B]                  install this commit on its workers
+    nextstep-jax submit tpu-train  --name N --zone Z --type v5p-128 --config C --workdir W [-- --config.key=value]
+    nextstep-jax submit xpk        --name N --zone Z --cluster K --type v5p-128 --image I --config C --workdir W [-- ...]
+    nextstep-jax submit slurm      --nodes 8 --gpus 8 --config C --workdir W [--time 24:00:00] [-- ...]
+    nextstep-jax submit gpu        --config C --workdir W [-- ...]                 this machine, all its GPUs
 
 The same command again continues a run that was stopped. Exit codes: that of the command that failed; 2 for bad options.
 launch/README.md goes through all of it once.
@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
-from launch import xla_flags
+from nextstep_jax.launch import xla_flags
 
 REPOSITORY = "nextstep_jax"  # folder on a worker, below its home
 ARCHIVE = "nextstep_jax.tar.gz"
@@ -49,8 +49,8 @@ def generation(accelerator: str) -> str:
 
 
 def train(options: argparse.Namespace, *flags: str) -> list[str]:
-    """launch/train.py with its options."""
-    return ["python", "-m", "launch.train", "--config", options.config, "--workdir", options.workdir, *flags, *options.rest]
+    """The training with its options."""
+    return ["nextstep-jax", "train", "--config", options.config, "--workdir", options.workdir, *flags, *options.rest]
 
 
 def _assignments(environment: dict[str, str]) -> list[str]:
@@ -148,7 +148,7 @@ def slurm(options: argparse.Namespace) -> list[Command]:
 
 def gpu(options: argparse.Namespace) -> list[Command]:
     """This machine: one process for all its GPUs."""
-    return [Command([sys.executable, *train(options)[1:]], xla_flags.environment("hopper"))]
+    return [Command([sys.executable, "-m", "nextstep_jax", *train(options)[1:]], xla_flags.environment("hopper"))]
 
 
 # --- command line -----------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    top = _Parser(prog="launch.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top = _Parser(prog="nextstep-jax submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     places = top.add_subparsers(required=True, metavar="PLACE", parser_class=_Parser)
 
     def place(name: str, function, required: Sequence[str] = (), optional: Sequence[str] = (), trains: bool = True):

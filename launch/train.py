@@ -1,7 +1,7 @@
 """Train a stage: one program for all of them.
 
-    python -m launch.train --config configs/NAME.py --workdir DIR [--config.key=value ...]
-    python -m launch.train --config configs/NAME.py:laptop --workdir DIR      the same, shrunk for a laptop
+    nextstep-jax train --config NAME --workdir DIR [--config.key=value ...]
+    nextstep-jax train --config NAME:laptop --workdir DIR      the same, shrunk for a laptop
 
 A stopped run continues from its newest checkpoint with the same command: there is no option for it. Exit codes: 0 done or
 stopped by SIGTERM with everything saved; 1 the training failed, or another process of the run was lost; 2 a config, file or
@@ -22,9 +22,9 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from launch.flag_parsing import parse
-from launch.watch import watch
 from nextstep_jax.errors import InputError, NextStepError
+from nextstep_jax.launch.flag_parsing import parse
+from nextstep_jax.launch.watch import watch
 from nextstep_jax.training.loop import train
 
 FLAGS = flags.FLAGS
@@ -38,7 +38,7 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes
 def main(argv: list[str]) -> int:
     """Parse the command line, train, and return the exit code."""
     try:
-        usage = "python -m launch.train --config configs/NAME.py --workdir DIR"
+        usage = "nextstep-jax train --config NAME --workdir DIR"
         parse(argv, FLAGS, _CONFIG, {"config": _CONFIG, "workdir": _WORKDIR}, usage)
         if _DISTRIBUTED.value:
             code = watch()
@@ -73,8 +73,13 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-if __name__ == "__main__":
+def configure_logging() -> None:
+    """What the library says goes to stderr, with the time; of others only warnings."""
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING, force=True)
     logging.getLogger("nextstep_jax").setLevel(logging.INFO)
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax and JAX report through it
+
+
+if __name__ == "__main__":
+    configure_logging()
     sys.exit(main(sys.argv))

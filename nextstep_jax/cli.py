@@ -9,13 +9,17 @@ import sys
 
 import click
 
-from nextstep_jax import __version__, cli_generate
+from nextstep_jax import __version__, cli_generate, cli_launch
 from nextstep_jax.cli_data import data
 from nextstep_jax.cli_evaluate import evaluate
 from nextstep_jax.cli_shared import Group, keep_compiled_programs, progress_bar, readable_bytes, require_writable
 from nextstep_jax.errors import NextStepError
 
 # jax and the networks are imported inside the commands: `--help` and bad usage answer at once.
+
+# Packages that are not always installed, and the extra that brings them.
+_EXTRAS = dict.fromkeys(("absl", "grain", "ml_collections", "optax", "tensorflow_datasets"), "train")
+_EXTRAS |= {"huggingface_hub": "hub", "libtpu": "tpu"}
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -24,7 +28,18 @@ def cli():
     """NextStep-1 in JAX: images, edits and text from one causal transformer."""
 
 
-for _command in (cli_generate.generate, cli_generate.edit, cli_generate.complete, cli_generate.caption, data, evaluate):
+for _command in (
+    cli_generate.generate,
+    cli_generate.edit,
+    cli_generate.complete,
+    cli_generate.caption,
+    data,
+    evaluate,
+    cli_launch.train,
+    cli_launch.export_run,
+    cli_launch.submit,
+    cli_launch.aot,
+):
     cli.add_command(_command)
 
 
@@ -44,6 +59,12 @@ def main() -> None:
     except NextStepError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        click.echo(f"error: {error.name} is not installed: pip install 'nextstep_jax[{extra}]'", err=True)
+        sys.exit(2)
 
 
 @cli.command()

@@ -20,7 +20,6 @@
 # %%
 import functools
 import pathlib
-import sys
 import tempfile
 
 import matplotlib.pyplot as plt
@@ -28,9 +27,7 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 from plots import FAST, show
 
-sys.path.insert(0, str(pathlib.Path("..").resolve()))  # where configs/ is
-
-from configs import shapes_nextstep
+from nextstep_jax.configs import shapes_nextstep
 from nextstep_jax.data import shapes
 from nextstep_jax.data.build import build
 from nextstep_jax.data.encode import encode

@@ -1,6 +1,7 @@
 """The command line end to end: released folder -> checkpoint -> image, and what it says of bad input."""
 
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -161,3 +162,62 @@ def test_generating_imports_no_training_stack():
 def test_every_raised_error_has_an_exit_code():
     assert {error.exit_code for error in NextStepError.__subclasses__()} == {2, 3}
     assert CliRunner().invoke(cli, ["--version"]).exit_code == 0
+
+
+def test_train_passes_on_overrides_and_takes_a_shipped_name(run, monkeypatch, tmp_path):
+    from nextstep_jax.launch import shipped, train
+
+    calls = []
+    monkeypatch.setattr(train, "main", lambda argv: calls.append(argv) or 0)
+    assert (
+        run("train", "--config.steps=7", "--config", "shapes_tokenizer:laptop", "--workdir", tmp_path, "--config.x", "y")[0]
+        == 0
+    )
+    assert calls == [
+        [
+            "nextstep-jax train",
+            "--config=shapes_tokenizer:laptop",
+            f"--workdir={tmp_path}",
+            "--config.steps=7",
+            "--config.x",
+            "y",
+        ]
+    ]
+    assert pathlib.Path(shipped.config_file("shapes_tokenizer:laptop").removesuffix(":laptop")).is_file()
+    assert shipped.config_file("some/where.py:laptop") == "some/where.py:laptop"
+    code, out, _ = run("train", "--help")
+    assert code == 0 and all(name in out for name in shipped.config_names()) and "nextstep_14b_stage1" in out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--config", "shapes_tokeniser", "--workdir", "x"), "did you mean shapes_tokenizer"),
+        (("--config", "zzz", "--workdir", "x"), "there are flow_head_157m, "),
+        (("--config", "zzz.py", "--workdir", "x"), "zzz.py"),
+        (("--config", "shapes_tokenizer"), "'--workdir'"),
+        (("--config", "shapes_tokenizer", "--workdir", "x", "steps=3"), "unexpected argument 'steps=3'"),
+        (("--config", "shapes_tokenizer", "--workdir", "x", "--config.steps=3", "steps=3"), "unexpected argument 'steps=3'"),
+        (("--config", "shapes_tokenizer", "--workdir", "x", "--wrkdir=3"), "no option --wrkdir; did you mean --workdir?"),
+    ],
+)
+def test_usage_errors_of_train_are_one_line(run, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("train", *arguments)
+    assert code == 2 and not out and err.startswith("error: ") and err.count("\n") == 1 and message in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_submit_prints_what_it_would_run(run):
+    train = ("--config", "shapes_tokenizer:laptop", "--workdir", "runs/x")
+    code, out, _ = run("submit", "gpu", *train, "--dry-run", "--", "--config.steps=7")
+    assert code == 0 and out.rstrip().endswith("-m nextstep_jax train " + " ".join((*train, "--config.steps=7")))
+    assert run("submit", "gpu", "--config", "x")[0] == 2
+
+
+def test_a_missing_extra_is_named():
+    block = "import sys; sys.modules.update(absl=None); sys.argv[1:] = ['train', '--config', 'x', '--workdir', 'y']"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{block}\nimport nextstep_jax.cli as c; c.main()"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (2, "error: absl is not installed: pip install 'nextstep_jax[train]'\n")

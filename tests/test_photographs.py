@@ -8,10 +8,10 @@ import pytest
 from absl import flags
 from PIL import Image
 
-import launch.train
 from nextstep_jax import checkpoints
 from nextstep_jax.cli import main
 from nextstep_jax.data.images import load
+from nextstep_jax.launch import train as launch_train
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 CAPTIONS = ("hills under a cloudy sky", "a lake at dusk", "Dunes, seen from above.", "fog over the city")
@@ -59,7 +59,7 @@ def train(monkeypatch):
     def run(*arguments):
         argv = ["launch/train.py", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", argv)
-        assert launch.train.main(argv) == 0
+        assert launch_train.main(argv) == 0
         flags.FLAGS.unparse_flags()
         for name in [name for name in flags.FLAGS if name.startswith("config.")]:
             delattr(flags.FLAGS, name)

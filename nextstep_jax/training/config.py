@@ -183,7 +183,7 @@ def require_valid(config: ConfigDict) -> None:
     if config.samples.every and jax.process_count() > 1:
         raise InputError(
             f"config.samples.every is {config.samples.every}, but a run of {jax.process_count()} processes cannot draw; "
-            "set it to 0 and generate from an export (python -m launch.export)"
+            "set it to 0 and generate from an export (nextstep-jax export-run)"
         )
     for head, share in config.get("capacity", {}).items():
         if not 0 < share <= 1:

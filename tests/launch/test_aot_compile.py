@@ -9,7 +9,7 @@ import types
 import jax
 import pytest
 
-import launch.aot_compile
+from nextstep_jax.launch import aot_compile
 from nextstep_jax.sharding.topologies import CHIPS
 from nextstep_jax.training import aot
 
@@ -80,13 +80,13 @@ def run(monkeypatch):
     def main(*arguments):
         argv = ["launch/aot_compile.py", *arguments]
         monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for the overrides
-        flags = launch.aot_compile.FLAGS
+        flags = aot_compile.FLAGS
         flags.unparse_flags()
         for flag in ("config", "topology"):
             flags[flag].value = None
         for name in [name for name in flags if name.startswith("config.")]:
             delattr(flags, name)
-        return launch.aot_compile.main(argv)
+        return aot_compile.main(argv)
 
     return main
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from launch import submit, xla_flags
+from nextstep_jax.launch import submit, xla_flags
 
 TRAIN = ["--config", "configs/nextstep_14b_stage1.py", "--workdir", "/mnt/my runs/stage 1"]
 OVERRIDES = ["--config.data.root=/mnt/it's data", "--config.steps=7"]
@@ -24,7 +24,7 @@ def dry_run(capsys, *arguments):
 def words_of_training(command: str) -> list[str]:
     """The words that a shell would give to python in a command line."""
     words = shlex.split(command)
-    return words[words.index("launch.train") + 1 :]
+    return words[words.index("nextstep-jax") + 2 :]
 
 
 def test_tpu_create_queues_for_a_slice(capsys):
@@ -76,7 +76,7 @@ def test_slurm_runs_a_process_for_each_gpu_and_saves_before_its_time_is_up(capsy
 
 def test_gpu_is_one_process_of_this_python(capsys):
     words = shlex.split(dry_run(capsys, "gpu", *TRAIN, *AFTER))
-    assert words[1] == sys.executable and words[-len(TRAIN) - 2 :] == [*TRAIN, *OVERRIDES]
+    assert words[1:5] == [sys.executable, "-m", "nextstep_jax", "train"] and words[-len(TRAIN) - 2 :] == [*TRAIN, *OVERRIDES]
     assert words[0] == f"XLA_FLAGS={xla_flags.environment('hopper')['XLA_FLAGS']}"
 
 

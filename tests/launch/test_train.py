@@ -1,13 +1,12 @@
 """The command line of launch/train.py: exit codes and one line for every mistake."""
 
 import pathlib
-import sys
 
 import pytest
 from absl import flags
 
-import launch.train
 from nextstep_jax.errors import DamagedDataError
+from nextstep_jax.launch import train as launch_train
 
 CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "shapes_tokenizer.py")
 
@@ -25,16 +24,14 @@ def fresh_flags():
 def trained(monkeypatch):
     """What `train` was called with, instead of training."""
     calls = []
-    monkeypatch.setattr(launch.train, "train", lambda config, workdir: calls.append((config, workdir)))
+    monkeypatch.setattr(launch_train, "train", lambda config, workdir: calls.append((config, workdir)))
     return calls
 
 
 @pytest.fixture
 def run(monkeypatch):
     def main(*arguments):
-        argv = ["launch/train.py", *arguments]
-        monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for the overrides
-        return launch.train.main(argv)
+        return launch_train.main(["launch/train.py", *arguments])
 
     return main
 
@@ -76,6 +73,6 @@ def test_damaged_data_is_exit_code_3(run, monkeypatch, tmp_path, capsys):
     def train(config, workdir):
         raise DamagedDataError("step 10: state/x is cut short")
 
-    monkeypatch.setattr(launch.train, "train", train)
+    monkeypatch.setattr(launch_train, "train", train)
     assert run("--config", CONFIG, "--workdir", str(tmp_path)) == 3
     assert capsys.readouterr().err == "error: step 10: state/x is cut short\n"

@@ -12,7 +12,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
 import os, signal, sys, time
-from launch.watch import watch
+from nextstep_jax.launch.watch import watch
 if (code := watch()) is not None:
     sys.exit(code)
 if sys.argv[1] == "wait":

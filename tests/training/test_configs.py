@@ -12,11 +12,11 @@ from nextstep_jax.training.config import as_json, image_tokenizer_config, model_
 from nextstep_jax.training.multitask import layout
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
+NAMES = sorted(path.stem for path in CONFIGS.glob("[a-z]*.py"))
 
 
 def get(name, argument=None):
-    return importlib.import_module(f"configs.{name}").get_config(argument)
+    return importlib.import_module(f"nextstep_jax.configs.{name}").get_config(argument)
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,9 @@ def test_rows_are_packed_to_the_places_of_the_heads(name, places):
 
 def test_the_docstrings_say_how_to_launch_and_what_to_expect():
     for name in NAMES:
-        text = importlib.import_module(f"configs.{name}").__doc__
-        assert f"python -m launch.train --config configs/{name}.py" in text
-        assert f"configs/{name}.py:laptop" in text
+        text = importlib.import_module(f"nextstep_jax.configs.{name}").__doc__
+        assert f"nextstep-jax train --config {name} " in text
+        assert f"{name}:laptop" in text
         assert "Expected: " in text and "Expected: EXPECTED" not in text, name
 
 

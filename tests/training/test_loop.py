@@ -11,11 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-import launch.export
 from nextstep_jax import checkpoints
 from nextstep_jax.data.images import load
 from nextstep_jax.data.sequence import KIND_IDS
 from nextstep_jax.errors import InputError, NextStepError
+from nextstep_jax.launch import export
 from nextstep_jax.training import loop, multitask, reconstruction
 from nextstep_jax.training.init import to_canonical
 
@@ -28,7 +28,7 @@ def laptop(shapes_data, tokenizer_folder):
     """name -> its config, shrunk, on the test's data."""
 
     def make(name):
-        config = importlib.import_module(f"configs.{name}").get_config("laptop")
+        config = importlib.import_module(f"nextstep_jax.configs.{name}").get_config("laptop")
         if config.objective == "multitask":
             config.data.root = str(shapes_data)
             config.image_tokenizer_checkpoint = str(tokenizer_folder)
@@ -100,13 +100,13 @@ def test_a_stopped_run_ends_with_the_same_bits(laptop, tmp_path, monkeypatch):
 
     # What can be exported at any time from the run's folder is what the run wrote at its end.
     arguments = ["--workdir", str(tmp_path / "pieces"), "--out", str(tmp_path / "exported"), "--dtype", config.export_dtype]
-    assert launch.export.main(arguments) == 0
+    assert export.main(arguments) == 0
     folders = (tmp_path / "pieces" / "export", tmp_path / "exported")
     at_end, later = (checkpoints.load_params(folder, subtree="model") for folder in folders)
     assert jax.tree.structure(at_end) == jax.tree.structure(later) and same(at_end, later)
     for read in (checkpoints.load_config, lambda folder: checkpoints.load_file(folder, "tokenizer.json")):
         assert read(folders[0]) == read(folders[1])
-    assert launch.export.main([*arguments, "--step", "3"]) == 2
+    assert export.main([*arguments, "--step", "3"]) == 2
 
 
 def untimed(line):

@@ -1,0 +1,130 @@
+"""The verbs that start runs: train, export-run, submit and aot, over the programs in launch/."""
+
+import pathlib
+import sys
+
+import click
+
+from nextstep_jax.cli_shared import Command, did_you_mean
+
+
+class _ConfigName(click.ParamType):
+    """A shipped config's name or a config file, both with an optional argument after a colon."""
+
+    name = "config"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str):
+        from click.shell_completion import CompletionItem
+
+        from nextstep_jax.launch.shipped import config_names
+
+        names = [CompletionItem(name) for name in config_names() if name.startswith(incomplete)]
+        return names or [CompletionItem(incomplete, type="file")]
+
+
+class _RunCommand(Command):
+    """A command that takes `--config.key=value` beside its options, and lists the shipped configs in its help."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        options = [name for option in self.params for name in option.opts]
+        expect_value = False
+        for argument in ctx.args:
+            if not expect_value and not argument.startswith("--config."):
+                if argument.startswith("-"):
+                    name = argument.partition("=")[0]
+                    raise click.UsageError(f"no option {name}{did_you_mean(name, options)}", ctx)
+                raise click.UsageError(f"unexpected argument {argument!r}; settings are written --config.key=value", ctx)
+            expect_value = not expect_value and "=" not in argument and not argument.startswith("--noconfig.")
+        return rest
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from nextstep_jax.launch.shipped import config_names, config_summary
+
+        with formatter.section("Shipped configs"):
+            formatter.write_dl([(name, config_summary(name)) for name in config_names()])
+
+
+_PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
+_CONFIG = click.option(
+    "--config",
+    type=_ConfigName(),
+    required=True,
+    metavar="NAME[:laptop]",
+    help="A shipped config (below) or a config file, PATH.py[:laptop]; laptop shrinks it.",
+)
+
+
+@click.command(cls=_RunCommand, context_settings=_PASS_ON)
+@_CONFIG
+@click.option("--workdir", required=True, metavar="DIR", help="Folder for checkpoints, metrics and the trained model.")
+@click.option("--distributed", is_flag=True, help="One of several processes: find the others first.")
+@click.pass_context
+def train(ctx: click.Context, config: str, workdir: str, distributed: bool):
+    """Train a stage; the same command again continues a run that was stopped.
+
+    Any setting is changed with --config.KEY=VALUE, e.g. --config.steps=100 --config.optimizer.learning_rate=1e-4.
+    """
+    from nextstep_jax.launch import train as program
+
+    program.configure_logging()
+    argv = ["nextstep-jax train", f"--config={config}", f"--workdir={workdir}", *ctx.args]
+    sys.exit(program.main([*argv, "--distributed"] if distributed else argv))
+
+
+@click.command(cls=_RunCommand, context_settings=_PASS_ON)
+@_CONFIG
+@click.option("--topology", required=True, metavar="GENERATION:SHAPE", help="E.g. v5p:4x4x4, v6e:16x16, v5e:2x4.")
+@click.option("--slices", type=click.IntRange(min=1), default=1, show_default=True, help="How many of them.")
+@click.option("--what", type=click.Choice(["train", "generate"]), default="train", show_default=True, help="Which program.")
+@click.option(
+    "--tokens-per-chip",
+    type=click.IntRange(min=0),
+    default=16384,
+    show_default=True,
+    help="Sets the batch size; 0 leaves the config's.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
+@click.pass_context
+def aot(ctx: click.Context, config: str, topology: str, slices: int, what: str, tokens_per_chip: int, as_json: bool):
+    """Compile a stage for TPUs that are not here: does it fit, how fast is it estimated to be. Exit 1 if it does not fit.
+
+    Needs the extra "tpu", whose compiler runs on any CPU machine. Settings are changed with --config.KEY=VALUE.
+    """
+    from nextstep_jax.launch import aot_compile as program
+
+    argv = ["nextstep-jax aot", f"--config={config}", f"--topology={topology}", f"--slices={slices}", f"--what={what}"]
+    argv += [f"--tokens_per_chip={tokens_per_chip}", *ctx.args]
+    sys.exit(program.main([*argv, "--json"] if as_json else argv))
+
+
+@click.command(cls=Command)
+@click.option("--workdir", required=True, type=click.Path(path_type=pathlib.Path), metavar="DIR", help="Folder of the run.")
+@click.option("--out", required=True, type=click.Path(path_type=pathlib.Path), metavar="DIR", help="Folder to make.")
+@click.option("--step", type=click.IntRange(min=0), help="Which.  [default: the newest complete one]")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
+def export_run(workdir: pathlib.Path, out: pathlib.Path, step: int | None, dtype: str):
+    """Export a step of a run as a checkpoint folder to generate from, also while the run goes on.
+
+    The averaged parameters are exported where the run keeps an average.
+    """
+    from nextstep_jax.launch.export import export
+
+    click.echo(f"step {export(workdir, out, step, dtype)} -> {out}")
+
+
+class _Untouched(Command):
+    """A command whose arguments another parser reads."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.args = args
+        return args
+
+
+@click.command(cls=_Untouched, options_metavar="PLACE [OPTIONS]")
+@click.pass_context
+def submit(ctx: click.Context):
+    """Start a training on TPU slices, GKE, Slurm or this machine's GPUs; `submit --help` lists the places."""
+    from nextstep_jax.launch import submit as program
+
+    sys.exit(program.main(ctx.args))
