@@ -12,6 +12,7 @@ from nextstep_jax import checkpoints
 from nextstep_jax.cli import main
 from nextstep_jax.config import ImageTokenizerConfig
 from nextstep_jax.data import images, shards
+from nextstep_jax.data.image_output import save_image
 from nextstep_jax.data.shards import ArrayRecordSource
 from nextstep_jax.models.image_tokenizer import ImageTokenizer, scale_latents
 
@@ -34,7 +35,7 @@ def folder(tmp_path):
     directory = tmp_path / "photos"
     directory.mkdir()
     for i in range(6):
-        images.save_png(directory / f"{i}.png", np.full((32, 32 + 8 * i, 3), 40 * i, np.uint8))
+        save_image(directory / f"{i}.png", np.full((32, 32 + 8 * i, 3), 40 * i, np.uint8))
         (directory / f"{i}.txt").write_text(f"picture {i}")
     return directory
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nextstep_jax.cli import main
-from nextstep_jax.data import images
+from nextstep_jax.data.image_output import save_image
 from nextstep_jax.generation.pipeline import Pipeline
 
 
@@ -72,7 +72,7 @@ def test_a_tokenizer(run):
 
 def test_a_tokenizer_counts_what_it_cannot_read(run, tmp_path):
     for i in range(2):
-        images.save_png(tmp_path / f"{i}.png", np.full((32, 32, 3), 90 + i, np.uint8))
+        save_image(tmp_path / f"{i}.png", np.full((32, 32, 3), 90 + i, np.uint8))
         (tmp_path / f"{i}.txt").write_text("gray")
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:-30])
     code, out, err = run("tokenizer", tmp_path, "--area", 32, "--json")

@@ -1,19 +1,29 @@
-"""Images in and out: safe loading, aspect-ratio buckets, resize and crop, floats in [-1, 1], PNG files with metadata.
+"""Images in: one reader for files, bytes, Pillow images and arrays; aspect-ratio buckets, resize and crop, floats in [-1, 1].
 
-Sizes are (height, width) in pixels; arrays are [height, width, 3], uint8 or float32 in [-1, 1].
+Sizes are (height, width) in pixels; arrays are [height, width, 3], uint8 or float32 in [-1, 1]. `image_output.py` writes.
 """
 
 import io
 import math
 import os
 import re
-from collections.abc import Mapping
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
-from PIL import BmpImagePlugin, ExifTags, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from nextstep_jax.data import files
+from nextstep_jax.data.image_color import to_rgb
+from nextstep_jax.data.image_metadata import TURNS, orientation, split_png, xmp_orientation
 from nextstep_jax.errors import InputError
 
 # The formats samples are stored in, as the files' own bytes.
@@ -24,6 +34,8 @@ _OPENERS = {
     "png": PngImagePlugin.PngImageFile,
     "jpeg": JpegImagePlugin.JpegImageFile,
     "webp": WebPImagePlugin.WebPImageFile,
+    "avif": AvifImagePlugin.AvifImageFile,
+    "tiff": TiffImagePlugin.TiffImageFile,
     "gif": GifImagePlugin.GifImageFile,
     "bmp": BmpImagePlugin.BmpImageFile,
 }
@@ -31,9 +43,12 @@ _SIGNATURES = {
     "png": rb"\x89PNG\r\n\x1a\n",
     "jpeg": rb"\xff\xd8\xff",
     "webp": rb"RIFF.{4}WEBP",
+    "avif": rb".{4}ftyp(?:avi[fs]|.{8}(?:.{4}){0,8}?avi[fs])",
+    "tiff": rb"II[*+]\0|MM\0[*+]",
     "gif": rb"GIF8[79]a",
     "bmp": rb"BM",
 }
+_HEIF = rb".{4}ftyp(?:hei|hev|mif1|msf1)"
 
 MAX_FILE_BYTES = 64 << 20
 MAX_PIXELS = 1 << 26  # 64 Mpx: 192 MiB of RGB
@@ -45,7 +60,6 @@ BUCKETS = (
     *((8, 32), (9, 28), (10, 25), (11, 23), (12, 21), (13, 19), (14, 18), (15, 17), (16, 16)),
     *((17, 15), (18, 14), (19, 13), (21, 12), (23, 11), (25, 10), (28, 9), (32, 8)),
 )
-AREAS = (256, 512, 768, 1024)  # sides of the squares whose area a bucket has
 TOKEN = 16  # pixels along one side of an image token of the released models
 
 
@@ -58,7 +72,7 @@ class SizeError(ImageError):
 
 
 class Header(NamedTuple):
-    """What a file says of itself. height and width are those seen, after EXIF orientation."""
+    """What a file says of itself. height and width are those seen, after it is turned."""
 
     format: str
     height: int
@@ -67,45 +81,87 @@ class Header(NamedTuple):
 
 # --- loading ----------------------------------------------------------------------------------------------------------
 
+# A path, a file's bytes or an open file of them, a Pillow image, or an array as `load` takes it.
+Source = str | os.PathLike | bytes | IO[bytes] | Image.Image | np.ndarray
+
+
+def is_source(value: object) -> bool:
+    """Whether a value is one image for `load`, not a sequence of several."""
+    single = isinstance(value, str | os.PathLike | bytes | bytearray | memoryview | Image.Image)
+    return single or hasattr(value, "read") or hasattr(value, "__array__")
+
 
 def probe(data: bytes, name: str = "image") -> Header:
     """Read an image file's header only. Raises ImageError, naming `name`, as `load` does."""
     image, kind = _open(data, name)
+    turn = orientation(image.info)
+    if kind == "tiff":  # Pillow has taken its own tag into account, but not XMP
+        turn = xmp_orientation(image.info) if 274 not in image.tag_v2 else 1
     height, width = image.height, image.width
-    return Header(kind, width, height) if _orientation(image) >= 5 else Header(kind, height, width)
+    return Header(kind, width, height) if turn >= 5 else Header(kind, height, width)
 
 
-def load(source: bytes | str | os.PathLike, name: str | None = None, *, cover: tuple[int, int] | None = None) -> Image.Image:
-    """An RGB image from a file or its bytes: PNG, JPEG, WebP, GIF or BMP.
+def load(source: Source, name: str | None = None, *, cover: tuple[int, int] | None = None) -> Image.Image:
+    """An 8-bit sRGB image from a PNG, JPEG, WebP, AVIF, TIFF, GIF or BMP file, a Pillow image or an array.
 
-    Turned as its EXIF orientation says; transparency is put on white; 16-bit gray becomes 8-bit; of an animation the first
-    frame is taken.
+    What a viewer would show: turned as its orientation (EXIF, else XMP) says; an embedded color profile applied, ignored if
+    broken; transparency put on white; 16-bit and float gray made 8-bit; of an animation the first frame. The same holds for an
+    opened Pillow image.
 
     Args:
+      source: arrays are uint8 [height, width], [height, width, 3] or [height, width, 4] (with opacity).
       cover: the (height, width) that `resize_crop` will make of it. A JPEG with at least four times the pixels a side is then
         decoded at a half, a quarter or an eighth of its size, and at least `REDUCING_GAP` times what is needed: faster, and
         about one level away from the whole image after the resizing.
 
     Raises:
       InputError: one line naming the file (or `name`): an ImageError if it is empty, not an image, truncated or damaged, a
-        SizeError if it is over `MAX_PIXELS`; else the file is missing or unreadable.
+        SizeError if it is over `MAX_PIXELS`; else the file is missing or unreadable, or the array of another shape or dtype.
     """
-    if isinstance(source, bytes):
-        data, name = source, name or "image"
+    name = name or (os.fspath(source) if isinstance(source, str | os.PathLike) else "image")
+    if isinstance(source, Image.Image):
+        image, kind = source, source.format or "Pillow image"
+        _check_size(image, name)
+    elif hasattr(source, "__array__"):
+        image, kind = _from_array(np.asarray(source), name), "array"
+        _check_size(image, name)
     else:
-        data, name = files.read_bytes(source, MAX_FILE_BYTES), name or os.fspath(source)
-    image, kind = _open(data, name)
-    orientation = _orientation(image)
+        image, kind = _open(_read(source, name), name)
     try:
         if cover is not None and kind == "jpeg":
-            height, width = cover if orientation < 5 else cover[::-1]
+            height, width = cover if orientation(image.info) < 5 else cover[::-1]
             scale = REDUCING_GAP * max(height / image.height, width / image.width)
             image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
         image.load()
-        image = _to_rgb(image)
+        # Pillow has turned a TIFF when it was loaded.
+        turn = 1 if isinstance(image, TiffImagePlugin.TiffImageFile) else orientation(image.info)
+        image = to_rgb(image)
     except Exception as error:  # decoders raise anything at all on damaged bytes
         raise ImageError(f"{name}: damaged or truncated {kind.upper()} ({_one_line(error)})") from error
-    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+    return image.transpose(TURNS[turn]) if turn in TURNS else image
+
+
+def _read(source: str | os.PathLike | bytes | IO[bytes], name: str) -> bytes:
+    if isinstance(source, str | os.PathLike):
+        return files.read_bytes(source, MAX_FILE_BYTES)
+    if hasattr(source, "read"):
+        try:
+            source = source.read(MAX_FILE_BYTES + 1)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{name}: cannot be read ({_one_line(error)})") from error
+    if not isinstance(source, bytes | bytearray | memoryview):
+        expected = "a path, bytes, a binary file, a Pillow image or an array"
+        raise InputError(f"{name}: expected {expected}, found {type(source).__name__}")
+    return bytes(source)
+
+
+def _from_array(array: np.ndarray, name: str) -> Image.Image:
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        expected = "uint8 [height, width], [height, width, 3] or [height, width, 4]"
+        raise InputError(f"{name}: an array must be {expected}, found {array.dtype} {list(array.shape)}")
+    if 0 in array.shape:
+        raise SizeError(f"{name}: {array.shape[1]}x{array.shape[0]} pixels, expected 1 to {MAX_PIXELS}")
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
 def _open(data: bytes, name: str) -> tuple[Image.Image, str]:
@@ -116,46 +172,21 @@ def _open(data: bytes, name: str) -> tuple[Image.Image, str]:
         raise ImageError(f"{name}: {len(data)} bytes, more than the {MAX_FILE_BYTES} allowed")
     kind = next((kind for kind, signature in _SIGNATURES.items() if re.match(signature, data, re.DOTALL)), None)
     if kind is None:
-        raise ImageError(f"{name}: not a PNG, JPEG, WebP, GIF or BMP image")
+        hint = "; HEIC must be converted first" if re.match(_HEIF, data, re.DOTALL) else ""
+        raise ImageError(f"{name}: not a PNG, JPEG, WebP, AVIF, TIFF, GIF or BMP image{hint}")
     try:
+        data, info = split_png(data) if kind == "png" else (data, {})
         image = _OPENERS[kind](io.BytesIO(data))
+        image.info.update(info)
     except Exception as error:
         raise ImageError(f"{name}: damaged or truncated {kind.upper()} ({_one_line(error)})") from error
-    if not 0 < image.width * image.height <= MAX_PIXELS:
-        raise SizeError(f"{name}: {image.width}x{image.height} pixels, expected 1 to {MAX_PIXELS}")
+    _check_size(image, name)
     return image, kind
 
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1..8, from the header alone, so that `probe` and `load` agree; 1 if absent or unreadable."""
-    try:
-        exif = Image.Exif()
-        exif.load(image.info.get("exif", b""))
-        value = exif.get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a broken EXIF block does not make the image unusable
-        return 1
-    return value if value in _TURNS else 1
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit gray: Pillow's own conversion would clip it at 255
-        levels = np.asarray(image).astype(np.int64)
-        return Image.fromarray(np.clip(levels >> 8, 0, 255).astype(np.uint8)).convert("RGB")
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+def _check_size(image: Image.Image, name: str) -> None:
+    if not 0 < image.width * image.height <= MAX_PIXELS:
+        raise SizeError(f"{name}: {image.width}x{image.height} pixels, expected 1 to {MAX_PIXELS}")
 
 
 def _one_line(error: Exception) -> str:
@@ -194,19 +225,6 @@ def bucket_for_aspect(aspect: str, area: int = 256) -> tuple[int, int]:
     return buckets(area)[distances.index(min(distances))]
 
 
-def area_for(*, width: int, height: int, areas: tuple[int, ...] = AREAS) -> int:
-    """The largest of `areas` whose square does not have more pixels than the image; the smallest if none fits."""
-    return max((area for area in areas if area * area <= width * height), default=min(areas))
-
-
-def valid_size(*, width: int, height: int, multiple: int = TOKEN, max_pixels: int | None = None) -> tuple[int, int]:
-    """The size (height, width) nearest to an image's with sides multiples of `multiple`, within `max_pixels` if given."""
-    if max_pixels is None or width * height <= max_pixels:
-        return tuple(multiple * max(1, round(side / multiple)) for side in (height, width))
-    scale = math.sqrt(max_pixels / (width * height))
-    return tuple(multiple * max(1, math.floor(side * scale / multiple)) for side in (height, width))
-
-
 def resize_crop(image: Image.Image, height: int, width: int) -> Image.Image:
     """Scale (LANCZOS) until the image covers height x width, and keep the center."""
     if image.size == (width, height):
@@ -231,25 +249,3 @@ def to_uint8(values: np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all():
         raise InputError(f"cannot make an image of {np.count_nonzero(~np.isfinite(values))} values that are not finite")
     return np.round(255 * np.clip(values / 2 + 0.5, 0, 1)).astype(np.uint8)
-
-
-# --- PNG files --------------------------------------------------------------------------------------------------------
-
-
-def encode_png(pixels: np.ndarray | Image.Image, metadata: Mapping[str, str] = {}) -> bytes:
-    """[height, width, 3] uint8 as a PNG file, with international text chunks for `metadata`."""
-    if isinstance(pixels, np.ndarray):
-        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:
-            raise InputError(f"an image must be [height, width, 3] of uint8, found {list(pixels.shape)} of {pixels.dtype}")
-        pixels = Image.fromarray(pixels)
-    text = PngImagePlugin.PngInfo()
-    for key, value in metadata.items():
-        text.add_itxt(key, value)
-    data = io.BytesIO()
-    pixels.save(data, "PNG", pnginfo=text)
-    return data.getvalue()
-
-
-def save_png(path: str | os.PathLike, pixels: np.ndarray | Image.Image, metadata: Mapping[str, str] = {}) -> None:
-    """Write a PNG, whole or not at all, with `metadata` (prompt, seed, settings) as its text. InputError names the path."""
-    files.write_bytes(path, encode_png(pixels, metadata))

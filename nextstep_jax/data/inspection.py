@@ -10,6 +10,7 @@ import tqdm
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from nextstep_jax.data import build, images, records, shards
+from nextstep_jax.data.image_output import output_format, save_image
 from nextstep_jax.data.sources import Source
 from nextstep_jax.errors import InputError
 
@@ -47,6 +48,8 @@ def inspect(
     """
     if limit < 1 or sheet_samples < 1:
         raise InputError(f"limit and the sheet's samples must be at least 1, found {limit} and {sheet_samples}")
+    if sheet is not None:
+        output_format(sheet)
     tally = _Tally()
     for index in tqdm.tqdm(_spread(len(source), limit), source.name, unit="sample", disable=None if progress else True):
         try:
@@ -57,7 +60,7 @@ def inspect(
     if isinstance(source, shards.ArrayRecordSource):
         result["latents"] = source.index["latents"]
     if sheet is not None:
-        images.save_png(sheet, contact_sheet(source, sheet_samples), {"source": source.name})
+        save_image(sheet, contact_sheet(source, sheet_samples), {"source": source.name})
         result["sheet"] = os.fspath(sheet)
     return result
 

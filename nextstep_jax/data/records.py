@@ -30,7 +30,7 @@ import ml_dtypes
 import msgpack
 import numpy as np
 
-from nextstep_jax.data import images
+from nextstep_jax.data import image_output, images
 from nextstep_jax.errors import DamagedDataError, InputError
 
 VERSION = 1
@@ -123,7 +123,7 @@ class ImagePart:
     @classmethod
     def from_pixels(cls, pixels: np.ndarray, loss: bool = True) -> "ImagePart":
         """[height, width, 3] uint8, stored as PNG."""
-        return cls(images.encode_png(pixels), "png", pixels.shape[0], pixels.shape[1], loss=loss)
+        return cls(image_output.encode_image(pixels), "png", pixels.shape[0], pixels.shape[1], loss=loss)
 
     @classmethod
     def from_latents(cls, latents: np.ndarray, height: int, width: int, loss: bool = True) -> "ImagePart":

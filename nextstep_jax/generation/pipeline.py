@@ -8,17 +8,16 @@ Letters: B images of one device batch, n image tokens, C channels of a token.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 
 from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
 from nextstep_jax.data import images as image_files
+from nextstep_jax.data.image_output import save_image
 from nextstep_jax.data.vocabulary import SpecialIds, Vocabulary
 from nextstep_jax.errors import InputError
 from nextstep_jax.generation import text, token_loop
@@ -39,7 +38,7 @@ from nextstep_jax.generation.tokenizer import decode_images, encode_images
 
 Array = jax.Array
 Pixels = np.ndarray  # [height, width, 3] uint8
-ImageSource = str | os.PathLike | Image.Image | Pixels
+ImageSource = image_files.Source
 # Called after each chunk with (tokens done, tokens in all, a function that decodes the partial images).
 OnChunk = Callable[[int, int, Callable[[], list[Pixels]]], None]
 
@@ -63,9 +62,8 @@ class GeneratedImage:
     record: dict
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write a PNG that carries `record` as its text."""
-        values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in self.record.items()}
-        image_files.save_png(path, self.pixels, values)
+        """Write a PNG, JPEG or WebP file, by the path's suffix, that carries `record` (`data.image_output.read_record`)."""
+        save_image(path, self.pixels, self.record)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,13 +213,12 @@ class Pipeline:
 
     def load_images(self, images: ImageSource | Sequence[ImageSource], settings: GenerationConfig) -> list[Pixels]:
         """Input images as uint8 arrays, resized and cropped to buckets of the settings' area."""
-        sources = [images] if isinstance(images, str | os.PathLike | Image.Image | np.ndarray) else list(images)
+        sources = [images] if image_files.is_source(images) else list(images)
         if not sources:
             raise InputError("an edit needs at least one input image")
         pixels = []
         for source in sources:
-            image = image_files.load(source) if isinstance(source, str | os.PathLike) else source
-            image = Image.fromarray(image) if isinstance(image, np.ndarray) else image.convert("RGB")
+            image = image_files.load(source)
             size = image_files.bucket_for(width=image.width, height=image.height, area=self.bucket_area(settings))
             pixels.append(np.asarray(image_files.resize_crop(image, *self._in_pixels(size))))
         return pixels

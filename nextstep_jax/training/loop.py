@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from nextstep_jax.checkpoints.training import TrainCheckpointer
-from nextstep_jax.data.images import save_png
+from nextstep_jax.data.image_output import save_image
 from nextstep_jax.sharding.mesh import global_batch, make_mesh, replicated
 from nextstep_jax.sharding.params import sharding_table, with_shardings
 from nextstep_jax.training import metrics, multitask, reconstruction
@@ -150,7 +150,7 @@ def log_samples(stage: Stage, state: TrainState, workdir: pathlib.Path, step: in
     pixels = stage.draw_samples(state.averaged_params)
     if jax.process_index() == 0:
         (workdir / "samples").mkdir(exist_ok=True)
-        save_png(workdir / "samples" / f"step_{step:08d}.png", pixels)
+        save_image(workdir / "samples" / f"step_{step:08d}.png", pixels)
     writer.image(step, "samples", pixels)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from nextstep_jax.data import build, images, records, shard_job, shards
+from nextstep_jax.data.image_output import encode_image
 from nextstep_jax.data.shards import ArrayRecordSource
 from nextstep_jax.data.sources import FolderSource, ShapesSource
 from nextstep_jax.errors import DamagedDataError, InputError, NextStepError
@@ -21,7 +22,7 @@ SHAPES = ShapesSource("pair", "train", 10)
 
 
 def png(height=20, width=24, level=100):
-    return images.encode_png(np.full((height, width, 3), level, np.uint8))
+    return encode_image(np.full((height, width, 3), level, np.uint8))
 
 
 @pytest.fixture

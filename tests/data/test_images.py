@@ -1,4 +1,4 @@
-"""Images: what loads, what is refused and how, buckets, resizing, float levels, PNG files."""
+"""Images: what loads, what is refused and how, buckets, resizing, float levels."""
 
 import io
 import math
@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -17,6 +17,8 @@ from nextstep_jax.data import images
 from nextstep_jax.errors import InputError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
+Y, X = np.mgrid[:24, :40]
+SMOOTH = np.stack([5 * X + 20, 9 * Y + 20, 230 - 3 * X - 2 * Y], -1).astype(np.uint8)  # what lossy formats keep
 
 
 def encoded(image, format="PNG", **options):
@@ -25,7 +27,10 @@ def encoded(image, format="PNG", **options):
     return data.getvalue()
 
 
-FILES = {kind: encoded(PIXELS, kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP")}
+LOSSLESS = ("PNG", "TIFF", "BMP")
+FILES = {kind: encoded(PIXELS, kind) for kind in LOSSLESS} | {
+    kind: encoded(SMOOTH, kind, **({} if kind == "GIF" else {"quality": 90})) for kind in ("JPEG", "WEBP", "AVIF", "GIF")
+}
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
@@ -33,17 +38,18 @@ FILES = {kind: encoded(PIXELS, kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", 
 
 @pytest.mark.parametrize("kind", FILES)
 def test_a_whole_file_loads_as_rgb(kind, tmp_path):
-    path = tmp_path / "picture"
+    path = tmp_path / "image"
     path.write_bytes(FILES[kind])
     image = images.load(path)
     assert (image.mode, image.size) == ("RGB", (40, 24))
     assert images.probe(FILES[kind]) == (kind.lower(), 24, 40)
-    if kind in ("PNG", "BMP"):
+    if kind in LOSSLESS:
         np.testing.assert_array_equal(np.asarray(image), PIXELS)
     else:
-        assert np.abs(np.asarray(image, int) - PIXELS).mean() < 60
+        assert np.abs(np.asarray(image, int) - SMOOTH).mean() < (6 if kind == "GIF" else 3)
 
 
+@pytest.mark.filterwarnings("ignore:Truncated File Read")
 @pytest.mark.parametrize("kind", FILES)
 @pytest.mark.parametrize("fraction", [0.02, 0.5, 0.9])
 def test_a_truncated_file_is_one_line_naming_it(kind, fraction, tmp_path):
@@ -90,22 +96,20 @@ def test_a_decompression_bomb_is_refused_by_its_header_and_without_a_warning(wid
 def test_a_bomb_in_any_other_format_is_refused():
     """Their headers claim sizes their files cannot back; in a GIF the frame may claim more than the canvas."""
     bombs = {kind: bytearray(data) for kind, data in FILES.items() if kind != "PNG"}
+    bombs["AVIF"][(i := bombs["AVIF"].index(b"ispe") + 8) : i + 8] = struct.pack(">II", 16000, 16000)
+    for tag in (256, 257):  # width and height
+        place = bombs["TIFF"].index(struct.pack("<HHI", tag, 4, 1))
+        bombs["TIFF"][place + 8 : place + 12] = struct.pack("<I", 65535)
     bombs["JPEG"][(i := bombs["JPEG"].index(b"\xff\xc0") + 5) : i + 4] = struct.pack(">HH", 65500, 65500)
     bombs["BMP"][18:26] = struct.pack("<ii", 65535, 65535)
-    bombs["GIF"][(i := bombs["GIF"].index(b",", 13 + 768) + 5) : i + 4] = struct.pack("<HH", 65535, 65535)
+    table = 3 << (FILES["GIF"][10] % 8 + 1)
+    bombs["GIF"][(i := bombs["GIF"].index(b",", 13 + table) + 5) : i + 4] = struct.pack("<HH", 65535, 65535)
     frames = [Image.new("RGBA", (8, 8), color) for color in ("red", "blue")]
     bombs["WEBP"] = bytearray(encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:]))
     bombs["WEBP"][(i := bombs["WEBP"].index(b"VP8X") + 12) : i + 6] = 2 * (16382).to_bytes(3, "little")
     for kind, data in bombs.items():
         with pytest.raises(images.ImageError, match=f"^{kind}: .*pixels"):
             images.load(bytes(data), kind)
-
-
-def test_a_bomb_of_text_is_refused():
-    text = b"k\0\0" + zlib.compress(bytes(64 << 20))
-    chunk = struct.pack(">I", len(text)) + b"zTXt" + text + struct.pack(">I", zlib.crc32(b"zTXt" + text))
-    with pytest.raises(images.ImageError, match="^bomb: "):
-        images.load(png_claiming(8, 8, chunk), "bomb")
 
 
 def test_a_file_over_the_size_limit_is_refused_unread(tmp_path, monkeypatch):
@@ -115,23 +119,8 @@ def test_a_file_over_the_size_limit_is_refused_unread(tmp_path, monkeypatch):
         images.load(tmp_path / "large.png")
 
 
-@settings(deadline=None, max_examples=300)
-@given(st.data())
-def test_damaged_bytes_give_an_image_or_an_image_error(data):
-    kind = data.draw(st.sampled_from(sorted(FILES)))
-    damaged = bytearray(FILES[kind])
-    for place, value in data.draw(
-        st.lists(st.tuples(st.integers(0, len(damaged) - 1), st.integers(0, 255)), min_size=1, max_size=8)
-    ):
-        damaged[place] = value
-    try:
-        assert images.load(bytes(damaged)).mode == "RGB"
-    except images.ImageError as error:
-        assert "\n" not in str(error)
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_exif_orientation_is_applied_and_the_header_agrees(kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -167,32 +156,6 @@ def test_broken_exif_is_ignored():
     assert images.load(data).size == (40, 24)
 
 
-def test_transparency_is_put_on_white():
-    rgba = np.dstack([PIXELS, np.full(PIXELS.shape[:2], 255, np.uint8)])
-    rgba[:, :20, 3] = 0
-    expected = np.where(rgba[..., 3:] == 0, 255, PIXELS)
-    np.testing.assert_array_equal(images.load(encoded(rgba)), expected)
-    gray = Image.fromarray(np.dstack([PIXELS[..., 0], rgba[..., 3]]), "LA")
-    np.testing.assert_array_equal(
-        images.load(encoded(gray)), np.repeat(np.where(rgba[..., 3] == 0, 255, PIXELS[..., 0])[..., None], 3, 2)
-    )
-    palette = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
-    palette.putpalette([10, 20, 30, 40, 50, 60])
-    np.testing.assert_array_equal(images.load(encoded(palette, transparency=0)), [[[255] * 3, [40, 50, 60]]])
-
-
-def test_sixteen_bit_grey_keeps_its_range():
-    levels = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
-    np.testing.assert_array_equal(np.asarray(images.load(encoded(levels)))[..., 1], levels >> 8)
-
-
-def test_other_modes():
-    cmyk = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
-    assert np.abs(np.asarray(images.load(encoded(cmyk, "JPEG")), int) - [255, 0, 0]).max() <= 3
-    np.testing.assert_array_equal(images.load(encoded(Image.new("1", (4, 4), 1))), np.full((4, 4, 3), 255))
-    np.testing.assert_array_equal(images.load(encoded(Image.new("L", (4, 4), 7))), np.full((4, 4, 3), 7))
-
-
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
 def test_of_an_animation_the_first_frame_is_taken(kind):
     frames = [Image.new("RGB", (16, 16), color) for color in ("red", "lime", "blue")]
@@ -204,7 +167,7 @@ def test_of_an_animation_the_first_frame_is_taken(kind):
 # --- sizes ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("area", images.AREAS)
+@pytest.mark.parametrize("area", (256, 512, 768, 1024))
 def test_the_seventeen_buckets(area):
     sizes = images.buckets(area)
     assert len(set(sizes)) == 17
@@ -222,7 +185,7 @@ def test_small_areas_are_multiples_of_sixteen():
             images.buckets(area)
 
 
-@given(st.integers(1, 5000), st.integers(1, 5000), st.sampled_from(images.AREAS))
+@given(st.integers(1, 5000), st.integers(1, 5000), st.sampled_from((256, 512, 768, 1024)))
 def test_the_bucket_is_the_nearest_in_ratio_and_mirrors(width, height, area):
     h, w = images.bucket_for(width=width, height=height, area=area)
     nearest = min(abs(math.log((bh / bw) / (height / width))) for bh, bw in images.BUCKETS)
@@ -247,22 +210,6 @@ def test_bad_aspect_names(name):
         images.bucket_for_aspect(name)
 
 
-def test_area_for():
-    assert [images.area_for(width=s, height=s) for s in (10, 256, 511, 512, 800, 5000)] == [256, 256, 256, 512, 768, 1024]
-
-
-@given(st.integers(1, 4000), st.integers(1, 4000))
-def test_valid_sizes(width, height):
-    for found, side in zip(images.valid_size(width=width, height=height), (height, width), strict=True):
-        assert found % 16 == 0 and (abs(found - side) <= 8 or (found == 16 and side < 16))
-    h, w = images.valid_size(width=width, height=height, max_pixels=512 * 512)
-    assert h % 16 == w % 16 == 0
-    if width * height > 512 * 512:
-        assert h * w <= 512 * 512 or 16 in (h, w)
-    else:
-        assert (h, w) == images.valid_size(width=width, height=height)
-
-
 def test_resize_keeps_the_center_and_does_not_distort():
     wide = Image.new("RGB", (300, 100), "red")
     wide.paste(Image.new("RGB", (100, 100), "lime"), (100, 0))
@@ -280,7 +227,7 @@ def test_resizing_to_the_same_size_changes_nothing():
     np.testing.assert_array_equal(images.resize_crop(Image.fromarray(PIXELS), 24, 40), PIXELS)
 
 
-# --- arrays and files -------------------------------------------------------------------------------------------------
+# --- arrays ----------------------------------------------------------------------------------------------------------
 
 
 def test_levels_survive_floats():
@@ -291,35 +238,3 @@ def test_levels_survive_floats():
     assert images.to_uint8(np.array([-5, 0.0, 5], np.float32)).tolist() == [0, 128, 255]
     with pytest.raises(InputError, match="2 values that are not finite"):
         images.to_uint8(np.array([0, np.nan, np.inf]))
-
-
-def test_png_with_metadata(tmp_path):
-    path = tmp_path / "out.png"
-    metadata = {"prompt": "红色 circle <&> ☃", "seed": "7"}
-    images.save_png(path, PIXELS, metadata)
-    with Image.open(path) as image:
-        assert image.text == metadata
-        np.testing.assert_array_equal(image, PIXELS)
-    assert os.listdir(tmp_path) == ["out.png"]
-
-
-def test_a_png_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "out.png"
-    images.save_png(path, PIXELS)
-    before = path.read_bytes()
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(InputError, match=r"out\.png: cannot be written \(No space left"):
-        images.save_png(path, 255 - PIXELS)
-    assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["out.png"]
-    monkeypatch.undo()
-    (tmp_path / "file").write_text("")
-    for bad in (tmp_path / "no" / "out.png", tmp_path / "file" / "out.png", tmp_path):
-        with pytest.raises(InputError, match="cannot be written"):
-            images.save_png(bad, PIXELS)
-
-
-@pytest.mark.parametrize("bad", [PIXELS[..., 0], PIXELS.astype(np.float32), PIXELS[:0], PIXELS[..., :2]])
-def test_only_rgb_levels_become_a_png(bad):
-    with pytest.raises(InputError, match=r"\[height, width, 3\] of uint8"):
-        images.encode_png(bad)

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from nextstep_jax.data import images, records, shapes, shards, sources
+from nextstep_jax.data.image_output import encode_image
 from nextstep_jax.data.records import TextPart
 from nextstep_jax.data.sources import FolderSource, ShapesSource, TfdsSource, open_source
 from nextstep_jax.errors import InputError
 
 
 def png(level):
-    return images.encode_png(np.full((4, 6, 3), level, np.uint8))
+    return encode_image(np.full((4, 6, 3), level, np.uint8))
 
 
 def level(sample):

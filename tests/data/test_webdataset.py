@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nextstep_jax.data import captions, images, records, webdataset
+from nextstep_jax.data.image_output import encode_image
 from nextstep_jax.data.records import TextPart
 from nextstep_jax.data.webdataset import WebDatasetSource, read_tar_index
 from nextstep_jax.errors import InputError
 
 
 def png(level, height=4, width=6):
-    return images.encode_png(np.full((height, width, 3), level, np.uint8))
+    return encode_image(np.full((height, width, 3), level, np.uint8))
 
 
 def write_tar(path, entries, format=tarfile.USTAR_FORMAT):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nextstep_jax.data.images import save_png
+from nextstep_jax.data.image_output import save_image
 from nextstep_jax.errors import InputError
 from nextstep_jax.training.metrics import Writer
 from nextstep_jax.training.run_logs import read_metrics, read_samples
@@ -31,6 +31,6 @@ def test_a_folder_without_metrics(tmp_path):
 def test_samples_come_back_in_order(tmp_path):
     (tmp_path / "samples").mkdir()
     for step in (20, 3):
-        save_png(tmp_path / "samples" / f"step_{step:08d}.png", np.full((4, 4, 3), step, np.uint8))
+        save_image(tmp_path / "samples" / f"step_{step:08d}.png", np.full((4, 4, 3), step, np.uint8))
     found = read_samples(tmp_path)
     assert list(found) == [3, 20] and found[20].shape == (4, 4, 3) and found[20].max() == 20
