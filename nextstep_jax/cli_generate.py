@@ -30,7 +30,13 @@ def _generation_options(command):
     """Options that `generate` and `edit` share, named after the fields of GenerationConfig."""
     options = [
         CHECKPOINT,
-        click.option("--out", type=click.Path(path_type=pathlib.Path), default="nextstep.png", show_default=True),
+        click.option(
+            "--out",
+            type=click.Path(path_type=pathlib.Path),
+            default="nextstep.png",
+            show_default=True,
+            help="File, in the format of its name (.png, .jpg, .jpeg, .webp), or an existing folder.",
+        ),
         SEED,
         click.option("--n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="Images per prompt."),
         click.option("--height", type=_SIDE, help="Pixels."),
@@ -206,8 +212,11 @@ def _profile(wanted: bool):
 
 def _prepare(options: dict, edit: bool):
     """(pipeline, settings, size): everything that can be refused is refused before anything is drawn."""
-    require_writable(options["out"])
+    require_writable(_paths(options["out"], 1)[0])
     if options["preview"] is not None:
+        from nextstep_jax.data.image_output import output_format
+
+        output_format(options["preview"])
         require_writable(options["preview"])
     pipeline = load_pipeline(options["checkpoint"], options["dtype"])
     names = ("cfg", "image_cfg", "schedule", "sampler", "steps", "final_steps", "shift", "noise_level", "thinking")
@@ -236,10 +245,16 @@ def _save(images: list, options: dict) -> None:
 
 
 def _paths(out: pathlib.Path, count: int) -> list[pathlib.Path]:
-    """PATH for one image; PATH-0, PATH-1, … for several; numbered files in PATH if it is a folder."""
+    """PATH for one image; PATH-0, PATH-1, … for several; numbered files in PATH if it is a folder.
+
+    Raises:
+      InputError: PATH ends in the suffix of a format that images are not written in.
+    """
+    from nextstep_jax.data.image_output import output_path
+
     if out.is_dir():
         return [out / f"image-{i}.png" for i in range(count)]
-    out = out if out.suffix else out.with_suffix(".png")
+    out = output_path(out)
     return [out] if count == 1 else [out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(count)]
 
 
@@ -248,7 +263,7 @@ def _chunk_bar(options: dict, pipeline):
     """A progress bar over image tokens that also keeps the preview file: yields on_chunk, None if nobody watches."""
     from tqdm import tqdm
 
-    from nextstep_jax.data.images import save_png
+    from nextstep_jax.data.image_output import save_image
 
     watched = sys.stderr.isatty() or options["preview"] is not None
     with tqdm(desc="tokens", unit="tok", file=sys.stderr, disable=None) as bar:
@@ -257,6 +272,6 @@ def _chunk_bar(options: dict, pipeline):
             bar.total = total
             bar.update(done - bar.n if done >= bar.n else done)
             if options["preview"] is not None:
-                save_png(options["preview"], partial()[0])
+                save_image(options["preview"], partial()[0])
 
         yield on_chunk if watched else None

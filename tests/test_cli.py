@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from nextstep_jax.cli import cli, main
+from nextstep_jax.data.image_output import read_record
 from nextstep_jax.errors import NextStepError
 
 
@@ -68,6 +69,21 @@ def test_several_images_are_numbered_and_previews_kept(run, tiny_checkpoint, tmp
     assert Image.open(tmp_path / "now.png").size == (64, 64)
 
 
+def test_the_output_has_the_format_of_its_name(run, tiny_checkpoint, tmp_path):
+    for name, made, kind in [
+        ("cat.jpg", "cat.jpg", "JPEG"),
+        ("cat.webp", "cat.webp", "WEBP"),
+        ("run1.5", "run1.5.png", "PNG"),
+        ("run", "run.png", "PNG"),
+    ]:
+        code, out, err = run("generate", "a red circle", "--out", tmp_path / name, "--checkpoint", tiny_checkpoint)
+        assert (code, out.strip()) == (0, str(tmp_path / made)), err
+        with Image.open(tmp_path / made) as image:
+            assert image.format == kind
+        record = read_record(tmp_path / made)
+        assert (record["prompt"], record["seed"], record["settings"]["steps"]) == ("a red circle", 0, 3)
+
+
 @pytest.fixture
 def truncated_png(tmp_path):
     path = tmp_path / "cut.png"
@@ -93,6 +109,9 @@ def test_bad_input_is_exit_2_and_one_line(run, tiny_checkpoint, tmp_path, trunca
         (("complete", "a", "--interleave", tmp_path / "file" / "new", *ckpt), "cannot be written"),
         (("generate", "a", "--checkpoint", tmp_path / "none"), "none"),
         (("generate", "a", "--out", tmp_path / "file" / "x.png", *ckpt), "cannot be written"),
+        (("generate", "a", "--out", tmp_path / "x.gif", "--checkpoint", "/none"), "x.gif: an image's name must end in"),
+        (("edit", "in.png", "a", "--out", tmp_path / "x.tiff", "--checkpoint", "/none"), "x.tiff: an image's name must"),
+        (("generate", "a", "--preview", tmp_path / "now", "--checkpoint", "/none"), "now: an image's name must end in"),
         (("generate", "a red circle " * 3000, *ckpt), "window"),
         (("edit", tmp_path / "none.png", "a", *ckpt), "none.png"),
         (("edit", truncated_png, "a", *ckpt), "truncated"),
