@@ -119,10 +119,12 @@ def packing_speed(folder: pathlib.Path, length: int, samples: int) -> float:
     """Samples per second out of the mixture, as rows of `length` positions."""
     from nextstep_jax.data.mixture import BatchIterator
     from nextstep_jax.data.sources import open_source
-    from nextstep_jax.data.streams import Ingredient, Layout
+    from nextstep_jax.data.streams import MixtureComponent, PackingConfig
     from nextstep_jax.training.vocabulary import shapes_vocabulary
 
-    with BatchIterator([Ingredient(open_source(folder))], shapes_vocabulary(), Layout(batch_size=2, length=length)) as batches:
+    with BatchIterator(
+        [MixtureComponent(open_source(folder))], shapes_vocabulary(), PackingConfig(batch_size=2, seq_len=length)
+    ) as batches:
         next(batches)
         start, seen = measure.now(), 0
         while seen < 8 * samples:

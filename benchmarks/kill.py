@@ -2,7 +2,7 @@
 
     python -m benchmarks.kill --kills 200 [--processes 4] [--json FILE]
 
-The training is stage 1 on shapes with a tiny model, through launch/train.py: text, pairs and stories, packed in four lanes; an
+The training is stage 1 on shapes with a tiny model, through launch/train.py: text, pairs and stories in four data shards; an
 average of the parameters; a checkpoint after every second step, so that many kills fall into a save. A run is killed and
 started again until it ends by itself, then the next one begins, until there were enough kills. Half of the kills come within a
 second of the first step, a quarter as soon after that as a save is seen on disk, a quarter anywhere from the start of the
@@ -44,7 +44,7 @@ from nextstep_jax.training import metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 60
-LANES = 4
+DATA_SHARDS = 4
 JOIN = 60  # seconds in which all processes of a run must have come
 PATIENCE = 180.0  # seconds in which the processes left over must stop
 ENDS = 600.0  # seconds in which a process must do something
@@ -139,9 +139,9 @@ class Run:
     def settings(self) -> list[str]:
         values = {
             "data.root": self.folder / "data",
-            "data.length": 160,
-            "data.batch_size": LANES,
-            "data.lanes": LANES,
+            "data.seq_len": 160,
+            "data.batch_size": DATA_SHARDS,
+            "data.data_shards": DATA_SHARDS,
             "steps": self.steps,
             "model.transformer.layers": 1,
             "model.flow_head.layers": 1,

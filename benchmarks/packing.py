@@ -5,7 +5,7 @@
 Lengths are drawn from made-up but plausible laws (the real data is not public); shares of tokens are the paper's Table 1. For
 each stage: waste with 1 to 64 rows open, waste when whole samples are put one after another until one does not fit (what the
 February 2026 release does for each grid), and how fast rows of real arrays are put together. `--text` and `--image` are
-config.capacity: the share of a row's positions that may be targets of each head.
+config.max_target_fraction: the share of a row's positions that may be targets of each head.
 """
 
 import argparse
@@ -30,7 +30,7 @@ CHANNELS = 64
 
 def sample_sizes(kind: str, limits: Sizes, tokens: tuple[int, int], draw: np.random.Generator) -> list[Sizes]:
     """`Segment.sizes` of a sample: documents of 30 to 100,000 ids cut to rows, captions of some 90, instructions of some 20."""
-    length, text_places, _ = limits
+    length, max_text_targets, _ = limits
 
     def words(median: float, spread: float) -> int:
         return max(1, round(draw.lognormal(np.log(median), spread)))
@@ -44,7 +44,7 @@ def sample_sizes(kind: str, limits: Sizes, tokens: tuple[int, int], draw: np.ran
         return count, count, 0
 
     if kind == "text":
-        whole, piece = min(100_000, max(30, words(600, 1.2))), min(length, text_places)
+        whole, piece = min(100_000, max(30, words(600, 1.2))), min(length, max_text_targets)
         return [text(piece)] * (whole // piece) + ([text(whole % piece)] if whole % piece else [])
     if kind == "pair":
         return [added(text(words(90, 0.6) + 1), picture())]
@@ -72,9 +72,9 @@ def sizes_of_a_mixture(stage: str, rows: int, text: float, image: float, seed: i
     return limits, found
 
 
-def waste_best_fit(items: list[Sizes], limits: Sizes, open_rows: int) -> float:
+def waste_best_fit(items: list[Sizes], limits: Sizes, packing_buffer: int) -> float:
     """Padding in the rows closed while reading, as a share of their positions."""
-    packing: BestFit[int] = BestFit(limits, open_rows)
+    packing: BestFit[int] = BestFit(limits, packing_buffer)
     rows = [row for sizes in items if (row := packing.add(sizes[0], sizes)) is not None]
     return 1 - sum(map(sum, rows)) / (len(rows) * limits[0])
 
@@ -107,8 +107,8 @@ def seconds_a_row(length: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=2000, help="rows' worth of tokens to pack")
-    parser.add_argument("--text", type=float, default=1.0, help="places for text targets, as a share of a row's positions")
-    parser.add_argument("--image", type=float, default=1.0, help="places for image targets")
+    parser.add_argument("--text", type=float, default=1.0, help="most text targets, as a fraction of a row's positions")
+    parser.add_argument("--image", type=float, default=1.0, help="most image targets")
     parser.add_argument("--json", help="write the figures to this file")
     arguments = parser.parse_args()
     figures = {}

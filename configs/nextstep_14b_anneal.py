@@ -23,8 +23,8 @@ def base():
     config.optimizer.min_learning_rate = 0.0
     config.optimizer.warmup_steps = 0
     config.data.batch_size = 128  # 40B tokens / 20K steps / 16K
-    config.data.sources.edits = source("edits", share=0.1)
-    config.data.sources.interleaved.share = 0.1
+    config.data.sources.edits = source("edits", weight=0.1)
+    config.data.sources.interleaved.weight = 0.1
     return config
 
 

@@ -18,12 +18,12 @@ def base():
     config.name = "nextstep_14b_sft"
     config.steps = 10_000
     config.optimizer.warmup_steps = 500
-    config.data.length = 8_192
+    config.data.seq_len = 8_192
     config.data.batch_size = 64  # 5B tokens / 10K steps / 8K
-    config.data.sources.text.share = 0.0
-    config.data.sources.interleaved.share = 0.0
-    config.data.sources.pairs = source("pairs", share=0.9, thinking=True)
-    config.data.sources.edits.share = 0.1
+    config.data.sources.text.weight = 0.0
+    config.data.sources.interleaved.weight = 0.0
+    config.data.sources.pairs = source("pairs", weight=0.9, thinking=True)
+    config.data.sources.edits.weight = 0.1
     return config
 
 

@@ -34,18 +34,18 @@ def base():
     config.optimizer.weight_decay = 0.1
 
     # 1.23T tokens in 200K steps are 6.2M a step: some 380 rows of 16K. 384 divide evenly over most pods.
-    config.data.length = 16_384
+    config.data.seq_len = 16_384
     config.data.batch_size = 384
-    config.data.lanes = 64  # for up to as many hosts
+    config.data.data_shards = 64  # for up to as many hosts
     config.data.workers = 4
-    config.data.sources.text = source("text", share=0.2)
-    config.data.sources.pairs = source("pairs", share=0.6)
-    config.data.sources.interleaved = source("interleaved", share=0.2)
+    config.data.sources.text = source("text", weight=0.2)
+    config.data.sources.pairs = source("pairs", weight=0.6)
+    config.data.sources.interleaved = source("interleaved", weight=0.2)
     # Of a plausible mix 44 % are text targets and 56 % image targets. That no row has more than this saves a quarter of both
     # heads, and with 64 rows open costs 0.13 % of padding instead of 0.08 % (16 rows: 1.4 % instead of 0.15 %;
     # `python -m benchmarks.packing --text 0.75 --image 0.75`).
-    config.capacity.update({"text": 0.75, "image": 0.75})
-    config.data.open_rows = 64
+    config.max_target_fraction.update({"text": 0.75, "image": 0.75})
+    config.data.packing_buffer = 64
     config.checkpoint.every = 1_000
     return config
 

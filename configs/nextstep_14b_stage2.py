@@ -20,7 +20,7 @@ def base():
     config.optimizer.learning_rate = 1e-5
     config.optimizer.warmup_steps = 5_000
     config.model.latent_size = 64
-    config.capacity.update({"text": 1.0, "image": 1.0})  # a row of large images is nearly all image
+    config.max_target_fraction.update({"text": 1.0, "image": 1.0})  # a row of large images is nearly all image
     return config
 
 

@@ -24,9 +24,9 @@ def base():
     config.export_dtype = "float32"
     # One kind of data, so that a short run gets somewhere: some 35 pictures a step.
     del config.data.sources.text, config.data.sources.captions, config.data.sources.edits, config.data.sources.interleaved
-    config.data.sources.pairs = source("pair", image_first=0.0, drop_text=0.1)
-    config.data.length = 128
-    config.capacity.image = 0.65
+    config.data.sources.pairs = source("pair", image_first=0.0, caption_dropout=0.1)
+    config.data.seq_len = 128
+    config.max_target_fraction.image = 0.65
     config.log_every, config.checkpoint.every, config.validation.every, config.samples.every = 50, 200, 500, 0
     return config
 

@@ -69,17 +69,17 @@ def base():
     # Some 34 samples a step: the longest story has 134 positions, a captioned picture 32.
     config.data.root = "runs/shapes_data"
     config.data.vocabulary = SHAPES
-    config.data.length = 160
+    config.data.seq_len = 160
     config.data.batch_size = 8
-    config.capacity.image = 0.6
-    config.data.sources.text = source("shapes:text:train:20000", share=0.02)
+    config.max_target_fraction.image = 0.6
+    config.data.sources.text = source("shapes:text:train:20000", weight=0.02)
     # Unconditional pictures come from pairs without a caption, captioning from a source of its own.
-    config.data.sources.pairs = source("pair", share=0.57, image_first=0.0, drop_text=0.1)
-    config.data.sources.captions = source("caption", share=0.09, image_first=0.0)
+    config.data.sources.pairs = source("pair", weight=0.57, image_first=0.0, caption_dropout=0.1)
+    config.data.sources.captions = source("caption", weight=0.09, image_first=0.0)
     # The instruction comes first: every token of the target then stands at one distance from the token that it copies. (Edits
     # are no better for it than those of a model that read the source first.)
-    config.data.sources.edits = source("edit", share=0.27, sources_last=1.0)
-    config.data.sources.interleaved = source("interleaved", share=0.05)
+    config.data.sources.edits = source("edit", weight=0.27, sources_last=1.0)
+    config.data.sources.interleaved = source("interleaved", weight=0.05)
     config.data.validation.pairs = source("heldout")
     config.log_every = 50
     config.checkpoint.every = 1_000

@@ -47,16 +47,16 @@ def base():
     config.init.checkpoint = "runs/shapes_nextstep/export"
     config.steps = 8_400
     config.mesh.data, config.mesh.fsdp = -1, 1  # two devices train 1.8 times as fast as one
-    config.data.length, config.data.batch_size = 336, 8  # two plans and a captioned picture a row
+    config.data.seq_len, config.data.batch_size = 336, 8  # two plans and a captioned picture a row
     config.model.text_loss_weight = 0.2
     sources = config.data.sources
-    sources.pairs.share = 0.28
-    sources.captions.path, sources.captions.share = "caption_sft", 0.2
+    sources.pairs.weight = 0.28
+    sources.captions.path, sources.captions.weight = "caption_sft", 0.2
     # In a plan's sample the instruction comes first and the plan after the picture, as they are stored.
     del sources.edits
-    sources.thinking = source("thinking_sft", share=0.4, thinking=True, sources_last=0.0, drop_of_two=0.1)
-    sources.tables = source("shapes:table:train:60000", share=0.07)
-    sources.interleaved.share = 0.03
+    sources.thinking = source("thinking_sft", weight=0.4, thinking=True, sources_last=0.0, source_dropout=0.1)
+    sources.tables = source("shapes:table:train:60000", weight=0.07)
+    sources.interleaved.weight = 0.03
     config.samples.generation.edit.thinking = True
     return config
 

@@ -35,7 +35,7 @@ def base():
     config.optimizer.schedule = "constant"
     config.optimizer.warmup_steps = 1_000
     config.data.batch_size = 512
-    config.data.lanes = 64  # for up to as many hosts
+    config.data.data_shards = 64  # for up to as many hosts
     config.data.height = config.data.width = 256
     config.data.workers = 8
     return config

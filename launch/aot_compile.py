@@ -87,10 +87,10 @@ def compile_for(config, topology: str, slices: int, what: str, tokens_per_chip: 
         config.mesh.data = slices
     mesh = make_mesh(config.mesh if what == "train" else {"tensor": -1}, devices)
     if what == "train" and tokens_per_chip:
-        if tokens_per_chip * mesh.size % config.data.length:
-            rows = f"{mesh.size} chips is not a number of rows of {config.data.length} positions"
+        if tokens_per_chip * mesh.size % config.data.seq_len:
+            rows = f"{mesh.size} chips is not a number of rows of {config.data.seq_len} positions"
             raise InputError(f"--tokens_per_chip {tokens_per_chip} on {rows}")
-        config.data.batch_size = tokens_per_chip * mesh.size // config.data.length
+        config.data.batch_size = tokens_per_chip * mesh.size // config.data.seq_len
     lowered = lower_train_step(config, mesh) if what == "train" else lower_generation(config, mesh)
     began = time.perf_counter()
     compiled = compile_report(lowered, chip, mesh.size)

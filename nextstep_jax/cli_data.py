@@ -115,7 +115,7 @@ def _in_words(found: Mapping[str, Any]) -> str:
     lines.append(f"  aspect  {listed(pictures['aspect'])}")
     lines.append(f"captions  {texts['count']}")
     lines += [f"  {name:11}{measured(texts[name])}" for name in ("characters", "words")]
-    lines += [f"variants  {listed(found['variants'])}"] if found["variants"] else []
+    lines += [f"variants  {listed(found['caption_variants'])}"] if found["caption_variants"] else []
     lines += [f"latents   {json.dumps(found['latents'])}"] if found.get("latents") else []
     lines += [f"unusable  {listed(found['skipped'])}"] if found["skipped"] else []
     lines += [f"sheet     {found['sheet']}"] if "sheet" in found else []

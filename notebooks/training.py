@@ -104,7 +104,7 @@ shown = (
     "optimizer.schedule",
     "ema_decay",
     "data.batch_size",
-    "data.length",
+    "data.seq_len",
     "model.text_loss_weight",
 )
 for name in shown:

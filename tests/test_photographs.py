@@ -79,8 +79,8 @@ def test_photographs_become_a_model_that_draws(photographs, command, train, tmp_
     command("data", "encode", pixels, latents, "--checkpoint", tokenizer, "--area", 64, "--batch", 4)
 
     model = (f"--config.data.root={tmp_path / 'data'}", f"--config.image_tokenizer_checkpoint={tokenizer}")
-    only_pairs = ("--config.data.sources.text.share=0.0", "--config.data.sources.interleaved.share=0.0")
-    source = ("--config.data.sources.pairs.path=pairs", "--config.data.length=128", "--config.data.batch_size=2")
+    only_pairs = ("--config.data.sources.text.weight=0.0", "--config.data.sources.interleaved.weight=0.0")
+    source = ("--config.data.sources.pairs.path=pairs", "--config.data.seq_len=128", "--config.data.batch_size=2")
     train(
         "--config", f"{CONFIGS}/nextstep_14b_stage1.py:laptop", "--workdir", runs / "model", *model, *only_pairs, *source, *own
     )

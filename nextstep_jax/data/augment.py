@@ -1,12 +1,12 @@
-"""The random choices between a stored sample and its sequence: wording, order, and what is left out.
+"""The random choices between a stored sample and its sequence: caption, order, and what is left out.
 
 Every choice is a function of (seed, index), so any sample can be built again at any time. `index` counts positions in the
 repeated data set (epoch * length + place): the first epoch puts images first where the February 2026 training release does,
 later epochs choose anew.
 
 What trains guidance: an image that follows nothing but its area prefix is the unconditional branch. `image_first` makes
-such images (and trains captioning with the caption that follows), `drop_text` makes them without a caption. For edits,
-`drop_of_two` and `drop_of_three` leave out a source image or the instruction, for the branches of three-way guidance.
+such images (and trains captioning with the caption that follows), `caption_dropout` makes them without a caption. For edits,
+`source_dropout` and `two_source_dropout` leave out a source image or the instruction, for the branches of three-way guidance.
 """
 
 import dataclasses
@@ -19,40 +19,40 @@ from nextstep_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Probabilities, and the wordings to draw from. The defaults are the February 2026 release's.
+    """Probabilities, and the caption variants to draw from. The defaults are the February 2026 release's.
 
     Attributes:
       image_first: a pair's image comes before its caption (the release calls it drop_text_prob).
-      drop_text: a pair loses its caption.
-      wordings: weights of a sample's variants by name; "" is the stored text. Names a sample does not have are passed over;
-        without any, the stored text is taken.
+      caption_dropout: a pair loses its caption.
+      caption_variants: weights of a sample's caption variants by name; "" is the stored text. Names a sample does not have are
+        passed over; without any, the stored text is taken.
       templates: frames of a caption or instruction, one drawn evenly; "{text}" stands for it.
-      capitalise: a caption or instruction starts with a capital.
+      capitalize: a caption or instruction starts with a capital.
       sources_last: an edit's source images follow the instruction instead of standing where they were.
-      drop_of_two: an edit with one source loses the source or the instruction (evenly).
-      drop_of_three: an edit with two sources loses the first (3 in 10) or the second.
+      source_dropout: an edit with one source loses the source or the instruction (evenly).
+      two_source_dropout: an edit with two sources loses the first (3 in 10) or the second.
     """
 
     image_first: float = 0.3
-    drop_text: float = 0.0
-    wordings: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    caption_dropout: float = 0.0
+    caption_variants: Mapping[str, float] = dataclasses.field(default_factory=dict)
     templates: tuple[str, ...] = ("{text}",)
-    capitalise: float = 0.5
+    capitalize: float = 0.5
     sources_last: float = 0.1
-    drop_of_two: float = 0.2
-    drop_of_three: float = 0.3
+    source_dropout: float = 0.2
+    two_source_dropout: float = 0.3
 
     def __post_init__(self):
-        for name in ("image_first", "drop_text", "capitalise", "sources_last", "drop_of_two", "drop_of_three"):
+        for name in ("image_first", "caption_dropout", "capitalize", "sources_last", "source_dropout", "two_source_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must be a probability, found {getattr(self, name)!r}")
-        if any(weight < 0 for weight in self.wordings.values()):
-            raise InputError(f"wordings must have weights of 0 or more, found {dict(self.wordings)}")
+        if any(weight < 0 for weight in self.caption_variants.values()):
+            raise InputError(f"caption_variants must have weights of 0 or more, found {dict(self.caption_variants)}")
         if not self.templates or not all("{text}" in template for template in self.templates):
             raise InputError(f"every template must contain {{text}}, found {self.templates}")
 
 
-AS_STORED = Augmentation(image_first=0, capitalise=0, sources_last=0, drop_of_two=0, drop_of_three=0)
+AS_STORED = Augmentation(image_first=0, capitalize=0, sources_last=0, source_dropout=0, two_source_dropout=0)
 
 
 def make_seed(*values: int | str) -> int:
@@ -71,26 +71,26 @@ def draws(*values: int | str) -> random.Random:
 
 def arrange(sample: Sample, augmentation: Augmentation, seed: int, index: int) -> list[TextPart | ImagePart]:
     """The sample's parts as the model will see them. Only the last image of an edit keeps its loss."""
-    names = [name for name in augmentation.wordings if name == "" or name in sample.variants]
-    weights = [augmentation.wordings[name] for name in names]
+    names = [name for name in augmentation.caption_variants if name == "" or name in sample.caption_variants]
+    weights = [augmentation.caption_variants[name] for name in names]
     if sum(weights) > 0:
         name = draws("wording", seed, index).choices(names, weights)[0]
-        sample = sample.reworded(name) if name else sample
+        sample = sample.with_caption(name) if name else sample
     if sample.kind == "pair":
-        return _arrange_pair(_dress(sample.parts, augmentation, seed, index), augmentation, seed, index)
+        return _arrange_pair(_apply_template(sample.parts, augmentation, seed, index), augmentation, seed, index)
     if sample.kind == "edit":
-        return _arrange_edit(_dress(sample.parts, augmentation, seed, index), augmentation, seed, index)
+        return _arrange_edit(_apply_template(sample.parts, augmentation, seed, index), augmentation, seed, index)
     return list(sample.parts)
 
 
-def _dress(parts, augmentation: Augmentation, seed: int, index: int) -> list[TextPart | ImagePart]:
-    """Put each text into a template and give it its capital."""
+def _apply_template(parts, augmentation: Augmentation, seed: int, index: int) -> list[TextPart | ImagePart]:
+    """Put each text into a template, and capitalize it by chance."""
     draw = draws("dress", seed, index)
     dressed = []
     for part in parts:
         if isinstance(part, TextPart):
             text = draw.choice(augmentation.templates).replace("{text}", part.text)
-            if draw.random() < augmentation.capitalise:
+            if draw.random() < augmentation.capitalize:
                 text = text[:1].upper() + text[1:]
             part = dataclasses.replace(part, text=text)
         dressed.append(part)
@@ -100,7 +100,7 @@ def _dress(parts, augmentation: Augmentation, seed: int, index: int) -> list[Tex
 def _arrange_pair(parts, augmentation: Augmentation, seed: int, index: int) -> list[TextPart | ImagePart]:
     if draws(seed, index).random() < augmentation.image_first:
         parts = sorted(parts, key=lambda part: isinstance(part, TextPart))
-    if draws("drop_text", seed, index).random() < augmentation.drop_text:
+    if draws("drop_text", seed, index).random() < augmentation.caption_dropout:
         parts = [part for part in parts if isinstance(part, ImagePart)]
     return parts
 
@@ -113,10 +113,10 @@ def _arrange_edit(parts, augmentation: Augmentation, seed: int, index: int) -> l
     if draw.random() < augmentation.sources_last:
         before.sort(key=lambda part: isinstance(part, ImagePart))
     chance, which = draw.random(), draw.random()
-    if len(sources) == 1 and chance < augmentation.drop_of_two:
+    if len(sources) == 1 and chance < augmentation.source_dropout:
         unwanted = ImagePart if which < 0.5 else TextPart
         before = [part for part in before if not isinstance(part, unwanted)]
-    if len(sources) == 2 and chance < augmentation.drop_of_three:
+    if len(sources) == 2 and chance < augmentation.two_source_dropout:
         unwanted = sources[0] if which < 0.3 else sources[1]
         before = [part for part in before if part is not unwanted]
     return [*before, *parts[target:]]

@@ -18,7 +18,7 @@ class Text(NamedTuple):
     """
 
     caption: str
-    variants: dict[str, str]
+    caption_variants: dict[str, str]
     metadata: dict[str, Any]
     is_document: bool = False
 
@@ -101,7 +101,7 @@ def make_sample(key: str, kind: str, text: Text, pictures: Sequence[records.Imag
             records.TextPart(piece) if isinstance(piece, str) else dataclasses.replace(pictures[piece], loss=piece in targets)
             for piece in pieces
         ]
-        return records.Sample(tuple(parts), kind, key, _renumber(text.variants, placed), text.metadata)
+        return records.Sample(tuple(parts), kind, key, _renumber(text.caption_variants, placed), text.metadata)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
 

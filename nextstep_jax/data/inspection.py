@@ -40,7 +40,7 @@ def inspect(
 
     Returns:
       JSON values: samples, examined, kinds, images (count, formats, height, width, bytes, aspect: the 17 buckets), captions
-        (characters and words), variants,
+        (characters and words), caption_variants,
       skipped (unusable samples by reason), latents (how they were made). Measures are min, median, p95 and max.
 
     Raises:
@@ -75,13 +75,13 @@ class _Tally:
 
     def __init__(self):
         self.kinds, self.formats, self.aspects = collections.Counter(), collections.Counter(), collections.Counter()
-        self.variants, self.skipped = collections.Counter(), collections.Counter()
+        self.caption_variants, self.skipped = collections.Counter(), collections.Counter()
         self.heights, self.widths, self.sizes, self.characters, self.words = [], [], [], [], []
         self.targets = 0
 
     def add(self, sample: records.Sample) -> None:
         self.kinds[sample.kind] += 1
-        self.variants.update(sample.variants.keys())
+        self.caption_variants.update(sample.caption_variants.keys())
         for part in sample.texts:
             self.characters.append(len(part.text))
             self.words.append(len(part.text.split()))
@@ -103,7 +103,7 @@ class _Tally:
         kinds = {kind: self.kinds[kind] for kind in records.KINDS if self.kinds[kind]}
         skipped = dict(sorted(self.skipped.items()))
         result = {"examined": examined, "kinds": kinds, "images": pictures, "captions": texts}
-        return result | {"variants": dict(self.variants), "skipped": skipped}
+        return result | {"caption_variants": dict(self.caption_variants), "skipped": skipped}
 
 
 def _measure(values: list[int]) -> Mapping[str, int] | None:

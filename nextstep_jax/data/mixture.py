@@ -1,9 +1,9 @@
 """From sources to batches: weighted mixing, packing, and a position that can be saved.
 
-Shares are shares of *tokens*: the source furthest behind its share is read next. (The February 2026 release draws a source for
-each packed row, which comes to the same; shares of samples would let long documents crowd out images.)
+A weight is a source's part of the *tokens*: the source furthest behind its weight is read next. (The February 2026 release
+draws a source for each packed row, which comes to the same; weighting samples would let long documents crowd out images.)
 
-Reading and preparing happen in parallel (`streams.py`), mixing and packing in one place, so batches do not depend on how many
+Reading and tokenizing happen in parallel (`streams.py`), mixing and packing in one place, so batches do not depend on how many
 readers there are. All that comes is a function of the seed and of a few positions: those are the saved state.
 """
 
@@ -16,8 +16,8 @@ from typing import Any
 
 from nextstep_jax.data.packing import BestFit, PackedBatch, added, assemble
 from nextstep_jax.data.release_packing import ReleasePacking
-from nextstep_jax.data.sequence import KIND_IDS, Prepared, Segment, segments
-from nextstep_jax.data.streams import Ingredient, Layout, Stream
+from nextstep_jax.data.sequence import KIND_IDS, Segment, TokenizedSample, segments
+from nextstep_jax.data.streams import MixtureComponent, PackingConfig, Stream
 from nextstep_jax.data.vocabulary import SpecialIds, Vocabulary
 from nextstep_jax.errors import InputError
 
@@ -27,19 +27,19 @@ class BatchIterator:
 
     `get_state` is a JSON-like dict; `set_state`, on an iterator made with the same arguments, continues with the very next
     batch. Only `workers` and `ahead` may differ. Close it, or use it as a context manager, to end its readers. It makes the
-    rows of one lane; `lanes.py` joins them.
+    rows of one data shard; `data_shards.py` joins them.
     """
 
-    def __init__(self, ingredients: Sequence[Ingredient], vocabulary: Vocabulary, layout: Layout, ahead: int = 2):
-        if not ingredients:
+    def __init__(self, components: Sequence[MixtureComponent], vocabulary: Vocabulary, config: PackingConfig, ahead: int = 2):
+        if not components:
             raise InputError("a mixture needs at least one source")
-        self._streams = [Stream(ingredient, vocabulary, layout, number) for number, ingredient in enumerate(ingredients)]
-        packing = SegmentPacking if layout.grids is None else ReleasePacking
-        self._packing = packing(self._streams, vocabulary.special, layout)
-        sources = [[len(ingredient.source), ingredient.share] for ingredient in ingredients]
-        grids = None if layout.grids is None else [list(grid) for grid in layout.grids]
-        self._made_with = dataclasses.asdict(layout) | {"grids": grids, "sources": sources}
-        self._made_with.pop("workers")
+        self._streams = [Stream(component, vocabulary, config, number) for number, component in enumerate(components)]
+        packing = SegmentPacking if config.grids is None else ReleasePacking
+        self._packing = packing(self._streams, vocabulary.special, config)
+        sources = [[len(component.source), component.weight] for component in components]
+        grids = None if config.grids is None else [list(grid) for grid in config.grids]
+        self._fingerprint = dataclasses.asdict(config) | {"grids": grids, "sources": sources}
+        self._fingerprint.pop("workers")
         self._position = self._packing.state()
         self._ahead = ahead
         self._results: queue.Queue | None = None
@@ -65,14 +65,15 @@ class BatchIterator:
 
     def get_state(self) -> dict[str, Any]:
         """Where the next batch starts: numbers, strings, lists and dicts."""
-        return {"version": 1, "made_with": self._made_with, "position": self._position}
+        return {"version": 2, "fingerprint": self._fingerprint, "position": self._position}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continue from `get_state`'s result. InputError if it was made with other sources or another layout."""
-        if not isinstance(state, dict) or state.get("version") != 1 or not {"made_with", "position"} <= state.keys():
-            raise InputError("the saved position in the data is not one that this version wrote")
-        for name, now in self._made_with.items():
-            if (then := state["made_with"].get(name)) != now:
+        """Continue from `get_state`'s result. InputError if the sources or the packing differ from those it was saved with."""
+        if not isinstance(state, dict) or state.get("version") != 2 or not {"fingerprint", "position"} <= state.keys():
+            found = f"version {state['version']}" if isinstance(state, dict) and "version" in state else "no version"
+            raise InputError(f"the saved position in the data has {found}, this library reads version 2")
+        for name, now in self._fingerprint.items():
+            if (then := state["fingerprint"].get(name)) != now:
                 raise InputError(f"the saved position in the data was made with {name} {then}, now it is {now}")
         self.close()
         self._position = state["position"]
@@ -124,49 +125,49 @@ class _Placed:
 class SegmentPacking:
     """Samples of all streams, best-fit packed as segments that do not see each other."""
 
-    def __init__(self, streams: list[Stream], special: SpecialIds, layout: Layout):
-        self._streams, self._special, self._layout = streams, special, layout
+    def __init__(self, streams: list[Stream], special: SpecialIds, config: PackingConfig):
+        self._streams, self._special, self._config = streams, special, config
         self._tokens = [0] * len(streams)
         self._ended: set[int] = set()
-        self._open: BestFit[_Placed] = BestFit(layout.limits, layout.open_rows)
+        self._open: BestFit[_Placed] = BestFit(config.limits, config.packing_buffer)
         self._closed: list[list[_Placed]] = []
 
     def next_batch(self) -> PackedBatch:
         """The next batch; StopIteration after the last."""
-        while len(self._closed) < self._layout.batch_size and len(self._ended) < len(self._streams):
+        while len(self._closed) < self._config.batch_size and len(self._ended) < len(self._streams):
             self._read_one()
         if len(self._ended) == len(self._streams):
             self._closed += self._open.flush()
-        rows, self._closed = self._closed[: self._layout.batch_size], self._closed[self._layout.batch_size :]
+        rows, self._closed = self._closed[: self._config.batch_size], self._closed[self._config.batch_size :]
         if not rows:
             raise StopIteration
         contents = [[(item.segment, KIND_IDS[item.kind]) for item in row] for row in rows]
         keys = tuple(tuple(f"{self._streams[item.stream].name}:{item.key}" for item in row) for row in rows)
-        layout = self._layout
-        batch, kinds = assemble(contents, layout.batch_size, layout.length, layout.channels, self._special.pad, separated=True)
-        return PackedBatch(batch, kinds, keys, sum(stream.misfits for stream in self._streams))
+        config = self._config
+        batch, kinds = assemble(contents, config.batch_size, config.seq_len, config.channels, self._special.pad, separated=True)
+        return PackedBatch(batch, kinds, keys, sum(stream.oversized for stream in self._streams))
 
     def _read_one(self) -> None:
-        """Read and place a sample of the stream that is furthest behind its share."""
+        """Read and place a sample of the stream that is furthest behind its weight."""
         going = [number for number in range(len(self._streams)) if number not in self._ended]
-        number = min(going, key=lambda number: self._tokens[number] / self._streams[number].share)
+        number = min(going, key=lambda number: self._tokens[number] / self._streams[number].weight)
         position = self._streams[number].position
         try:
-            prepared = next(self._streams[number])
+            tokenized = next(self._streams[number])
         except StopIteration:
             self._ended.add(number)
             return
-        pieces = self._segments(prepared)
+        pieces = self._segments(tokenized)
         self._streams[number].count_fit(bool(pieces))
         for piece, segment in enumerate(pieces):
             self._tokens[number] += len(segment)
-            item = _Placed(number, position, piece, segment, prepared.kind, prepared.key)
+            item = _Placed(number, position, piece, segment, tokenized.kind, tokenized.key)
             closed = self._open.add(item, segment.sizes)
             if closed is not None:
                 self._closed.append(closed)
 
-    def _segments(self, prepared: Prepared) -> list[Segment]:
-        return segments(prepared, self._special, self._layout.channels, self._layout.seed, self._layout.limits)
+    def _segments(self, tokenized: TokenizedSample) -> list[Segment]:
+        return segments(tokenized, self._special, self._config.channels, self._config.seed, self._config.limits)
 
     def state(self) -> dict[str, Any]:
         """All that decides what comes next. Samples in open rows are named, not stored."""
@@ -175,7 +176,7 @@ class SegmentPacking:
             return [[[item.stream, item.position, item.piece] for item in row] for row in rows]
 
         return {
-            "streams": [[s.position, s.misfits, tokens] for s, tokens in zip(self._streams, self._tokens, strict=True)],
+            "streams": [[s.position, s.oversized, tokens] for s, tokens in zip(self._streams, self._tokens, strict=True)],
             "ended": sorted(self._ended),
             "open": names(self._open.rows),
             "closed": names(self._closed),
@@ -183,20 +184,20 @@ class SegmentPacking:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Back to a state: the streams seek, and the samples of open rows are read again."""
-        for stream, (position, misfits, _) in zip(self._streams, state["streams"], strict=True):
-            stream.seek(position, misfits)
+        for stream, (position, oversized, _) in zip(self._streams, state["streams"], strict=True):
+            stream.seek(position, oversized)
         self._tokens = [tokens for _, _, tokens in state["streams"]]
         self._ended = set(state["ended"])
-        read: dict[tuple[int, int], tuple[Prepared, list[Segment]]] = {}
+        read: dict[tuple[int, int], tuple[TokenizedSample, list[Segment]]] = {}
 
         def item(stream, position, piece):
             if (stream, position) not in read:
-                prepared = self._streams[stream][position]
-                read[stream, position] = prepared, self._segments(prepared)
-            prepared, pieces = read[stream, position]
-            return _Placed(stream, position, piece, pieces[piece], prepared.kind, prepared.key)
+                tokenized = self._streams[stream][position]
+                read[stream, position] = tokenized, self._segments(tokenized)
+            tokenized, pieces = read[stream, position]
+            return _Placed(stream, position, piece, pieces[piece], tokenized.kind, tokenized.key)
 
-        self._open = BestFit(self._layout.limits, self._layout.open_rows)
+        self._open = BestFit(self._config.limits, self._config.packing_buffer)
         self._open.rows = [[item(*name) for name in row] for row in state["open"]]
         self._open.used = [added(*(placed.segment.sizes for placed in row)) for row in self._open.rows]
         self._closed = [[item(*name) for name in row] for row in state["closed"]]

@@ -46,13 +46,13 @@ class BestFit(Generic[Item]):
 
     Attributes:
       limits: sizes of a row.
-      open_rows: how many rows may be open. More waste less and hold more in memory.
+      packing_buffer: how many rows may be open. More waste less and hold more in memory.
       rows: the open rows, each a list of items, oldest first; `used` adds up the sizes of the items in each.
     """
 
-    def __init__(self, limits: Sizes, open_rows: int):
+    def __init__(self, limits: Sizes, packing_buffer: int):
         self.limits = limits
-        self.open_rows = open_rows
+        self.packing_buffer = packing_buffer
         self.rows: list[list[Item]] = []
         self.used: list[Sizes] = []
 
@@ -63,7 +63,7 @@ class BestFit(Generic[Item]):
         if fitting:
             place = max(fitting, key=self.used.__getitem__)
         else:
-            if len(self.rows) == self.open_rows:
+            if len(self.rows) == self.packing_buffer:
                 fullest = self.used.index(max(self.used))
                 closed = self.rows.pop(fullest)
                 self.used.pop(fullest)

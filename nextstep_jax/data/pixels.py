@@ -1,6 +1,6 @@
 """Batches of images alone, for training the image tokenizer.
 
-Letters: B images of a lane.
+Letters: B images of a data shard.
 """
 
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ class PixelBatches:
 
     Images are resized to cover height x width and cropped in the middle (large JPEGs are decoded at reduced size). One that
     cannot be read is left out and counted; above `bad_share` of those read, the next batch raises instead.
-    `set_state(get_state())` continues with the very next batch, whatever the number of workers. It makes the rows of one lane;
-    `lanes.py` joins them.
+    `set_state(get_state())` continues with the very next batch, whatever the number of workers. It makes the rows of one data
+    shard; `data_shards.py` joins them.
 
     Args:
       batch_size: B.
-      lane, lanes: which lane this is; lanes share the images out.
+      data_shard, data_shards: this is data shard n of N; they share the images out.
       workers: reader processes; 0 reads in threads.
     """
 
@@ -45,8 +45,8 @@ class PixelBatches:
         width: int,
         *,
         seed: int = 42,
-        lane: int = 0,
-        lanes: int = 1,
+        data_shard: int = 0,
+        data_shards: int = 1,
         workers: int = 0,
         bad_share: float = 0.01,
     ):
@@ -56,7 +56,7 @@ class PixelBatches:
             )
         self._batch_size, self._bad_share, self._workers = batch_size, bad_share, workers
         parts = [grain.MapDataset.range(len(source)).map(_Read(source, height, width)) for source in sources]
-        self._images = grain.MapDataset.concatenate(parts).shuffle(seed).repeat()[lane::lanes]
+        self._images = grain.MapDataset.concatenate(parts).shuffle(seed).repeat()[data_shard::data_shards]
         self._reader = None
         self._position = 0
         self._read = 0
@@ -94,7 +94,7 @@ class PixelBatches:
         return iter(stream)
 
     def get_state(self) -> dict[str, Any]:
-        """How many images of this lane's order have been read."""
+        """How many images of this data shard's order have been read."""
         return {"next_index": self._position}
 
     def set_state(self, state: dict[str, Any]) -> None:

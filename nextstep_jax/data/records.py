@@ -159,16 +159,16 @@ class Sample:
       parts: text and image parts, at least one.
       kind: "text" (no image), "pair" (one image), "edit" (sources, an instruction, a target) or "interleaved".
       key: names the sample in reports.
-      variants: other captions for the same images, by name (e.g. "short", "zh"). A variant places every image once, as
+      caption_variants: other captions for the same images, by name (e.g. "short", "zh"). A variant places every image once, as
         `<image_0>`, `<image_1>`, ... (numbered as in `images`); with one image it may leave the place to the original. See
-        `reworded`.
+        `with_caption`.
       metadata: JSON-like values by name (strings, numbers, booleans, None, lists, maps).
     """
 
     parts: tuple[TextPart | ImagePart, ...]
     kind: str
     key: str
-    variants: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    caption_variants: Mapping[str, str] = dataclasses.field(default_factory=dict)
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -185,9 +185,9 @@ class Sample:
         if (self.kind == "text" and count) or (self.kind == "pair" and count != 1) or (self.kind == "edit" and count < 2):
             raise InputError(f"a sample of kind {self.kind!r} cannot have {count} images")
         _require_text("key", self.key)
-        if not isinstance(self.variants, Mapping) or len(self.variants) > MAX_ITEMS:
-            raise InputError(f"variants must be a mapping of at most {MAX_ITEMS} names to captions")
-        for name, caption in self.variants.items():
+        if not isinstance(self.caption_variants, Mapping) or len(self.caption_variants) > MAX_ITEMS:
+            raise InputError(f"caption_variants must be a mapping of at most {MAX_ITEMS} names to captions")
+        for name, caption in self.caption_variants.items():
             _require_text("a variant's name", name)
             _require_text(f"variant {name!r}", caption)
             placed = sorted(piece for piece in split_caption(caption) if isinstance(piece, int))
@@ -205,21 +205,21 @@ class Sample:
     def texts(self) -> tuple[TextPart, ...]:
         return tuple(part for part in self.parts if isinstance(part, TextPart))
 
-    def with_images(self, pictures: Sequence[ImagePart]) -> "Sample":
+    def with_images(self, new_images: Sequence[ImagePart]) -> "Sample":
         """The sample with these in place of its images, in order."""
-        remaining = iter(pictures)
+        remaining = iter(new_images)
         return dataclasses.replace(
             self, parts=tuple(next(remaining) if isinstance(part, ImagePart) else part for part in self.parts)
         )
 
-    def reworded(self, name: str) -> "Sample":
+    def with_caption(self, name: str) -> "Sample":
         """The sample with variant `name` as its caption. Images keep their loss flags; the text counts if any text did."""
-        pieces = split_caption(self.variants[name])
+        pieces = split_caption(self.caption_variants[name])
         if self.images and not any(isinstance(piece, int) for piece in pieces):
             pieces = [*pieces, 0] if isinstance(self.parts[0], TextPart) else [0, *pieces]
         loss = not self.texts or any(part.loss for part in self.texts)
         parts = tuple(self.images[piece] if isinstance(piece, int) else TextPart(piece, loss) for piece in pieces)
-        return dataclasses.replace(self, parts=parts, variants={})
+        return dataclasses.replace(self, parts=parts, caption_variants={})
 
 
 def split_caption(caption: str) -> list[str | int]:
@@ -242,7 +242,7 @@ def pack(sample: Sample) -> bytes:
             size = {"height": part.height, "width": part.width, "grid": grid, "loss": part.loss}
             parts.append({"image": part.data, "format": part.format} | size)
     value = {"v": VERSION, "key": sample.key, "kind": sample.kind, "parts": parts}
-    value |= {"variants": dict(sample.variants), "meta": dict(sample.metadata)}
+    value |= {"variants": dict(sample.caption_variants), "meta": dict(sample.metadata)}
     data = msgpack.packb(value, use_bin_type=True)
     if len(data) > MAX_RECORD_BYTES:
         raise InputError(f"sample {sample.key!r} takes {len(data)} bytes, more than {MAX_RECORD_BYTES}")

@@ -13,8 +13,8 @@ import numpy as np
 
 from nextstep_jax.data.augment import draws
 from nextstep_jax.data.packing import PackedBatch, assemble
-from nextstep_jax.data.sequence import KIND_IDS, ImageTokens, Prepared, Segment, cut_images, training_segment
-from nextstep_jax.data.streams import Layout, Stream
+from nextstep_jax.data.sequence import KIND_IDS, ImageTokens, Segment, TokenizedSample, cut_images, training_segment
+from nextstep_jax.data.streams import PackingConfig, Stream
 from nextstep_jax.data.vocabulary import SpecialIds
 from nextstep_jax.errors import InputError
 
@@ -44,21 +44,21 @@ class Row:
 class ReleasePacking:
     """One queue for each source and grid, one bucket of rows for each grid."""
 
-    def __init__(self, streams: list[Stream], special: SpecialIds, layout: Layout):
-        self._streams, self._special, self._layout = streams, special, layout
-        self._most_images = max(1, layout.length // (2 * max(h * w for h, w in layout.grids)))
-        self._draw = draws(layout.seed, layout.lane, 0)
-        self._bucket_draw = draws("BatchBucket", layout.seed, layout.lane, 0)
+    def __init__(self, streams: list[Stream], special: SpecialIds, config: PackingConfig):
+        self._streams, self._special, self._config = streams, special, config
+        self._most_images = max(1, config.seq_len // (2 * max(h * w for h, w in config.grids)))
+        self._draw = draws(config.seed, config.data_shard, 0)
+        self._bucket_draw = draws("BatchBucket", config.seed, config.data_shard, 0)
         self._queues: list[dict[str, list[_Item]]] = [{} for _ in streams]
         self._text: list[tuple[list[int], list[float]]] = [([], []) for _ in streams]  # ids and weights of the text stream
-        self._buckets: dict[str, list[Row]] = {f"{h}*{w}": [] for h, w in layout.grids} | {MIXED: []}
+        self._buckets: dict[str, list[Row]] = {f"{h}*{w}": [] for h, w in config.grids} | {MIXED: []}
         self._discarded = 0
 
     def next_batch(self) -> PackedBatch:
         """The next batch. Its rows come from the sources in the order of the draws."""
-        layout, discarded_before = self._layout, self._discarded
+        config, discarded_before = self._config, self._discarded
         while True:
-            shares = [stream.share for stream in self._streams]
+            shares = [stream.weight for stream in self._streams]
             row = self.next_row(self._draw.choices(range(len(shares)), shares)[0])
             bucket = self._bucket_of(row)
             if bucket is None:
@@ -67,30 +67,32 @@ class ReleasePacking:
                     raise InputError(f"{_MOST_DISCARDED} text rows one after another found no batch with images to join")
                 continue
             self._buckets[bucket].append(row)
-            if len(self._buckets[bucket]) == layout.batch_size:
+            if len(self._buckets[bucket]) == config.batch_size:
                 break
         rows, self._buckets[bucket] = self._buckets[bucket], []
         contents = [[(item.segment, KIND_IDS[item.kind]) for item in row.items] for row in rows]
         keys = tuple(tuple(f"{self._streams[row.stream].name}:{item.key}" for item in row.items) for row in rows)
-        batch, kinds = assemble(contents, layout.batch_size, layout.length, layout.channels, self._special.pad, separated=False)
-        return PackedBatch(batch, kinds, keys, self._discarded + sum(stream.misfits for stream in self._streams))
+        batch, kinds = assemble(
+            contents, config.batch_size, config.seq_len, config.channels, self._special.pad, separated=False
+        )
+        return PackedBatch(batch, kinds, keys, self._discarded + sum(stream.oversized for stream in self._streams))
 
     def next_row(self, number: int) -> Row:
         """Read a stream until one of its queues, or its text, is long enough for a row."""
         while True:
             for grid, queue in self._queues[number].items():
-                if sum(len(item.segment) for item in queue) >= self._layout.length:
+                if sum(len(item.segment) for item in queue) >= self._config.seq_len:
                     return Row(number, grid, self._take(queue))
             ids, weights = self._text[number]
-            if len(ids) >= self._layout.length:
-                self._text[number] = ids[self._layout.length :], weights[self._layout.length :]
-                return Row(number, None, [self._text_item(ids[: self._layout.length], weights[: self._layout.length])])
+            if len(ids) >= self._config.seq_len:
+                self._text[number] = ids[self._config.seq_len :], weights[self._config.seq_len :]
+                return Row(number, None, [self._text_item(ids[: self._config.seq_len], weights[: self._config.seq_len])])
             self._read_one(number)
 
     def _take(self, queue: list[_Item]) -> list[_Item]:
         """The first items that fit into a row."""
         taken, used = [], 0
-        while queue and used + len(queue[0].segment) <= self._layout.length:
+        while queue and used + len(queue[0].segment) <= self._config.seq_len:
             taken.append(queue.pop(0))
             used += len(taken[-1].segment)
         return taken
@@ -98,40 +100,40 @@ class ReleasePacking:
     def _read_one(self, number: int) -> None:
         stream = self._streams[number]
         position = stream.position
-        prepared = next(stream)
-        if prepared.kind == "text":
-            segment = training_segment(prepared.parts, self._special, self._layout.channels)
+        tokenized = next(stream)
+        if tokenized.kind == "text":
+            segment = training_segment(tokenized.parts, self._special, self._config.channels)
             self._text[number][0].extend(segment.text_ids.tolist())
             self._text[number][1].extend(segment.text_weight.tolist())
             return
-        start, stop = 0, len(prepared.parts)
-        if prepared.kind == "interleaved":
-            start, stop = cut_images(prepared.parts, self._most_images, self._draw)
-        item = self._item(prepared, (position, start, stop))
-        fits = len(item.segment) <= self._layout.length
+        start, stop = 0, len(tokenized.parts)
+        if tokenized.kind == "interleaved":
+            start, stop = cut_images(tokenized.parts, self._most_images, self._draw)
+        item = self._item(tokenized, (position, start, stop))
+        fits = len(item.segment) <= self._config.seq_len
         stream.count_fit(fits)
         if not fits:
             return
-        grids = {f"{part.h}*{part.w}" for part in prepared.parts[start:stop] if isinstance(part, ImageTokens)}
+        grids = {f"{part.h}*{part.w}" for part in tokenized.parts[start:stop] if isinstance(part, ImageTokens)}
         grid = grids.pop() if len(grids) == 1 else MIXED
         if grid not in self._buckets:
-            raise InputError(f"{stream.name}: sample {prepared.key!r} has an image of {grid} tokens, not one of the layout's")
+            raise InputError(f"{stream.name}: sample {tokenized.key!r} has an image of {grid} tokens, not one of the config's")
         self._queues[number].setdefault(grid, []).append(item)
 
     def _bucket_of(self, row: Row) -> str | None:
         """The grid of the row's images; for text any bucket that it does not fill up without an image, or None."""
         if row.grid is not None:
             return row.grid
-        last = self._layout.batch_size - 1
+        last = self._config.batch_size - 1
         room = [g for g, rows in self._buckets.items() if len(rows) < last or any(other.grid is not None for other in rows)]
         return self._bucket_draw.choice(room) if room else None
 
-    def _item(self, prepared: Prepared, origin: tuple[int, int, int]) -> _Item:
-        segment = training_segment(prepared.parts[origin[1] : origin[2]], self._special, self._layout.channels)
-        return _Item(segment, prepared.kind, prepared.key, origin)
+    def _item(self, tokenized: TokenizedSample, origin: tuple[int, int, int]) -> _Item:
+        segment = training_segment(tokenized.parts[origin[1] : origin[2]], self._special, self._config.channels)
+        return _Item(segment, tokenized.kind, tokenized.key, origin)
 
     def _text_item(self, ids: list[int], weights: list[float]) -> _Item:
-        count, none = len(ids), np.zeros((0, self._layout.channels), np.float32)
+        count, none = len(ids), np.zeros((0, self._config.channels), np.float32)
         zeros = np.zeros(count, np.float32)
         segment = Segment(np.asarray(ids, np.int32), np.zeros(count, bool), none, np.asarray(weights, np.float32), zeros)
         return _Item(segment, "text", "text", None)
@@ -139,7 +141,7 @@ class ReleasePacking:
     def state(self) -> dict[str, Any]:
         """All that decides what comes next. Samples with images are named, text is stored."""
         return {
-            "streams": [[stream.position, stream.misfits] for stream in self._streams],
+            "streams": [[stream.position, stream.oversized] for stream in self._streams],
             "draw": _random_state(self._draw),
             "bucket_draw": _random_state(self._bucket_draw),
             "queues": [{grid: [item.origin for item in queue] for grid, queue in queues.items()} for queues in self._queues],
@@ -150,8 +152,8 @@ class ReleasePacking:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Back to a state: the streams seek, and waiting samples are read again."""
-        for stream, (position, misfits) in zip(self._streams, state["streams"], strict=True):
-            stream.seek(position, misfits)
+        for stream, (position, oversized) in zip(self._streams, state["streams"], strict=True):
+            stream.seek(position, oversized)
 
         def item(number: int, origin) -> _Item:
             return self._item(self._streams[number][origin[0]], tuple(origin))

@@ -145,7 +145,7 @@ def cut_images(parts: list[TextIds | ImageTokens], limit: int, draw: random.Rand
 # --- from a stored sample ---------------------------------------------------------------------------------------------
 
 
-class Prepared(NamedTuple):
+class TokenizedSample(NamedTuple):
     """A sample ready to be framed: what reader processes hand over.
 
     Attributes:
@@ -161,7 +161,7 @@ class Prepared(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Preparation:
+class Tokenize:
     """How samples of one source become parts. Called as (index, sample); can be pickled into reader processes.
 
     Attributes:
@@ -178,10 +178,10 @@ class Preparation:
     channels: int
     thinking: bool = False
 
-    def __call__(self, index: int, sample: Sample) -> Prepared:
+    def __call__(self, index: int, sample: Sample) -> TokenizedSample:
         try:
             arranged = arrange(sample, self.augmentation, self.seed, index)
-            return Prepared(index, sample.key, sample.kind, [self._encode(part) for part in arranged])
+            return TokenizedSample(index, sample.key, sample.kind, [self._encode(part) for part in arranged])
         except InputError as error:
             raise InputError(f"{self.name}: sample {sample.key!r}: {error}") from error
 
@@ -200,18 +200,18 @@ def fits(sizes: Sizes, limits: Sizes) -> bool:
     return all(size <= limit for size, limit in zip(sizes, limits, strict=True))
 
 
-def segments(prepared: Prepared, special: SpecialIds, channels: int, seed: int, limits: Sizes) -> list[Segment]:
+def segments(tokenized: TokenizedSample, special: SpecialIds, channels: int, seed: int, limits: Sizes) -> list[Segment]:
     """The sequences of one sample, none with `sizes` above the limits of a row; none at all if the sample does not fit.
 
     Text is cut into pieces. An interleaved sample keeps at most length // (2 * tokens of its largest image) images, a window
     of them drawn at random. Nothing else is cut.
     """
-    parts, (length, text_places, _) = prepared.parts, limits
-    if prepared.kind == "interleaved":
+    parts, (length, max_text_targets, _) = tokenized.parts, limits
+    if tokenized.kind == "interleaved":
         largest = max((part.h * part.w for part in parts if isinstance(part, ImageTokens)), default=1)
-        start, stop = cut_images(parts, max(1, length // (2 * largest)), draws("window", seed, prepared.index))
+        start, stop = cut_images(parts, max(1, length // (2 * largest)), draws("window", seed, tokenized.index))
         parts = parts[start:stop]
     segment = training_segment(parts, special, channels)
-    if prepared.kind == "text":
-        return cut_text(segment, min(length, text_places))
+    if tokenized.kind == "text":
+        return cut_text(segment, min(length, max_text_targets))
     return [segment] if fits(segment.sizes, limits) else []

@@ -190,7 +190,7 @@ def _read_captions(data: bytes, name: str) -> dict[str, captions.Text]:
             key = pathlib.PurePosixPath(row.pop(file)).as_posix()
             text, earlier = row.pop(caption).strip(), rows.get(key)
             if earlier:
-                earlier.variants[f"caption.{len(earlier.variants) + 1}"] = text
+                earlier.caption_variants[f"caption.{len(earlier.caption_variants) + 1}"] = text
                 continue
             variants = {column: value for column, value in row.items() if column.startswith("caption") and value.strip()}
             metadata = {column: value for column, value in row.items() if not column.startswith("caption") and column}

@@ -77,8 +77,8 @@ def multitask_loss(
     noise: Array,
     t: Array,
     *,
-    text_capacity: int | None = None,
-    image_capacity: int | None = None,
+    max_text_targets: int | None = None,
+    max_image_targets: int | None = None,
     totals: Totals | None = None,
     token_length_weight: bool = False,
     input_tokens: Array | None = None,
@@ -87,7 +87,7 @@ def multitask_loss(
 
     Args:
       noise, t: [B, n, M, C] and [B, n, M] draws for the places of the image targets, see `draw_noise`.
-      text_capacity, image_capacity: places of each head in a row; None: one for every position, so that none can be missing.
+      max_text_targets, max_image_targets: the most targets of each head in a row; None: as many as positions.
       totals: of the batch that this one is a part of; None: its own.
       token_length_weight: weigh the two means by the number of text targets and of image tokens as well (an option of the
         February 2026 release), instead of by their lambdas alone.
@@ -103,15 +103,15 @@ def multitask_loss(
     if config.input_noise and input_tokens is None:
         raise InputError(f"input_noise is {config.input_noise}, but the loss was given no noised input tokens")
     if totals is None:
-        totals = count_totals(batch, text_capacity, image_capacity)
+        totals = count_totals(batch, max_text_targets, max_image_targets)
 
     def call(method: str, *arguments):
         return model.apply({"params": params}, *arguments, method=method)
 
     seen = batch if input_tokens is None else dataclasses.replace(batch, image_tokens=input_tokens)
     hidden = call("__call__", seen)
-    text = _text_losses(call, hidden, batch, text_capacity)
-    image = _image_losses(call, hidden, batch, image_capacity, noise, t, config.train_out_projector)
+    text = _text_losses(call, hidden, batch, max_text_targets)
+    image = _image_losses(call, hidden, batch, max_image_targets, noise, t, config.train_out_projector)
 
     lm_loss = _over(jnp.sum(text.weights * text.losses), totals.text)
     im_loss = _over(jnp.sum(image.weights * image.losses), totals.image)
@@ -134,11 +134,11 @@ def draw_noise(
     return noise, constrain(law(time_key, shape), "batch", "sequence", None)
 
 
-def count_totals(batch: Batch, text_capacity: int | None = None, image_capacity: int | None = None) -> Totals:
+def count_totals(batch: Batch, max_text_targets: int | None = None, max_image_targets: int | None = None) -> Totals:
     """What the means of a batch divide by, for heads with these capacities."""
     text, image = target_weights(batch)
     image_tokens = jnp.sum(batch.is_image & (batch.segment_ids > 0))
-    return Totals(_kept(text, text_capacity), _kept(image, image_capacity), image_tokens.astype(jnp.float32))
+    return Totals(_kept(text, max_text_targets), _kept(image, max_image_targets), image_tokens.astype(jnp.float32))
 
 
 def target_weights(batch: Batch) -> tuple[Array, Array]:

@@ -60,15 +60,15 @@ def lower_train_step(config: ConfigDict, mesh: Mesh) -> Lowered:
     require_valid(config)
     if config.objective != "multitask":
         raise InputError(f"config.objective must be multitask to be compiled ahead of time, found {config.objective!r}")
-    model, rows, length = model_config(config.model), config.data.batch_size, config.data.length
+    model, rows, length = model_config(config.model), config.data.batch_size, config.data.seq_len
     for what, parts, size in (
         ("config.data.batch_size", mesh.shape["data"] * mesh.shape["fsdp"] * config.grad_accum_steps, rows),
-        ("config.data.length", mesh.shape["sequence"], length),
+        ("config.data.seq_len", mesh.shape["sequence"], length),
     ):
         if size < 1 or size % parts:
             raise InputError(f"{what} must be a multiple of {parts} on this mesh, found {size}")
     with jax.set_mesh(mesh):
-        objective = multitask.make_objective(model, config.capacity.text, config.capacity.image, length)
+        objective = multitask.make_objective(model, **multitask.max_targets(config))
         program = make_program(config, objective, mesh)
         batch = (abstract_batch(model, rows, length), jax.ShapeDtypeStruct((rows, length), jnp.int8))
         state, batch = (

@@ -71,9 +71,9 @@ def base_config(objective: str) -> ConfigDict:
         config.image_tokenizer_checkpoint = (
             ""  # decodes sample images and is exported with the model; "": that of `init.checkpoint`
         )
-        # Places of each head, as a share of a row's positions. Rows are packed so that all their targets find one; fewer places
-        # cost less, and leave more padding where the data has more targets of a kind than that.
-        config.capacity = ConfigDict({"text": 1.0, "image": 1.0})
+        # The most targets of each head in a row, as a fraction of its positions. Rows are packed so as to keep to it: fewer
+        # targets cost less, and leave more padding where the data has more targets of a kind than that.
+        config.max_target_fraction = ConfigDict({"text": 1.0, "image": 1.0})
         config.samples.prompts = ()
         config.samples.generation = ConfigDict()  # fields of generation.config.GenerationConfig; exported with the checkpoint
     elif objective == "reconstruction":
@@ -99,7 +99,8 @@ def data_config(objective: str) -> ConfigDict:
             "batch_size": 32,  # pictures of a step, over all hosts
             "height": 256,
             "width": 256,
-            "lanes": 1,  # parts in which a batch is read (data/lanes.py): it can run on as many hosts as divide their number
+            # Parts in which a batch is read (data/data_shards.py): it can run on as many hosts as divide their number.
+            "data_shards": 1,
             "workers": 0,  # reader processes of a host; 0 reads in threads
         }
         return ConfigDict(values)
@@ -107,11 +108,11 @@ def data_config(objective: str) -> ConfigDict:
         "root": "",  # folder that relative paths of sources start from
         "vocabulary": "",  # a tokenizer.json; "": the starting checkpoint's; "shapes": the built-in dataset's
         "batch_size": 8,  # rows of a step, over all hosts
-        # Parts in which a batch is read and packed (data/lanes.py): a run keeps their number, and can run on as many hosts as
-        # divide it.
-        "lanes": 1,
-        "length": 16384,  # positions of a row
-        "open_rows": 16,  # rows held open while packing: more waste less
+        # Parts in which a batch is read and packed (data/data_shards.py): a run keeps their number, and can run on as many
+        # hosts as divide it.
+        "data_shards": 1,
+        "seq_len": 16384,  # positions of a row
+        "packing_buffer": 16,  # rows held open while packing: more waste less
         "workers": 0,  # reader processes of a host for each source; 0 reads in threads
         # (h, w) of every image, for packing as the February 2026 release does it; (): samples do not see each other
         "grids": (),
@@ -121,18 +122,18 @@ def data_config(objective: str) -> ConfigDict:
     return ConfigDict(values)
 
 
-def source(path: str = "", share: float = 1.0, kind: str = "", thinking: bool = False, **augmentation) -> ConfigDict:
+def source(path: str = "", weight: float = 1.0, kind: str = "", thinking: bool = False, **augmentation) -> ConfigDict:
     """Settings of one source of a mixture.
 
     Args:
       path: what data/sources.py can open, images as latents; relative to `config.data.root`.
-      share: of the mixture's tokens, relative to the other sources'; 0 leaves the source out.
+      weight: of the mixture's tokens, relative to the other sources'; 0 leaves the source out.
       kind: what WebDataset samples with several images are: "edit" or "interleaved".
       thinking: texts may spell the thinking and prompt-refinement tokens.
       augmentation: fields of data.augment.Augmentation that differ from the February 2026 release's.
     """
     fields = dataclasses.asdict(Augmentation(**augmentation))
-    return ConfigDict({"path": path, "share": share, "kind": kind, "thinking": thinking, "augmentation": fields})
+    return ConfigDict({"path": path, "weight": weight, "kind": kind, "thinking": thinking, "augmentation": fields})
 
 
 def model_fields(config: NextStepConfig | ImageTokenizerConfig) -> ConfigDict:
@@ -185,23 +186,23 @@ def require_valid(config: ConfigDict) -> None:
             f"config.samples.every is {config.samples.every}, but a run of {jax.process_count()} processes cannot draw; "
             "set it to 0 and generate from an export (nextstep-jax export-run)"
         )
-    for head, share in config.get("capacity", {}).items():
-        if not 0 < share <= 1:
-            raise InputError(f"config.capacity.{head} must be in (0, 1], found {share}")
-    rows, lanes = config.data.batch_size, config.data.lanes
-    if lanes < 1 or rows < 1 or rows % lanes:
-        raise InputError(f"config.data.batch_size ({rows}) is not a multiple of config.data.lanes ({lanes})")
+    for head, fraction in config.get("max_target_fraction", {}).items():
+        if not 0 < fraction <= 1:
+            raise InputError(f"config.max_target_fraction.{head} must be in (0, 1], found {fraction}")
+    rows, data_shards = config.data.batch_size, config.data.data_shards
+    if data_shards < 1 or rows < 1 or rows % data_shards:
+        raise InputError(f"config.data.batch_size ({rows}) is not a multiple of config.data.data_shards ({data_shards})")
 
 
-def local_lanes(config: ConfigDict) -> tuple[int, ...]:
-    """The data lanes whose rows of the global batch lie on this process's devices of the current mesh; without one, all.
+def local_data_shards(config: ConfigDict) -> tuple[int, ...]:
+    """The data shards whose rows of the global batch lie on this process's devices of the current mesh; without one, all.
 
     Raises:
-      InputError: the rows do not divide into lanes and accumulated parts, or the lanes not into the processes.
+      InputError: the rows do not divide into data shards and accumulated parts, or the data shards not into the processes.
     """
-    rows, lanes, mesh = config.data.batch_size, config.data.lanes, jax.sharding.get_mesh()
+    rows, data_shards, mesh = config.data.batch_size, config.data.data_shards, jax.sharding.get_mesh()
     if mesh.empty:
-        return tuple(range(lanes))
+        return tuple(range(data_shards))
     (sharding,) = jax.tree.leaves(batch_shardings([jax.ShapeDtypeStruct((rows,), "int32")], mesh, ("batch",)))
     shards = math.prod(mesh.shape[axis] for axis in jax.tree.leaves(tuple(sharding.spec)))
     if rows % (shards * config.grad_accum_steps):
@@ -210,11 +211,11 @@ def local_lanes(config: ConfigDict) -> tuple[int, ...]:
     here = set()
     for (part,) in sharding.addressable_devices_indices_map((rows,)).values():
         here.update(range(*part.indices(rows)))
-    size = rows // lanes
+    size = rows // data_shards
     mine = sorted({row // size for row in here})
     if len(here) != len(mine) * size:
         processes = f"the processes ({jax.process_count()}, this one makes {len(here)} of {rows} rows)"
-        raise InputError(f"config.data.lanes ({lanes}) do not divide evenly into {processes}; use a multiple")
+        raise InputError(f"config.data.data_shards ({data_shards}) do not divide evenly into {processes}; use a multiple")
     return tuple(mine)
 
 

@@ -45,7 +45,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.log_every, config.checkpoint.every, config.validation.every, config.samples.every = 5, 10, 0, 0
     config.mesh.update({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
     config.init.checkpoint = ""
-    config.data.update({"lanes": 1, "workers": 0})
+    config.data.update({"data_shards": 1, "workers": 0})
     if config.objective == "reconstruction":
         settings = config.image_tokenizer
         settings.update(
@@ -59,7 +59,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     head.update({"width": 32 * head.layers // 6, "layers": max(2, head.layers // 6)})  # the ablations' sizes keep their order
     config.model.update(special_ids(shapes_vocabulary()))
     config.model.update({"latent_size": 8, "base_grid": 4})
-    config.data.update({"root": "shapes-data", "vocabulary": SHAPES, "batch_size": 4, "length": 256})
+    config.data.update({"root": "shapes-data", "vocabulary": SHAPES, "batch_size": 4, "seq_len": 256})
     config.data.validation = ConfigDict()
     for name, settings in config.data.sources.items():
         settings.update({"path": _PATHS[name], "kind": ""})

@@ -14,12 +14,12 @@ from ml_collections import ConfigDict
 from nextstep_jax import checkpoints
 from nextstep_jax.config import NextStepConfig
 from nextstep_jax.data.augment import AS_STORED, Augmentation
-from nextstep_jax.data.lanes import Lanes
+from nextstep_jax.data.data_shards import DataShards
 from nextstep_jax.data.mixture import BatchIterator
 from nextstep_jax.data.packing import PackedBatch
 from nextstep_jax.data.sequence import KIND_IDS
 from nextstep_jax.data.sources import open_source
-from nextstep_jax.data.streams import Ingredient, Layout
+from nextstep_jax.data.streams import MixtureComponent, PackingConfig
 from nextstep_jax.data.vocabulary import Vocabulary
 from nextstep_jax.errors import InputError
 from nextstep_jax.generation.config import recommended
@@ -28,7 +28,7 @@ from nextstep_jax.generation.pipeline import Pipeline
 from nextstep_jax.models.nextstep import NextStep, init_params
 from nextstep_jax.models.param_layouts import fuse_projections
 from nextstep_jax.objectives.multitask import Targets, count_totals, draw_noise, multitask_loss
-from nextstep_jax.training.config import local_lanes, model_config
+from nextstep_jax.training.config import local_data_shards, model_config
 from nextstep_jax.training.flops import multitask_flops, work_of
 from nextstep_jax.training.init import to_canonical
 from nextstep_jax.training.stage import Export, HostBatch, Stage, picture_grid
@@ -46,7 +46,7 @@ def make_stage(config: ConfigDict) -> Stage:
     vocabulary = open_vocabulary(config.data.vocabulary, config.init.checkpoint)
     vocabulary.require_match(model)
     return Stage(
-        objective=make_objective(model, config.capacity.text, config.capacity.image, config.data.length),
+        objective=make_objective(model, **max_targets(config)),
         training_data=functools.partial(open_data, config, model, vocabulary),
         validation_data=functools.partial(open_validation_data, config, model, vocabulary) if config.data.validation else None,
         draw_samples=functools.partial(draw_samples, config, model, vocabulary),
@@ -57,26 +57,26 @@ def make_stage(config: ConfigDict) -> Stage:
 # --- loss -------------------------------------------------------------------------------------------------------------
 
 
-def make_objective(model_config: NextStepConfig, text_capacity: float, image_capacity: float, length: int) -> Objective:
+def make_objective(model_config: NextStepConfig, max_text_targets: int, max_image_targets: int) -> Objective:
     """Parameters and loss. Batches are (Batch, kinds [B, S]).
 
     Args:
-      text_capacity, image_capacity: places of the heads, as a share of the positions of a row.
+      max_text_targets, max_image_targets: the most targets of each head in a row.
     """
     model = NextStep(model_config)
-    places = {"text_capacity": head_places(text_capacity, length), "image_capacity": head_places(image_capacity, length)}
+    limits = {"max_text_targets": max_text_targets, "max_image_targets": max_image_targets}
 
     def init(key: Array) -> dict:
         return {"model": init_params(model_config, key)}
 
     def normalizers(batch):
-        return count_totals(batch[0], **places)
+        return count_totals(batch[0], **limits)
 
     def loss(params, batch, key: Array, normalizers):
         batch, kinds = batch
-        draws = (batch.shape[0], places["image_capacity"], model_config.flow_head.batch_mul, model_config.token_channels)
+        draws = (batch.shape[0], max_image_targets, model_config.flow_head.batch_mul, model_config.token_channels)
         noise, t = draw_noise(key, *draws)
-        value, parts = multitask_loss(model, params["model"], batch, noise, t, totals=normalizers, **places)
+        value, parts = multitask_loss(model, params["model"], batch, noise, t, totals=normalizers, **limits)
         means = mean_losses("text", parts.text, kinds) | mean_losses("image", parts.image, kinds)
         return value, means
 
@@ -94,9 +94,11 @@ def make_objective(model_config: NextStepConfig, text_capacity: float, image_cap
     return Objective(init, normalizers, loss, counts, batch_axes=("batch", "sequence"))
 
 
-def head_places(share: float, length: int) -> int:
-    """Places of a head in a row of `length` positions, by its `config.capacity`."""
-    return round(share * length)
+def max_targets(config: ConfigDict) -> dict[str, int]:
+    """The most text and image targets of a row, from `config.max_target_fraction`."""
+    return {
+        f"max_{head}_targets": round(fraction * config.data.seq_len) for head, fraction in config.max_target_fraction.items()
+    }
 
 
 def mean_losses(name: str, targets: Targets, kinds: Array) -> dict[str, WeightedMean]:
@@ -118,60 +120,63 @@ def mean_losses(name: str, targets: Targets, kinds: Array) -> dict[str, Weighted
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-def open_ingredients(root: str, sources: ConfigDict, as_stored: bool = False) -> list[Ingredient]:
-    """The sources that have a share, in the order of their names. InputError names one that cannot be opened."""
-    ingredients = []
+def open_components(root: str, sources: ConfigDict, as_stored: bool = False) -> list[MixtureComponent]:
+    """The sources that have a weight, in the order of their names. InputError names one that cannot be opened."""
+    components = []
     for name, settings in sorted(sources.items()):
-        if not settings.share:
+        if not settings.weight:
             continue
         if not settings.path:
-            raise InputError(f"config.data: the source {name} has a share of {settings.share} but no path")
+            raise InputError(f"config.data: the source {name} has a weight of {settings.weight} but no path")
         path = settings.path if ":" in settings.path else str(pathlib.Path(root) / settings.path)
         augmentation = AS_STORED if as_stored else Augmentation(**settings.augmentation.to_dict())
         source = open_source(path, settings.kind or None)
-        ingredients.append(Ingredient(source, settings.share, augmentation, settings.thinking))
-    if not ingredients:
-        raise InputError("config.data: no source has a share")
-    return ingredients
+        components.append(MixtureComponent(source, settings.weight, augmentation, settings.thinking))
+    if not components:
+        raise InputError("config.data: no source has a weight")
+    return components
 
 
-def layout(config: ConfigDict, model: NextStepConfig, lane: int, **changes) -> Layout:
-    """How a lane packs its rows of the step's batch."""
+def packing_config(config: ConfigDict, model: NextStepConfig, data_shard: int, **changes) -> PackingConfig:
+    """How a data shard packs its rows of the step's batch."""
     data = config.data
     fields = {
-        "batch_size": data.batch_size // data.lanes,
-        "length": data.length,
+        "batch_size": data.batch_size // data.data_shards,
+        "seq_len": data.seq_len,
         "channels": model.token_channels,
         "patch": model.patch,
         "seed": config.seed,
-        "lane": lane,
-        "lanes": data.lanes,
+        "data_shard": data_shard,
+        "data_shards": data.data_shards,
         "grids": tuple(map(tuple, data.grids)) or None,
-        "open_rows": data.open_rows,
+        "packing_buffer": data.packing_buffer,
     }
-    if not data.grids:  # packing as the release does it knows no places: targets without one are counted
-        limited = {head: share for head, share in config.capacity.items() if share < 1}
-        fields |= {f"{head}_places": head_places(share, data.length) for head, share in limited.items()}
-    return Layout(**fields | changes)
+    if not data.grids:  # packing as the release does it knows no limit on targets: those beyond it are counted
+        fields |= max_targets(config)
+    return PackingConfig(**fields | changes)
 
 
 def open_data(config: ConfigDict, model: NextStepConfig, vocabulary: Vocabulary) -> "PackedData":
     """The training mixture, from its start."""
-    ingredients, mine = open_ingredients(config.data.root, config.data.sources), local_lanes(config)
+    components, mine = open_components(config.data.root, config.data.sources), local_data_shards(config)
     workers = -(-config.data.workers // len(mine))
     return PackedData(
-        {n: BatchIterator(ingredients, vocabulary, layout(config, model, n, workers=workers)) for n in mine}, config.data.lanes
+        {n: BatchIterator(components, vocabulary, packing_config(config, model, n, workers=workers)) for n in mine},
+        config.data.data_shards,
     )
 
 
 def open_validation_data(config: ConfigDict, model: NextStepConfig, vocabulary: Vocabulary) -> "PackedData":
     """The validation mixture: stored order, no augmentation, the same batches every time."""
-    ingredients = open_ingredients(config.data.root, config.data.validation, as_stored=True)
-    lanes = {n: BatchIterator(ingredients, vocabulary, layout(config, model, n, shuffle=False)) for n in local_lanes(config)}
-    return PackedData(lanes, config.data.lanes)
+    components = open_components(config.data.root, config.data.validation, as_stored=True)
+    shards = {
+        n: BatchIterator(components, vocabulary, packing_config(config, model, n, shuffle=False))
+        for n in local_data_shards(config)
+    }
+    return PackedData(shards, config.data.data_shards)
 
 
-class PackedData(Lanes[PackedBatch]):
+class PackedData(DataShards[PackedBatch]):
     """The mixture's batches as the loop takes them: (Batch, kinds), and the names of their samples."""
 
     def __next__(self) -> HostBatch:

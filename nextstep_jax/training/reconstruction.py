@@ -15,14 +15,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nextstep_jax.config import ImageTokenizerConfig
+from nextstep_jax.data.data_shards import DataShards
 from nextstep_jax.data.images import to_float, to_uint8
-from nextstep_jax.data.lanes import Lanes
 from nextstep_jax.data.pixels import PixelBatch, PixelBatches
 from nextstep_jax.data.sources import open_source
 from nextstep_jax.errors import InputError
 from nextstep_jax.models.image_tokenizer import ImageTokenizer
 from nextstep_jax.objectives.reconstruction import Weights, discriminator_loss, draw_noise, reconstruction_loss
-from nextstep_jax.training.config import image_tokenizer_config, local_lanes
+from nextstep_jax.training.config import image_tokenizer_config, local_data_shards
 from nextstep_jax.training.flops import reconstruction_flops
 from nextstep_jax.training.stage import Export, HostBatch, Stage, picture_grid
 from nextstep_jax.training.step import Objective, WeightedMean
@@ -124,7 +124,7 @@ def make_objective(
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-class PixelData(Lanes[PixelBatch]):
+class PixelData(DataShards[PixelBatch]):
     """Pictures as the loop takes them, and their names."""
 
     def __next__(self) -> HostBatch:
@@ -135,10 +135,12 @@ class PixelData(Lanes[PixelBatch]):
 
 def open_data(config: ConfigDict, sources: tuple[str, ...]) -> PixelData:
     """This host's pictures of the given sources, from their start."""
-    data, mine = config.data, local_lanes(config)
-    opened, size = [open_source(source) for source in sources], data.batch_size // data.lanes
-    options = {"seed": config.seed, "lanes": data.lanes, "workers": -(-data.workers // len(mine))}
-    return PixelData({n: PixelBatches(opened, size, data.height, data.width, lane=n, **options) for n in mine}, data.lanes)
+    data, mine = config.data, local_data_shards(config)
+    opened, size = [open_source(source) for source in sources], data.batch_size // data.data_shards
+    options = {"seed": config.seed, "data_shards": data.data_shards, "workers": -(-data.workers // len(mine))}
+    return PixelData(
+        {n: PixelBatches(opened, size, data.height, data.width, data_shard=n, **options) for n in mine}, data.data_shards
+    )
 
 
 # --- what comes out ---------------------------------------------------------------------------------------------------

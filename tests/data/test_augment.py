@@ -14,7 +14,7 @@ from tests.data.made_up import image
 MAKE_SEED = json.loads((GOLDENS / "sequences_feb.json").read_text())["make_seed"]
 DRAWS = 2000
 
-PAIR = Sample((TextPart("a cat"), image(1, 1, 0)), "pair", "pair", variants={"short": "cat", "long": "a cat on a mat"})
+PAIR = Sample((TextPart("a cat"), image(1, 1, 0)), "pair", "pair", caption_variants={"short": "cat", "long": "a cat on a mat"})
 SOURCE, OTHER, TARGET = image(1, 1, 1), image(1, 2, 2), image(2, 1, 3)
 EDIT = Sample((SOURCE, TextPart("make it red"), TARGET), "edit", "edit")
 EDIT_OF_TWO = Sample((SOURCE, OTHER, TextPart("join them"), TARGET), "edit", "edit of two")
@@ -53,20 +53,20 @@ def test_image_first():
     assert rates(PAIR, image_first=0.3) == pytest.approx({"t 1*1": 0.7, "1*1 t": 0.3}, abs=0.04)
 
 
-def test_drop_text():
-    assert rates(PAIR, drop_text=0.2) == pytest.approx({"t 1*1": 0.8, "1*1": 0.2}, abs=0.04)
+def test_caption_dropout():
+    assert rates(PAIR, caption_dropout=0.2) == pytest.approx({"t 1*1": 0.8, "1*1": 0.2}, abs=0.04)
 
 
-def test_drop_of_two():
+def test_source_dropout():
     expected = {"1*1 t 2*1": 0.8, "t 2*1": 0.1, "1*1 2*1": 0.1}
-    assert rates(EDIT, drop_of_two=0.2) == pytest.approx(expected, abs=0.03)
-    assert rates(EDIT_OF_TWO, drop_of_two=1) == {"1*1 1*2 t 2*1": pytest.approx(1)}
+    assert rates(EDIT, source_dropout=0.2) == pytest.approx(expected, abs=0.03)
+    assert rates(EDIT_OF_TWO, source_dropout=1) == {"1*1 1*2 t 2*1": pytest.approx(1)}
 
 
-def test_drop_of_three():
+def test_two_source_dropout():
     expected = {"1*1 1*2 t 2*1": 0.7, "1*2 t 2*1": 0.09, "1*1 t 2*1": 0.21}
-    assert rates(EDIT_OF_TWO, drop_of_three=0.3) == pytest.approx(expected, abs=0.03)
-    assert rates(EDIT, drop_of_three=1) == {"1*1 t 2*1": pytest.approx(1)}
+    assert rates(EDIT_OF_TWO, two_source_dropout=0.3) == pytest.approx(expected, abs=0.03)
+    assert rates(EDIT, two_source_dropout=1) == {"1*1 t 2*1": pytest.approx(1)}
 
 
 def test_sources_last():
@@ -89,16 +89,16 @@ def texts(sample, **changes) -> set[str]:
 
 
 def test_wordings():
-    assert texts(PAIR, wordings={"": 1, "short": 1, "long": 0, "absent": 5}) == {"a cat", "cat"}
-    assert texts(PAIR, wordings={"absent": 1}) == {"a cat"}
-    assert texts(PAIR, wordings={"long": 1}) == {"a cat on a mat"}
+    assert texts(PAIR, caption_variants={"": 1, "short": 1, "long": 0, "absent": 5}) == {"a cat", "cat"}
+    assert texts(PAIR, caption_variants={"absent": 1}) == {"a cat"}
+    assert texts(PAIR, caption_variants={"long": 1}) == {"a cat on a mat"}
 
 
 def test_templates_and_capitals():
     assert texts(PAIR, templates=("{text}", "draw {text}!")) == {"a cat", "draw a cat!"}
-    assert texts(PAIR, capitalise=0.5) == {"a cat", "A cat"}
+    assert texts(PAIR, capitalize=0.5) == {"a cat", "A cat"}
     document = Sample((TextPart("as it is"),), "text", "document")
-    assert texts(document, capitalise=1.0, templates=("draw {text}",)) == {"as it is"}
+    assert texts(document, capitalize=1.0, templates=("draw {text}",)) == {"as it is"}
     braces = Sample((TextPart("{0.__class__}"), image(1, 1, 0)), "pair", "braces")
     assert texts(braces, templates=("draw {text}",)) == {"draw {0.__class__}"}
 
@@ -111,7 +111,9 @@ def test_same_index_same_choice_and_epochs_differ():
     assert first != [shape(arrange(PAIR, augmentation, 4, index)) for index in range(200)]
 
 
-@pytest.mark.parametrize("changes", [{"image_first": 1.5}, {"drop_text": -0.1}, {"wordings": {"a": -1}}, {"templates": ("x",)}])
+@pytest.mark.parametrize(
+    "changes", [{"image_first": 1.5}, {"caption_dropout": -0.1}, {"caption_variants": {"a": -1}}, {"templates": ("x",)}]
+)
 def test_bad_settings(changes):
     with pytest.raises(InputError, match=next(iter(changes))[:6]):
         Augmentation(**changes)

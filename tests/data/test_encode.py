@@ -60,11 +60,11 @@ def test_latents_replace_images_in_place(dataset, tmp_path, batch):
     assert (source.name, source.index["kinds"]) == ("tiny", {"text": 1, "pair": 4, "edit": 1})
     for index, before in enumerate(SAMPLES):
         after = source[index]
-        assert (after.key, after.kind, after.texts, after.variants, after.metadata) == (
+        assert (after.key, after.kind, after.texts, after.caption_variants, after.metadata) == (
             before.key,
             before.kind,
             before.texts,
-            before.variants,
+            before.caption_variants,
             before.metadata,
         )
         assert [type(part) for part in after.parts] == [type(part) for part in before.parts]

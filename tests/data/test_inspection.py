@@ -53,7 +53,7 @@ def test_counts_and_measures():
     assert pictures["aspect"] == {"12x21": 1, "16x16": 2}
     assert found["captions"]["count"] == 3
     assert found["captions"]["words"] == {"min": 3, "median": 3, "p95": 90, "max": 100}
-    assert (found["variants"], found["skipped"]) == ({"short": 1}, {"caption": 1})
+    assert (found["caption_variants"], found["skipped"]) == ({"short": 1}, {"caption": 1})
     json.dumps(found)
 
 

@@ -11,15 +11,15 @@ from nextstep_jax.data.augment import AS_STORED, Augmentation
 from nextstep_jax.data.mixture import BatchIterator
 from nextstep_jax.data.records import ImagePart, Sample
 from nextstep_jax.data.sequence import KIND_IDS
-from nextstep_jax.data.streams import Ingredient, Layout
+from nextstep_jax.data.streams import MixtureComponent, PackingConfig
 from nextstep_jax.errors import InputError
 from nextstep_jax.objectives.multitask import target_weights
 from tests.data.made_up import ListSource, image, text, vocabulary
 
 VOCABULARY = vocabulary()
 LENGTH = 64
-LAYOUT = Layout(batch_size=2, length=LENGTH, open_rows=4)
-AUGMENTATION = Augmentation(capitalise=0)  # the made-up words have no capitals
+PACKING = PackingConfig(batch_size=2, seq_len=LENGTH, packing_buffer=4)
+AUGMENTATION = Augmentation(capitalize=0)  # the made-up words have no capitals
 
 
 def documents(count: int) -> ListSource:
@@ -50,10 +50,10 @@ def stories(count: int) -> ListSource:
     return ListSource(samples, "stories")
 
 
-def mixture(augmentation=AUGMENTATION) -> list[Ingredient]:
+def mixture(augmentation=AUGMENTATION) -> list[MixtureComponent]:
     """The four kinds in the ratios of the paper's annealing stage."""
     sources = ((documents(40), 0.2), (pairs(50), 0.6), (edits(30), 0.1), (stories(30), 0.1))
-    return [Ingredient(source, share, augmentation) for source, share in sources]
+    return [MixtureComponent(source, weight, augmentation) for source, weight in sources]
 
 
 def take(batches: BatchIterator, count: int) -> list:
@@ -71,15 +71,15 @@ def assert_same(found, expected) -> None:
         np.testing.assert_array_equal(getattr(found.batch, field.name), getattr(expected.batch, field.name))
 
 
-def stop_and_go_on(layout: Layout, stops, ahead: int = 2) -> None:
+def stop_and_go_on(config: PackingConfig, stops, ahead: int = 2) -> None:
     """The batches after each stop are those that would have come; the state passes through JSON."""
-    with BatchIterator(mixture(), VOCABULARY, layout, ahead) as batches:
+    with BatchIterator(mixture(), VOCABULARY, config, ahead) as batches:
         states, run = [json.dumps(batches.get_state())], []
         for _ in range(max(stops) + 3):
             run.append(next(batches))
             states.append(json.dumps(batches.get_state()))
     for stop in stops:
-        with BatchIterator(mixture(), VOCABULARY, layout, ahead) as batches:
+        with BatchIterator(mixture(), VOCABULARY, config, ahead) as batches:
             batches.set_state(json.loads(states[stop]))
             for place in range(stop, stop + 3):
                 assert_same(next(batches), run[place])
@@ -88,35 +88,35 @@ def stop_and_go_on(layout: Layout, stops, ahead: int = 2) -> None:
 
 def test_continues_from_any_batch():
     """Every stop falls into open rows, and some wait with closed ones."""
-    stop_and_go_on(LAYOUT, stops=(0, 1, 2, 7, 12, 23))
+    stop_and_go_on(PACKING, stops=(0, 1, 2, 7, 12, 23))
 
 
 def test_continues_within_a_document_that_spans_rows():
-    stop_and_go_on(dataclasses.replace(LAYOUT, batch_size=1, length=36, open_rows=2), stops=(1, 9, 10, 26))
+    stop_and_go_on(dataclasses.replace(PACKING, batch_size=1, seq_len=36, packing_buffer=2), stops=(1, 9, 10, 26))
 
 
 def test_continues_with_another_number_of_readers():
     """Reader processes change neither the batches nor the saved position, and continue from anyone's."""
-    ingredients = [Ingredient(pairs(50), 1, AUGMENTATION)]
-    with BatchIterator(ingredients, VOCABULARY, LAYOUT) as batches:
+    components = [MixtureComponent(pairs(50), 1, AUGMENTATION)]
+    with BatchIterator(components, VOCABULARY, PACKING) as batches:
         expected = take(batches, 2)
         state = json.loads(json.dumps(batches.get_state()))
         expected += take(batches, 8)
-    with BatchIterator(ingredients, VOCABULARY, dataclasses.replace(LAYOUT, workers=2)) as batches:
+    with BatchIterator(components, VOCABULARY, dataclasses.replace(PACKING, workers=2)) as batches:
         batches.set_state(state)
         for place in range(2, 8):
             assert_same(next(batches), expected[place])
         state = json.loads(json.dumps(batches.get_state()))
-    with BatchIterator(ingredients, VOCABULARY, LAYOUT) as batches:
+    with BatchIterator(components, VOCABULARY, PACKING) as batches:
         batches.set_state(state)
         for place in range(8, 10):
             assert_same(next(batches), expected[place])
 
 
 def test_closing_does_not_lose_what_was_made_ahead():
-    with BatchIterator(mixture(), VOCABULARY, LAYOUT, ahead=4) as batches:
+    with BatchIterator(mixture(), VOCABULARY, PACKING, ahead=4) as batches:
         expected = take(batches, 6)
-    with BatchIterator(mixture(), VOCABULARY, LAYOUT, ahead=4) as batches:
+    with BatchIterator(mixture(), VOCABULARY, PACKING, ahead=4) as batches:
         found = []
         for _ in range(6):
             found.append(next(batches))
@@ -125,15 +125,15 @@ def test_closing_does_not_lose_what_was_made_ahead():
 
 
 def test_a_position_of_another_mixture_is_refused():
-    with BatchIterator(mixture(), VOCABULARY, LAYOUT) as batches:
+    with BatchIterator(mixture(), VOCABULARY, PACKING) as batches:
         state = json.loads(json.dumps(batches.get_state()))
-    for changes, message in (({"seed": 1}, "seed 42"), ({"lanes": 2}, "lanes 1")):
-        layout = dataclasses.replace(LAYOUT, **changes)
-        with BatchIterator(mixture(), VOCABULARY, layout) as batches, pytest.raises(InputError, match=message):
+    for changes, message in (({"seed": 1}, "seed 42"), ({"data_shards": 2}, "data_shards 1")):
+        config = dataclasses.replace(PACKING, **changes)
+        with BatchIterator(mixture(), VOCABULARY, config) as batches, pytest.raises(InputError, match=message):
             batches.set_state(state)
-    with BatchIterator(mixture()[1:], VOCABULARY, LAYOUT) as batches, pytest.raises(InputError, match="sources"):
+    with BatchIterator(mixture()[1:], VOCABULARY, PACKING) as batches, pytest.raises(InputError, match="sources"):
         batches.set_state(state)
-    with BatchIterator(mixture(), VOCABULARY, LAYOUT) as batches, pytest.raises(InputError, match="version"):
+    with BatchIterator(mixture(), VOCABULARY, PACKING) as batches, pytest.raises(InputError, match="version"):
         batches.set_state({"position": {}})
 
 
@@ -143,17 +143,17 @@ def sample_counts(run) -> Counter:
 
 def test_every_sample_once_an_epoch():
     """Over two epochs every sample comes twice, documents once for each of their pieces; the last rows are partly padding."""
-    ingredients = mixture(AS_STORED)
-    with BatchIterator(ingredients, VOCABULARY, dataclasses.replace(LAYOUT, epochs=2)) as batches:
+    components = mixture(AS_STORED)
+    with BatchIterator(components, VOCABULARY, dataclasses.replace(PACKING, epochs=2)) as batches:
         run = list(batches)
         with pytest.raises(StopIteration):
             next(batches)
     expected = Counter()
-    for ingredient in ingredients:
-        for sample in ingredient.source.samples:
+    for component in components:
+        for sample in component.source.samples:
             words = sum(len(part.text.split()) for part in sample.texts)
             pieces = -(-(words + 1) // LENGTH) if sample.kind == "text" else 1
-            expected[f"{ingredient.source.name}:{sample.key}"] = 2 * pieces
+            expected[f"{component.source.name}:{sample.key}"] = 2 * pieces
     assert sample_counts(run) == expected
     assert all(packed.batch.shape == (2, LENGTH) for packed in run)
 
@@ -162,35 +162,35 @@ def test_hosts_divide_each_epoch_between_them():
     for count in (2, 3):
         union = Counter()
         for index in range(count):
-            layout = dataclasses.replace(LAYOUT, epochs=1, lane=index, lanes=count)
-            with BatchIterator([Ingredient(pairs(50), 1, AS_STORED)], VOCABULARY, layout) as batches:
+            config = dataclasses.replace(PACKING, epochs=1, data_shard=index, data_shards=count)
+            with BatchIterator([MixtureComponent(pairs(50), 1, AS_STORED)], VOCABULARY, config) as batches:
                 union += sample_counts(batches)
         assert union == Counter({f"pairs:{i}": 1 for i in range(50)})
 
 
-def orders(layout: Layout, count: int) -> list[str]:
+def orders(config: PackingConfig, count: int) -> list[str]:
     """The first samples in the order of reading, seen through rows that hold one sample each."""
-    layout = dataclasses.replace(layout, batch_size=1, open_rows=1, length=34)
-    with BatchIterator([Ingredient(pairs(50, ((4, 4),)), 1, AS_STORED)], VOCABULARY, layout) as batches:
+    config = dataclasses.replace(config, batch_size=1, packing_buffer=1, seq_len=34)
+    with BatchIterator([MixtureComponent(pairs(50, ((4, 4),)), 1, AS_STORED)], VOCABULARY, config) as batches:
         return [row[0] for packed in take(batches, count) for row in packed.keys]
 
 
 def test_shuffling():
     stored = [f"pairs:{i}" for i in range(50)]
-    assert orders(dataclasses.replace(LAYOUT, shuffle=False), 120) == [*stored, *stored, *stored[:20]]
-    shuffled = orders(LAYOUT, 100)
-    assert shuffled == orders(LAYOUT, 100)
+    assert orders(dataclasses.replace(PACKING, shuffle=False), 120) == [*stored, *stored, *stored[:20]]
+    shuffled = orders(PACKING, 100)
+    assert shuffled == orders(PACKING, 100)
     first, second = shuffled[:50], shuffled[50:]
     assert sorted(first) == sorted(second) == sorted(stored)
     assert first != second and first != stored
-    assert orders(dataclasses.replace(LAYOUT, seed=43), 50) != first
+    assert orders(dataclasses.replace(PACKING, seed=43), 50) != first
 
 
 def test_choices_differ_from_epoch_to_epoch():
     """A pair whose image comes first in one epoch need not in the next."""
-    layout = dataclasses.replace(LAYOUT, batch_size=1, open_rows=1, length=34, shuffle=False)
-    ingredient = Ingredient(pairs(50, ((4, 4),)), 1, dataclasses.replace(AS_STORED, image_first=0.5))
-    with BatchIterator([ingredient], VOCABULARY, layout) as batches:
+    config = dataclasses.replace(PACKING, batch_size=1, packing_buffer=1, seq_len=34, shuffle=False)
+    component = MixtureComponent(pairs(50, ((4, 4),)), 1, dataclasses.replace(AS_STORED, image_first=0.5))
+    with BatchIterator([component], VOCABULARY, config) as batches:
         first = [packed.batch.text_ids[0, 0] == VOCABULARY.special.image_area for packed in take(batches, 100)]
     assert 10 < sum(first[:50]) < 40
     assert first[:50] != first[50:]
@@ -203,13 +203,13 @@ def tokens_by_kind(run) -> dict[str, float]:
 
 
 def test_shares_are_shares_of_tokens():
-    with BatchIterator(mixture(), VOCABULARY, LAYOUT) as batches:
+    with BatchIterator(mixture(), VOCABULARY, PACKING) as batches:
         found = tokens_by_kind(take(batches, 120))
     assert found == pytest.approx({"text": 0.2, "pair": 0.6, "edit": 0.1, "interleaved": 0.1}, abs=0.01)
 
 
 def test_packed_samples_are_separate_segments():
-    with BatchIterator(mixture(), VOCABULARY, LAYOUT) as batches:
+    with BatchIterator(mixture(), VOCABULARY, PACKING) as batches:
         for packed in take(batches, 10):
             for b, row in enumerate(packed.keys):
                 segment_ids = packed.batch.segment_ids[b]
@@ -226,29 +226,29 @@ def test_every_target_of_a_row_has_a_place():
         weights = zip(*(target_weights(packed.batch) for packed in run), strict=True)
         return [max(int((np.asarray(w) > 0).sum(axis=1).max()) for w in kind) for kind in weights]
 
-    layout = dataclasses.replace(LAYOUT, text_places=32, image_places=24)
-    with BatchIterator(mixture(), VOCABULARY, LAYOUT) as batches:
+    config = dataclasses.replace(PACKING, max_text_targets=32, max_image_targets=24)
+    with BatchIterator(mixture(), VOCABULARY, PACKING) as batches:
         text, image = most_targets(take(batches, 60))
     assert text > 32 and image > 24
-    with BatchIterator(mixture(), VOCABULARY, layout) as batches:
+    with BatchIterator(mixture(), VOCABULARY, config) as batches:
         run = take(batches, 60)
     text, image = most_targets(run)
     assert 28 <= text <= 32 and 20 <= image <= 24
     assert tokens_by_kind(run) == pytest.approx({"text": 0.2, "pair": 0.6, "edit": 0.1, "interleaved": 0.1}, abs=0.02)
-    stop_and_go_on(layout, stops=(1, 7))
+    stop_and_go_on(config, stops=(1, 7))
 
 
 def test_samples_longer_than_a_row_are_counted():
     source = ListSource([*pairs(6).samples, Sample((text(range(90)), image(2, 2, 0)), "pair", "long")], "pairs")
-    with BatchIterator([Ingredient(source, 1, AS_STORED)], VOCABULARY, dataclasses.replace(LAYOUT, epochs=3)) as batches:
+    with BatchIterator([MixtureComponent(source, 1, AS_STORED)], VOCABULARY, dataclasses.replace(PACKING, epochs=3)) as batches:
         run = list(batches)
     assert run[-1].dropped == 3
     assert "pairs:long" not in sample_counts(run)
 
 
 def test_a_source_without_any_sample_that_fits_is_refused():
-    layout = dataclasses.replace(LAYOUT, length=8)
-    with BatchIterator([Ingredient(pairs(5))], VOCABULARY, layout) as batches:
+    config = dataclasses.replace(PACKING, seq_len=8)
+    with BatchIterator([MixtureComponent(pairs(5))], VOCABULARY, config) as batches:
         for _ in range(2):  # asked again, it says it again
             with pytest.raises(InputError, match="pairs: none of the last 5 samples fits into a row of 8"):
                 next(batches)
@@ -258,8 +258,11 @@ def test_a_source_without_any_sample_that_fits_is_refused():
 def test_errors_of_readers_name_the_sample(workers):
     pixels = ImagePart.from_pixels(np.zeros((16, 16, 3), np.uint8))
     source = ListSource([Sample((text([1]), pixels), "pair", "bad")])
-    layout = dataclasses.replace(LAYOUT, workers=workers)
-    with BatchIterator([Ingredient(source)], VOCABULARY, layout) as batches, pytest.raises(InputError, match="sample 'bad'"):
+    config = dataclasses.replace(PACKING, workers=workers)
+    with (
+        BatchIterator([MixtureComponent(source)], VOCABULARY, config) as batches,
+        pytest.raises(InputError, match="sample 'bad'"),
+    ):
         next(batches)
 
 
@@ -267,23 +270,23 @@ def test_errors_of_readers_name_the_sample(workers):
     "changes, message",
     [
         ({"batch_size": 0}, "batch_size"),
-        ({"lane": 2, "lanes": 2}, "lane"),
+        ({"data_shard": 2, "data_shards": 2}, "data_shard"),
         ({"epochs": 0}, "epochs"),
-        ({"text_places": 0}, "text_places"),
-        ({"image_places": LENGTH + 1}, "image_places"),
+        ({"max_text_targets": 0}, "max_text_targets"),
+        ({"max_image_targets": LENGTH + 1}, "max_image_targets"),
         ({"grids": ()}, "grids"),
         ({"grids": ((2, 2),), "epochs": 1}, "epochs"),
     ],
 )
 def test_bad_layouts(changes, message):
     with pytest.raises(InputError, match=message):
-        dataclasses.replace(LAYOUT, **changes)
+        dataclasses.replace(PACKING, **changes)
 
 
 def test_bad_ingredients():
-    with pytest.raises(InputError, match="share of pairs"):
-        Ingredient(pairs(2), share=0)
+    with pytest.raises(InputError, match="weight of pairs"):
+        MixtureComponent(pairs(2), weight=0)
     with pytest.raises(InputError, match="pairs has no samples"):
-        Ingredient(ListSource([], "pairs"))
+        MixtureComponent(ListSource([], "pairs"))
     with pytest.raises(InputError, match="at least one source"):
-        BatchIterator([], VOCABULARY, LAYOUT)
+        BatchIterator([], VOCABULARY, PACKING)

@@ -12,21 +12,21 @@ SPECIAL = vocabulary().special
 LENGTH = 20
 
 
-def pack(sizes, open_rows):
-    packing = BestFit((LENGTH,), open_rows)
+def pack(sizes, packing_buffer):
+    packing = BestFit((LENGTH,), packing_buffer)
     closed = []
     for item, size in enumerate(sizes):
         row = packing.add(item, (size,))
         closed += [row] if row is not None else []
-        assert len(packing.rows) <= open_rows
+        assert len(packing.rows) <= packing_buffer
         assert packing.used == [(sum(sizes[item] for item in row),) for row in packing.rows]
     return closed, packing
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, LENGTH), max_size=60), st.integers(1, 6))
-def test_every_item_lands_once_in_a_row_it_fits(sizes, open_rows):
-    closed, packing = pack(sizes, open_rows)
+def test_every_item_lands_once_in_a_row_it_fits(sizes, packing_buffer):
+    closed, packing = pack(sizes, packing_buffer)
     rows = closed + packing.flush()
     assert sorted(item for row in rows for item in row) == list(range(len(sizes)))
     assert all(0 < sum(sizes[item] for item in row) <= LENGTH for row in rows)
@@ -35,8 +35,8 @@ def test_every_item_lands_once_in_a_row_it_fits(sizes, open_rows):
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, LENGTH), min_size=1, max_size=60), st.integers(1, 6))
-def test_a_row_closes_only_for_an_item_that_fits_nowhere(sizes, open_rows):
-    packing = BestFit((LENGTH,), open_rows)
+def test_a_row_closes_only_for_an_item_that_fits_nowhere(sizes, packing_buffer):
+    packing = BestFit((LENGTH,), packing_buffer)
     for item, size in enumerate(sizes):
         before = [used for (used,) in packing.used]
         row = packing.add(item, (size,))
@@ -52,9 +52,9 @@ def test_best_fit():
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 8), st.integers(0, 8)), max_size=60), st.integers(1, 6))
-def test_no_row_has_more_of_anything_than_its_limits(halves, open_rows):
+def test_no_row_has_more_of_anything_than_its_limits(halves, packing_buffer):
     sizes = [(text + image, text, image) for text, image in halves]
-    packing, rows = BestFit((LENGTH, 8, 15), open_rows), []
+    packing, rows = BestFit((LENGTH, 8, 15), packing_buffer), []
     for item, size in enumerate(sizes):
         row = packing.add(item, size)
         rows += [row] if row is not None else []

@@ -61,7 +61,7 @@ def test_a_saved_position_gives_the_very_next_batch():
 
 
 def test_hosts_share_the_pictures():
-    hosts = [PixelBatches([Images(12)], 2, 8, 8, lane=host, lanes=2) for host in (0, 1)]
+    hosts = [PixelBatches([Images(12)], 2, 8, 8, data_shard=host, data_shards=2) for host in (0, 1)]
     seen = [sum(numbers(host, 3), []) for host in hosts]
     for host in hosts:
         host.close()

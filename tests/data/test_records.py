@@ -149,13 +149,13 @@ def test_splitting_a_caption():
 
 
 def test_rewording_replaces_text_and_keeps_images_and_losses():
-    assert PAIR.reworded("short").parts == (TextPart("cat"), PICTURE)
-    assert PAIR.reworded("placed").parts == (PICTURE, TextPart(" a cat"))
+    assert PAIR.with_caption("short").parts == (TextPart("cat"), PICTURE)
+    assert PAIR.with_caption("placed").parts == (PICTURE, TextPart(" a cat"))
     after = dataclasses.replace(PICTURE, loss=False)
     first = Sample((after, TextPart("what?", loss=False)), "pair", "k", {"v": "which?"})
-    assert first.reworded("v").parts == (after, TextPart("which?", loss=False))
+    assert first.with_caption("v").parts == (after, TextPart("which?", loss=False))
     edit = Sample((after, TextPart("go"), PICTURE), "edit", "k", {"v": "from <image_0> to <image_1>!"})
-    assert edit.reworded("v").parts == (TextPart("from "), after, TextPart(" to "), PICTURE, TextPart("!"))
+    assert edit.with_caption("v").parts == (TextPart("from "), after, TextPart(" to "), PICTURE, TextPart("!"))
 
 
 # --- what is no sample ------------------------------------------------------------------------------------------------

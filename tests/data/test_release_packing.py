@@ -11,7 +11,7 @@ from nextstep_jax.data.mixture import BatchIterator
 from nextstep_jax.data.packing import assemble
 from nextstep_jax.data.release_packing import ReleasePacking
 from nextstep_jax.data.sequence import KIND_IDS
-from nextstep_jax.data.streams import Ingredient, Layout, Stream
+from nextstep_jax.data.streams import MixtureComponent, PackingConfig, Stream
 from nextstep_jax.errors import InputError
 from tests.conftest import GOLDENS
 from tests.data.made_up import CHANNELS, ListSource, golden_source, vocabulary
@@ -50,13 +50,13 @@ def check_row(batch, b, input_ids, labels, image_numbers, image_filtered_idx):
 def test_rows(example):
     source = golden_source(example["samples"], example["kind"])
     augmentation = dataclasses.replace(AS_STORED, image_first=example.get("image_first_probability", 0))
-    layout = Layout(1, example["max_len"], shuffle=False, grids=grids(example["grids_known"]))
-    stream = Stream(Ingredient(source, 1, augmentation), VOCABULARY, layout, 0)
-    packing = ReleasePacking([stream], VOCABULARY.special, layout)
+    config = PackingConfig(1, example["max_len"], shuffle=False, grids=grids(example["grids_known"]))
+    stream = Stream(MixtureComponent(source, 1, augmentation), VOCABULARY, config, 0)
+    packing = ReleasePacking([stream], VOCABULARY.special, config)
     for pack in example["packs"]:
         row = packing.next_row(0)
         contents = [[(item.segment, KIND_IDS[item.kind]) for item in row.items]]
-        batch, _ = assemble(contents, 1, layout.length, CHANNELS, PAD, separated=False)
+        batch, _ = assemble(contents, 1, config.seq_len, CHANNELS, PAD, separated=False)
         images = pack.get("image_numbers", []), pack.get("image_filtered_idx", [])
         check_row(batch, 0, pack["input_ids"], pack["labels"], *images)
         assert stream.position == pack["samples_read_so_far"]
@@ -66,17 +66,17 @@ def test_rows(example):
     lengths = {grid: len(queue) for grid, queue in packing.state()["queues"][0].items() if queue}
     assert lengths == {grid: len(queue["sample_ends"]) - 1 for grid, queue in left.get("queues", {}).items()}
     assert packing.state()["text"][0][0] == left.get("stream", [])
-    assert stream.misfits == sum("dropped" in sample for sample in example["samples"])
+    assert stream.oversized == sum("dropped" in sample for sample in example["samples"])
     stream.close()
 
 
 def iterator(example, **changes) -> BatchIterator:
-    ingredients = []
+    components = []
     for number, dataset in enumerate(example["datasets"]):
         samples = [sample for sample in example["samples"] if sample["dataset"] == number]
-        ingredients.append(Ingredient(golden_source(samples, dataset["kind"]), dataset["weight"], RELEASE))
-    layout = Layout(example["batch_size"], example["max_len"], shuffle=False, grids=grids(example["grids_known"]))
-    return BatchIterator(ingredients, VOCABULARY, dataclasses.replace(layout, **changes))
+        components.append(MixtureComponent(golden_source(samples, dataset["kind"]), dataset["weight"], RELEASE))
+    config = PackingConfig(example["batch_size"], example["max_len"], shuffle=False, grids=grids(example["grids_known"]))
+    return BatchIterator(components, VOCABULARY, dataclasses.replace(config, **changes))
 
 
 @pytest.mark.parametrize("example", SEQUENCES["batches"], ids=lambda example: example["name"])
@@ -123,6 +123,6 @@ def test_text_alone_with_one_row_a_batch_is_refused():
 
 def test_an_unlisted_grid_is_refused():
     source = ListSource([golden_source(SEQUENCES["examples"][0]["samples"], "image_text_pair").samples[0]])
-    layout = Layout(1, 40, shuffle=False, grids=((3, 3),))
-    with BatchIterator([Ingredient(source)], VOCABULARY, layout) as batches, pytest.raises(InputError, match=r"2\*4"):
+    config = PackingConfig(1, 40, shuffle=False, grids=((3, 3),))
+    with BatchIterator([MixtureComponent(source)], VOCABULARY, config) as batches, pytest.raises(InputError, match=r"2\*4"):
         next(batches)

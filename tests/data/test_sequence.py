@@ -12,9 +12,9 @@ from nextstep_jax.data.augment import AS_STORED, draws
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
 from nextstep_jax.data.sequence import (
     ImageTokens,
-    Preparation,
-    Prepared,
     TextIds,
+    Tokenize,
+    TokenizedSample,
     cut_images,
     cut_text,
     frame,
@@ -41,8 +41,8 @@ def image_tokens(h, w, number=0.0, loss=True):
     return ImageTokens(np.full((h * w, CHANNELS), number, np.float32), h, w, loss)
 
 
-def prepared(kind, *parts, index=0):
-    return Prepared(index, "key", kind, list(parts))
+def tokenized(kind, *parts, index=0):
+    return TokenizedSample(index, "key", kind, list(parts))
 
 
 def test_patchify_is_the_releases():
@@ -127,16 +127,16 @@ def test_every_run_of_images_is_drawn():
 
 def test_segments_by_kind():
     long_text = text_ids(*range(30))
-    assert list(map(len, segments(prepared("text", long_text), SPECIAL, CHANNELS, 0, (12, 12, 12)))) == [12, 12, 7]
-    pair = prepared("pair", text_ids(1), image_tokens(2, 2))
+    assert list(map(len, segments(tokenized("text", long_text), SPECIAL, CHANNELS, 0, (12, 12, 12)))) == [12, 12, 7]
+    pair = tokenized("pair", text_ids(1), image_tokens(2, 2))
     assert list(map(len, segments(pair, SPECIAL, CHANNELS, 0, (12, 12, 12)))) == [12]
     assert segments(pair, SPECIAL, CHANNELS, 0, (11, 11, 11)) == []
 
 
 def test_segments_keep_to_the_places_of_the_heads():
     long_text = text_ids(*range(30))
-    assert list(map(len, segments(prepared("text", long_text), SPECIAL, CHANNELS, 0, (12, 8, 12)))) == [8, 8, 8, 7]
-    pair = prepared("pair", text_ids(1), image_tokens(2, 2))
+    assert list(map(len, segments(tokenized("text", long_text), SPECIAL, CHANNELS, 0, (12, 8, 12)))) == [8, 8, 8, 7]
+    pair = tokenized("pair", text_ids(1), image_tokens(2, 2))
     (segment,) = segments(pair, SPECIAL, CHANNELS, 0, (12, 12, 12))
     positions, text, image = segment.sizes
     assert (positions, text, image) == (12, np.sum(segment.text_weight > 0), 4)
@@ -148,16 +148,16 @@ def test_an_interleaved_sample_keeps_what_fits():
     story = [part for place in range(6) for part in (text_ids(place), image_tokens(2, 4, place))]
     found = set()
     for index in range(30):
-        (segment,) = segments(prepared("interleaved", *story, index=index), SPECIAL, CHANNELS, 0, (64, 64, 64))
-        (again,) = segments(prepared("interleaved", *story, index=index), SPECIAL, CHANNELS, 0, (64, 64, 64))
+        (segment,) = segments(tokenized("interleaved", *story, index=index), SPECIAL, CHANNELS, 0, (64, 64, 64))
+        (again,) = segments(tokenized("interleaved", *story, index=index), SPECIAL, CHANNELS, 0, (64, 64, 64))
         np.testing.assert_array_equal(segment.image_tokens, again.image_tokens)
         assert segment.is_image.sum() == 64 // (2 * 8) * 8
         found.add(segment.image_tokens[0, 0])
     assert found == {0, 1, 2}
 
 
-def preparation(**changes) -> Preparation:
-    return dataclasses.replace(Preparation("source", VOCABULARY, AS_STORED, 0, PATCH, CHANNELS), **changes)
+def preparation(**changes) -> Tokenize:
+    return dataclasses.replace(Tokenize("source", VOCABULARY, AS_STORED, 0, PATCH, CHANNELS), **changes)
 
 
 def test_preparation():

@@ -52,7 +52,7 @@ def test_captions_beside_the_images(folder):
         ("b.png", "pair", TextPart("a cat"), 2),
         ("sub/c.png", "pair", TextPart("ein Käfer"), 3),
     ]
-    assert (found[0].variants, found[0].metadata) == ({"caption_short": "dog"}, {"licence": "CC0"})
+    assert (found[0].caption_variants, found[0].metadata) == ({"caption_short": "dog"}, {"licence": "CC0"})
 
 
 def test_captions_in_a_table(folder):
@@ -63,7 +63,7 @@ def test_captions_in_a_table(folder):
     source = FolderSource(folder)
     samples = {source.names[i]: source[i] for i in range(len(source)) if source.names[i] != "sub/../a.PNG"}
     assert samples["b.png"].parts[0] == TextPart('from, the "table"')
-    assert samples["b.png"].variants == {"caption_zh": "猫", "caption.2": "second", "caption.3": "third"}
+    assert samples["b.png"].caption_variants == {"caption_zh": "猫", "caption.2": "second", "caption.3": "third"}
     assert samples["b.png"].metadata == {"author": "me"}
     assert samples["sub/c.png"].parts[0] == TextPart("dotted")
     assert samples["a.PNG"].parts[0] == TextPart("a dog")  # no row of its own: the file beside it
@@ -224,7 +224,7 @@ def test_tfds_labels_and_lists_of_captions(prepared):
     labels = by_level(TfdsSource("tiny_pictures", data_dir=prepared, caption="label", template="a photo of a {}"))
     assert [labels[i].parts[0].text for i in (0, 1)] == ["a photo of a house cat", "a photo of a dog"]
     several = by_level(TfdsSource("tiny_pictures", data_dir=prepared, caption="captions"))
-    assert (several[3].parts[0].text, several[3].variants) == ("one 3", {"caption.1": "two 3"})
+    assert (several[3].parts[0].text, several[3].caption_variants) == ("one 3", {"caption.1": "two 3"})
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_an_edit_in_the_released_layout(tar):
     first, text, second = sample.parts
     assert (level(first), first.loss, text, level(second), second.loss) == (10, False, TextPart("make it blue"), 20, True)
     assert first.data == png(10) and first.format == "png"  # by content, whatever the name says
-    assert sample.variants == {
+    assert sample.caption_variants == {
         "caption_all.subject_driven": "a cat<image_0>make it blue<image_1>",
         "caption_all.list.0": "<image_1>from<image_0>",
     }
@@ -88,7 +88,7 @@ def test_a_pair_a_text_and_a_plain_caption_file(tar):
     assert len(source) == 3
     pair, text, plain = (source[i] for i in range(3))
     assert (pair.kind, pair.parts[0], level(pair.parts[1])) == ("pair", TextPart("a cat"), 1)
-    assert pair.variants == {"caption_all.0": "one", "caption_all.1": "two"}
+    assert pair.caption_variants == {"caption_all.0": "one", "caption_all.1": "two"}
     assert (text.kind, text.parts) == ("text", (TextPart("a document"),))
     assert (plain.parts[0], plain.parts[2]) == (TextPart("um"), TextPart("stellen: ü"))
 
@@ -107,8 +107,8 @@ def test_variants_count_the_sample_images(tar):
     path = tar([("k.json", value), *[(f"k-{n}.png", png(n)) for n in range(3)]])
     sample = WebDatasetSource([path], "interleaved")[0]
     assert [level(part) for part in sample.images] == [2, 0]
-    assert sample.variants == {"caption_b": "<image_1>y<image_0>"}
-    assert [level(part) for part in sample.reworded("caption_b").images] == [0, 2]
+    assert sample.caption_variants == {"caption_b": "<image_1>y<image_0>"}
+    assert [level(part) for part in sample.with_caption("caption_b").images] == [0, 2]
 
 
 def test_several_images_need_a_kind(tar):

@@ -28,7 +28,7 @@ def compile_for_tpu(*arguments) -> tuple[int, dict]:
 LIMIT = 40e6
 SHRUNK = [
     *("--topology", "v5e:2x2", "--tokens_per_chip", "512"),
-    "--config.data.length=512",
+    "--config.data.seq_len=512",
     "--config.mesh.tensor=2",
     "--config.model.transformer.layers=2",
     "--config.model.transformer.head_dim=128",

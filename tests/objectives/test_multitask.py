@@ -97,7 +97,7 @@ class Golden:
         return self.arrays["noise"][placed], self.arrays["t"][placed]
 
     def loss(self, **options):
-        capacity = options.get("image_capacity")
+        capacity = options.get("max_image_targets")
         loss = functools.partial(multitask.multitask_loss, self.model, **options)
         return jax.jit(loss)(self.params, self.batch, *self.draws(capacity))
 
@@ -198,7 +198,7 @@ def test_just_enough_places_change_nothing():
     g, ((loss, _), _) = golden("train_feb"), value_and_grad("train_feb")
     text, image = (int((w > 0).sum(axis=1).max()) for w in multitask.target_weights(g.batch))
     assert text < g.ids.shape[1] and image < g.ids.shape[1]
-    tight, metrics = g.loss(text_capacity=text, image_capacity=image)
+    tight, metrics = g.loss(max_text_targets=text, max_image_targets=image)
     np.testing.assert_allclose(tight, loss, rtol=1e-6)
     assert metrics.text.losses.shape == (4, text) and metrics.image.losses.shape == (4, image)
 
@@ -206,7 +206,7 @@ def test_just_enough_places_change_nothing():
 def test_overflow_is_counted_and_the_rest_averaged():
     g = golden("train_feb")
     _, full = value_and_grad("train_feb")[0]
-    _, metrics = g.loss(text_capacity=5, image_capacity=3)
+    _, metrics = g.loss(max_text_targets=5, max_image_targets=3)
     for part, whole, mean in ((metrics.text, full.text, metrics.lm_loss), (metrics.image, full.image, metrics.im_loss)):
         places = part.weights.shape[1]
         kept, losses = whole.weights[:, :places], whole.losses[:, :places]

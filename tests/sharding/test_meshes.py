@@ -121,7 +121,7 @@ def training():
     from nextstep_jax.training.multitask import make_objective
 
     config = preset("tiny").with_transformer(layers=2, scan_layers=True, remat="full")
-    objective = make_objective(config, text_capacity=1.0, image_capacity=0.5, length=32)
+    objective = make_objective(config, max_text_targets=32, max_image_targets=16)
     shapes = jax.eval_shape(objective.init, jax.random.key(0))
     rng = np.random.default_rng(1)
     # Every parameter away from its initial value, so that each has a gradient.

@@ -6,10 +6,10 @@ import pathlib
 import pytest
 
 from nextstep_jax.config import preset
-from nextstep_jax.data.streams import Layout
+from nextstep_jax.data.streams import PackingConfig
 from nextstep_jax.errors import InputError
 from nextstep_jax.training.config import as_json, image_tokenizer_config, model_config, require_valid
-from nextstep_jax.training.multitask import layout
+from nextstep_jax.training.multitask import packing_config
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("[a-z]*.py"))
@@ -42,8 +42,8 @@ def test_the_stages_follow_table_1(name, steps, warmup, rate, schedule, length, 
     assert (config.steps, optimizer.warmup_steps, optimizer.learning_rate) == (steps, warmup, rate)
     assert (optimizer.schedule, optimizer.min_learning_rate, optimizer.weight_decay) == (schedule, 0.0, 0.1)
     assert (optimizer.b1, optimizer.b2, optimizer.eps, optimizer.grad_clip_norm) == (0.9, 0.95, 1e-8, 1.0)
-    assert config.data.length == length
-    assert {name: source.share for name, source in config.data.sources.items() if source.share} == shares
+    assert config.data.seq_len == length
+    assert {name: source.weight for name, source in config.data.sources.items() if source.weight} == shares
     model = model_config(config.model)
     assert (model.text_loss_weight, model.image_loss_weight) == (0.01, 1.0)
     assert model.transformer == preset("14b").with_transformer(dtype="bfloat16", remat="full", scan_layers=True).transformer
@@ -52,7 +52,7 @@ def test_the_stages_follow_table_1(name, steps, warmup, rate, schedule, length, 
 @pytest.mark.parametrize("stage, tokens", [("stage1", 1.23e12), ("stage2", 0.61e12), ("anneal", 40e9), ("sft", 5e9)])
 def test_the_stages_see_the_tokens_of_table_1(stage, tokens):
     config = get(f"nextstep_14b_{stage}")
-    assert config.steps * config.data.batch_size * config.data.length == pytest.approx(tokens, rel=0.06)
+    assert config.steps * config.data.batch_size * config.data.seq_len == pytest.approx(tokens, rel=0.06)
 
 
 @pytest.mark.parametrize("name, layers, width", [("40m", 6, 1024), ("157m", 12, 1536), ("528m", 24, 2048)])
@@ -81,15 +81,14 @@ def test_every_config_is_valid(name, argument):
     as_json(config)
     if config.objective == "multitask":
         model = model_config(config.model)
-        Layout(config.data.batch_size, config.data.length, model.token_channels, model.patch)
+        PackingConfig(config.data.batch_size, config.data.seq_len, model.token_channels, model.patch)
 
 
-@pytest.mark.parametrize("name, places", [("nextstep_14b_stage1", 12_288), ("nextstep_14b_stage2", None)])
-def test_rows_are_packed_to_the_places_of_the_heads(name, places):
-    """A head with a place for every position sets no limit, so that a position in the data saved without one still holds."""
+@pytest.mark.parametrize("name, most", [("nextstep_14b_stage1", 12_288), ("nextstep_14b_stage2", 16_384)])
+def test_rows_are_packed_to_the_most_targets_of_the_heads(name, most):
     config = get(name)
-    found = layout(config, model_config(config.model), lane=0)
-    assert (found.text_places, found.image_places) == (places, places)
+    found = packing_config(config, model_config(config.model), data_shard=0)
+    assert (found.max_text_targets, found.max_image_targets) == (most, most)
 
 
 def test_the_docstrings_say_how_to_launch_and_what_to_expect():

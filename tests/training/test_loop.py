@@ -32,7 +32,7 @@ def laptop(shapes_data, tokenizer_folder):
         if config.objective == "multitask":
             config.data.root = str(shapes_data)
             config.image_tokenizer_checkpoint = str(tokenizer_folder)
-            config.data.length, config.data.batch_size = 160, 2
+            config.data.seq_len, config.data.batch_size = 160, 2
             if not config.model.transformer.scan_layers:  # every layer is compiled
                 config.model.transformer.layers = config.model.flow_head.layers = 1
         else:
@@ -78,7 +78,7 @@ def test_every_stage_learns(name, laptop, tmp_path):
     if config.objective == "multitask":
         named = {kind for line in lines for kind in KIND_IDS if f"text_loss/{kind}" in line}
         kinds = {"pairs": "pair", "captions": "pair", "edits": "edit", "thinking": "edit", "tables": "text"}
-        assert named == {kinds.get(name, name) for name, source in config.data.sources.items() if source.share}
+        assert named == {kinds.get(name, name) for name, source in config.data.sources.items() if source.weight}
         assert all(line["packing_waste"] < 0.5 and line["text_targets_dropped"] == 0 for line in lines)
 
 
@@ -117,7 +117,7 @@ def test_a_few_samples_are_learned_by_heart(laptop, tmp_path):
     config = laptop("nextstep_14b_stage1")
     config.steps, config.log_every = 150, 30
     config.data.sources.text.path = "shapes:text:train:4"
-    config.data.sources.interleaved.share = 0.0
+    config.data.sources.interleaved.weight = 0.0
     loop.train(config, tmp_path)
     lines = metrics(tmp_path)
     assert lines[-1]["text_loss"] < 0.5 * lines[0]["text_loss"]
@@ -187,8 +187,8 @@ def test_a_model_on_two_devices_draws_while_it_trains(shapes_data, tokenizer_fol
         ({"steps": 0}, "config.steps"),
         ({"ema_decay": 1.0}, "config.ema_decay"),
         ({"checkpoint.keep_last": 0}, "config.checkpoint.keep_last must"),
-        ({"capacity.image": 1.5}, "config.capacity.image must"),
-        ({"data.lanes": 3}, r"batch_size \(2\) is not a multiple of config.data.lanes \(3\)"),
+        ({"max_target_fraction.image": 1.5}, "config.max_target_fraction.image must"),
+        ({"data.data_shards": 3}, r"batch_size \(2\) is not a multiple of config.data.data_shards \(3\)"),
         (
             {"data.batch_size": 3, "grad_accum_steps": 2},
             "not a multiple of 1 devices with rows x grad_accum_steps 2",

@@ -19,8 +19,8 @@ from nextstep_jax.data.augment import AS_STORED, Augmentation, arrange, draws, m
 from nextstep_jax.data.packing import PackedBatch
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
 from nextstep_jax.data.release_packing import MIXED, ReleasePacking
-from nextstep_jax.data.sequence import ImageTokens, Prepared, Segment, TextIds, training_segment
-from nextstep_jax.data.streams import Layout
+from nextstep_jax.data.sequence import ImageTokens, Segment, TextIds, TokenizedSample, training_segment
+from nextstep_jax.data.streams import PackingConfig
 from nextstep_jax.data.vocabulary import SpecialIds
 from nextstep_jax.errors import InputError
 
@@ -78,24 +78,24 @@ def _answers(example: dict) -> dict:
 class _Samples:
     """Samples of one kind in their order: a `Stream` without readers or a text tokenizer."""
 
-    def __init__(self, samples: list[dict], kind: str, share: float, image_first: float, seed: int):
+    def __init__(self, samples: list[dict], kind: str, weight: float, image_first: float, seed: int):
         if kind not in KINDS:
             raise InputError(f"{FILE}: samples of kind {kind!r} are not known, only {', '.join(KINDS)}")
         augmentation = dataclasses.replace(AS_STORED, image_first=image_first if kind == PAIR else 0)
-        self.name, self.share, self.position, self.misfits = kind, share, 0, 0
-        self.prepared = [_prepare(sample, KINDS[kind], augmentation, seed) for sample in samples]
+        self.name, self.weight, self.position, self.oversized = kind, weight, 0, 0
+        self.tokenized = [_prepare(sample, KINDS[kind], augmentation, seed) for sample in samples]
 
-    def __next__(self) -> Prepared:
-        if self.position == len(self.prepared):
+    def __next__(self) -> TokenizedSample:
+        if self.position == len(self.tokenized):
             raise InputError(f"{FILE}: {self.position} samples of kind {self.name!r} do not fill the rows that it lists")
         self.position += 1
-        return self.prepared[self.position - 1]
+        return self.tokenized[self.position - 1]
 
     def count_fit(self, fits: bool) -> None:
-        self.misfits += not fits
+        self.oversized += not fits
 
 
-def _prepare(sample: dict, kind: str, augmentation: Augmentation, seed: int) -> Prepared:
+def _prepare(sample: dict, kind: str, augmentation: Augmentation, seed: int) -> TokenizedSample:
     """A sample in the order that the augmentation gives it."""
     texts, parts, numbers = {}, [], iter(sample["image_numbers"])
     for piece in sample["pieces"]:
@@ -109,7 +109,7 @@ def _prepare(sample: dict, kind: str, augmentation: Augmentation, seed: int) -> 
     # An edit that has lost its source in an augmentation is, to everything after it, a pair.
     kind = "pair" if kind == "edit" and len(sample["image_numbers"]) == 1 else kind
     arranged = arrange(Sample(tuple(parts), kind, str(sample["index"])), augmentation, seed, sample["index"])
-    return Prepared(sample["index"], str(sample["index"]), kind, [_encode(part, texts) for part in arranged])
+    return TokenizedSample(sample["index"], str(sample["index"]), kind, [_encode(part, texts) for part in arranged])
 
 
 def _encode(part: TextPart | ImagePart, texts: dict[str, TextIds]) -> TextIds | ImageTokens:
@@ -124,7 +124,9 @@ def _encode(part: TextPart | ImagePart, texts: dict[str, TextIds]) -> TextIds | 
 
 def _example(example: dict, seed: int, special: SpecialIds) -> dict:
     """What packing one kind of data gives: the samples' own sequences, the rows, and what is left over."""
-    layout = Layout(1, example["max_len"], channels=1, patch=1, seed=seed, shuffle=False, grids=_grids(example["grids_known"]))
+    layout = PackingConfig(
+        1, example["max_len"], channels=1, patch=1, seed=seed, shuffle=False, grids=_grids(example["grids_known"])
+    )
     image_first = example.get("image_first_probability", 0)
     samples = _Samples(example["samples"], example["kind"], 1.0, image_first, seed)
     packing = ReleasePacking([samples], special, layout)
@@ -132,7 +134,7 @@ def _example(example: dict, seed: int, special: SpecialIds) -> dict:
     for _ in example["packs"]:
         row = packing.next_row(0)
         segments = [item.segment for item in row.items]
-        pack = _row(_joined(segments), layout.length, special) | {"attention_mask": [1] * layout.length}
+        pack = _row(_joined(segments), layout.seq_len, special) | {"attention_mask": [1] * layout.seq_len}
         if is_text:
             pack = {key: pack[key] for key in ("input_ids", "labels", "attention_mask")}
         else:
@@ -147,12 +149,12 @@ def _example(example: dict, seed: int, special: SpecialIds) -> dict:
         left = {"stream": state["text"][0][0]}
 
     described, cuts = [], []
-    for position, prepared in enumerate(samples.prepared):
+    for position, tokenized in enumerate(samples.tokenized):
         if position >= samples.position:
             described.append({})
             continue
-        grid, start, stop = kept.get(position, (None, 0, len(prepared.parts)))
-        segment = training_segment(prepared.parts[start:stop], special, 1)
+        grid, start, stop = kept.get(position, (None, 0, len(tokenized.parts)))
+        segment = training_segment(tokenized.parts[start:stop], special, 1)
         if is_text:
             described.append({"stream": segment.text_ids.tolist()})
             continue
@@ -162,16 +164,16 @@ def _example(example: dict, seed: int, special: SpecialIds) -> dict:
         if grid is None:
             description["dropped"] = "longer than max_len"
         if example["kind"] == PAIR:
-            description["draw"] = draws(seed, prepared.index).random()
+            description["draw"] = draws(seed, tokenized.index).random()
         described.append(description)
-        if stop - start < len(prepared.parts):
-            images = [isinstance(part, ImageTokens) for part in prepared.parts]
+        if stop - start < len(tokenized.parts):
+            images = [isinstance(part, ImageTokens) for part in tokenized.parts]
             cuts.append({"start": sum(images[:start]), "images_kept": sum(images[start:stop])})
     return {"packs": packs, "left_in_buffer": left, "samples": described} | ({"cuts": cuts} if cuts else {})
 
 
 def _queue(origins: list, samples: _Samples, special: SpecialIds) -> dict:
-    lengths = [len(training_segment(samples.prepared[at].parts[start:stop], special, 1)) for at, start, stop in origins]
+    lengths = [len(training_segment(samples.tokenized[at].parts[start:stop], special, 1)) for at, start, stop in origins]
     return {"length": sum(lengths), "sample_ends": [0, *np.cumsum(lengths).tolist()]}
 
 
@@ -182,15 +184,15 @@ def _batches(example: dict, special: SpecialIds) -> dict:
     """What mixing all kinds of data gives: batches, and how far each source was read."""
     if example["worker"] != 0:
         raise InputError(f"{FILE}: batches of worker {example['worker']} are not known, this library has one worker a host")
-    layout = Layout(
+    layout = PackingConfig(
         example["batch_size"],
         example["max_len"],
         channels=1,
         patch=1,
         seed=example["seed"],
         shuffle=False,
-        lane=example["rank"],
-        lanes=example["rank"] + 1,
+        data_shard=example["rank"],
+        data_shards=example["rank"] + 1,
         grids=_grids(example["grids_known"]),
     )
     image_first = example.get("image_first_probability", Augmentation().image_first)

@@ -1,16 +1,16 @@
-"""Lanes: the same batches whatever the number of processes, and a position that any number can continue from."""
+"""Data shards: the same batches whatever the number of processes, and a position that any number can continue from."""
 
 import itertools
 import json
 
 import pytest
 
-from nextstep_jax.data.lanes import Lanes
+from nextstep_jax.data.data_shards import DataShards
 from nextstep_jax.errors import InputError
 
 
 class Numbers:
-    """A lane that counts n, n + 10, n + 20, ..."""
+    """A data shard that counts n, n + 10, n + 20, ..."""
 
     def __init__(self, number):
         self._next = number
@@ -29,10 +29,10 @@ class Numbers:
         self._next = None
 
 
-def processes(count, lanes=4):
-    """What each of `count` processes has of `lanes` lanes."""
-    each = lanes // count
-    return [Lanes({n: Numbers(n) for n in range(i * each, (i + 1) * each)}, lanes) for i in range(count)]
+def processes(count, data_shards=4):
+    """What each of `count` processes has of `data_shards` data shards."""
+    each = data_shards // count
+    return [DataShards({n: Numbers(n) for n in range(i * each, (i + 1) * each)}, data_shards) for i in range(count)]
 
 
 def steps(run, count):
@@ -51,7 +51,7 @@ def test_another_number_of_processes_continues_with_the_very_next_batch(before, 
 
 
 def test_another_number_of_lanes_is_refused():
-    (run,) = processes(1, lanes=2)
+    (run,) = processes(1, data_shards=2)
     saved = [part.get_state() for part in processes(2)]
-    with pytest.raises(InputError, match="saved with config.data.lanes=4, now it is 2"):
+    with pytest.raises(InputError, match="saved with config.data.data_shards=4, now it is 2"):
         run.set_state(saved)
