@@ -1,6 +1,7 @@
 """Shared fixtures: where the golden data lies, and tiny models built once per session."""
 
 import dataclasses
+import importlib.util
 import os
 import pathlib
 
@@ -10,6 +11,15 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Programs run here for a moment only: most of a test's time would go into optimizing them.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+
+def pytest_collection_modifyitems(items):
+    """Without libtpu the tests that compile for TPUs are skipped."""
+    if importlib.util.find_spec("libtpu") is None:
+        for item in items:
+            if item.get_closest_marker("tpu_compiler"):
+                item.add_marker(pytest.mark.skip(reason="needs libtpu, the extra test-tpu"))
+
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
 

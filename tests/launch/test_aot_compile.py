@@ -37,6 +37,7 @@ SHRUNK = [
 ]
 
 
+@pytest.mark.tpu_compiler
 def test_the_training_step_compiles_for_a_tpu_and_fits():
     code, report = compile_for_tpu(*SHRUNK)
     assert code == 0 and report["fits"] is True
@@ -52,6 +53,7 @@ def test_the_training_step_compiles_for_a_tpu_and_fits():
     assert report["collectives"]["all-gather"]["count"] > 0
 
 
+@pytest.mark.tpu_compiler
 def test_the_token_loop_compiles_for_a_tpu():
     """One image token: every layer once, and the flow head at every step of the sampler."""
     vocabulary = "--config.model.transformer.vocab_size=16384"  # or the time embedding were a large part of the parameters
