@@ -20,6 +20,9 @@ product can be quicker than the floor says.
 
 import argparse
 import functools
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from benchmarks import measure
 
@@ -44,38 +47,119 @@ def main() -> None:
 
 def run(a: argparse.Namespace) -> dict:
     """The figures of one setting."""
+    from nextstep_jax.generation.token_loop import SamplerConfig
+
+    config = decoding_config(a.preset, a.dtype)
+    settings = SamplerConfig(branches=2 if a.cfg > 1 else 1, sampler=a.sampler, steps=a.steps, normalize_tokens=True)
+    params = random_params(config, a.dtype)
+    programs = compile_programs(config, settings, params, a.batch, a.tokens, a.prompt, a.cfg, a.chunk)
+    runs = {f"ours/{name}": run for name, run in programs.runs.items()}
+    if a.peer:
+        from benchmarks.torch_peer import Peer
+
+        peer = Peer(a.peer, config, a.threads or 1)
+        runs["peer/a_token"] = peer.decoder(a.batch, a.prompt, a.tokens, a.chunk, a.cfg, a.steps)
+        runs["peer/flow_head"] = peer.flow_head(a.batch, a.cfg, a.steps)
+        runs["peer/prefill"] = peer.prefill(a.batch, settings.branches, a.prompt, a.tokens)
+    found = measure.alternate(runs, a.rounds)
+    ours = per_token({name.split("/")[1]: value for name, value in found.items() if name.startswith("ours/")}, a.chunk)
+    theirs = {name.split("/")[1]: value for name, value in found.items() if name.startswith("peer/")}
+    if theirs:
+        theirs["a_token"] /= a.chunk
+        theirs["transformer"] = theirs["a_token"] - theirs["flow_head"]
+    setting = {k: v for k, v in vars(a).items() if k not in ("json", "peer")}
+    figures = {"setting": setting} | figures_of(config, settings, params, programs, ours, a.batch, a.tokens)
+    return figures | {"peer_seconds": theirs, "times_faster": {name: theirs[name] / ours[name] for name in theirs}}
+
+
+def decoding_config(preset_name: str, dtype: str, **changes):
+    """The preset in decoding form. int8 kernels are multiplied in bfloat16, on CPUs in float32."""
+    import jax
+
+    from nextstep_jax.config import preset
+
+    if dtype == "int8":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return preset(preset_name).with_transformer(dtype=dtype, fused_projections=True, **changes)
+
+
+class Programs(NamedTuple):
+    """The compiled programs of a setting: functions to time, of which all but `prefill` run `chunk` tokens (see `per_token`).
+
+    Attributes:
+      loop: the compiled token loop.
+      state: what it starts from.
+      compile_seconds: of prefill and loop, traced and compiled.
+    """
+
+    runs: dict[str, Callable]
+    loop: Any
+    state: Any
+    compile_seconds: float
+
+
+PARTS = ("a_token", "transformer", "flow_head", "lm_head", "prefill")
+
+
+def compile_programs(
+    config,
+    settings,
+    params: dict,
+    batch: int,
+    tokens: int,
+    prompt: int,
+    cfg: float,
+    chunk: int,
+    parts: Sequence[str] = PARTS,
+    compiler_options: dict | None = None,
+    static_chunk: bool = False,
+) -> Programs:
+    """Compile what has to be timed.
+
+    Args:
+      batch, tokens, prompt: images, image tokens of each, positions of the prompt.
+      parts: which of PARTS.
+      static_chunk: a loop whose trip count the compiler knows, not the library's, which takes it as an argument.
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    from nextstep_jax.config import preset
     from nextstep_jax.generation import token_loop
     from nextstep_jax.models.nextstep import NextStep
 
-    config = preset(a.preset).with_transformer(
-        dtype="bfloat16" if a.dtype == "int8" and jax.default_backend() != "cpu" else a.dtype.replace("int8", "float32"),
-        fused_projections=True,
-    )
-    settings = token_loop.SamplerConfig(branches=2 if a.cfg > 1 else 1, sampler=a.sampler, steps=a.steps, normalize_tokens=True)
-    params = random_params(config, a.dtype)
-    rows = settings.branches * a.batch
-    ids = np.full((rows, a.prompt), 7, np.int32)
-    empty = np.zeros((rows, a.prompt, config.token_channels), np.float32)
-    prompt = token_loop.Prompt(ids, empty, ids == 0, np.full(rows, a.prompt, np.int32))
-    keys = jax.random.split(jax.random.key(0), a.batch)
-    noise = token_loop.draw_noise(keys, a.tokens, settings.num_noise_draws, config.token_channels)
-    guidance = jnp.tile(jnp.asarray([a.cfg, 1.0]), (a.tokens, 1))
+    model, rows = NextStep(config), settings.branches * batch
+    ids = np.full((rows, prompt), 7, np.int32)
+    empty = np.zeros((rows, prompt, config.token_channels), np.float32)
+    inputs = token_loop.Prompt(ids, empty, ids == 0, np.full(rows, prompt, np.int32))
+    keys = jax.random.split(jax.random.key(0), batch)
+    noise = token_loop.draw_noise(keys, tokens, settings.num_noise_draws, config.token_channels)
+    guidance = jnp.tile(jnp.asarray([cfg, 1.0]), (tokens, 1))
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def known_trip_count(params, state, noise, guidance, _):
+        times = token_loop.embed_times(config, settings, params)
+
+        def body(_, state):
+            k = state.step
+            return token_loop.sample_step(config, settings, params, times, state, noise[k], guidance[k])[0]
+
+        return jax.lax.fori_loop(0, chunk, body, state)
 
     began = measure.now()
-    prefill = token_loop.prefill.lower(config, params, prompt, settings.branches, a.tokens).compile()
-    state = prefill(params, prompt)
-    decode_tokens = token_loop.decode_tokens.lower(config, settings, params, state, noise, guidance, 1).compile()
+    prefill = token_loop.prefill.lower(config, params, inputs, settings.branches, tokens).compile()
+    state = prefill(params, inputs)
+    if static_chunk:
+        loop = known_trip_count.lower(params, state, noise, guidance, chunk)
+    else:
+        loop = token_loop.decode_tokens.lower(config, settings, params, state, noise, guidance, chunk)
+    loop = loop.compile(compiler_options)
     compile_seconds = measure.now() - began
 
-    def tokens():
-        state = jax.block_until_ready(prefill(params, prompt))
+    def a_token():
+        state = jax.block_until_ready(prefill(params, inputs))
         began = measure.now()
-        jax.block_until_ready(decode_tokens(params, state, noise, guidance, a.chunk))
+        jax.block_until_ready(loop(params, state, noise, guidance, chunk))
         return measure.now() - began
 
     @jax.jit
@@ -85,7 +169,7 @@ def run(a: argparse.Namespace) -> dict:
             hidden, cache = token_loop.transformer_step(config, params, x, state.positions, cache, state.valid)
             return (hidden, cache), None
 
-        return jax.lax.scan(step, (state.embedding, state.cache), length=a.chunk)[0][0]
+        return jax.lax.scan(step, (state.embedding, state.cache), length=chunk)[0][0]
 
     @jax.jit
     def flow_head(params, condition):
@@ -93,48 +177,51 @@ def run(a: argparse.Namespace) -> dict:
 
         def step(condition, noise):
             token = token_loop.flow_step(config, settings, params, condition, times, noise, guidance[0, 0], guidance[0, 1])
-            again = NextStep(config).apply({"params": params}, token, method="embed_image")  # the next needs this one
+            again = model.apply({"params": params}, token, method="embed_image")  # the next needs this one
             return jnp.tile(again, (settings.branches, 1)), None
 
-        return jax.lax.scan(step, condition, noise[: a.chunk])[0]
+        return jax.lax.scan(step, condition, noise[:chunk])[0]
+
+    @jax.jit
+    def lm_head(params, hidden):
+        def step(hidden, _):
+            logits = model.apply({"params": params}, hidden, method="logits")
+            return hidden + (1e-6 * logits.max(axis=-1, keepdims=True)).astype(hidden.dtype), None
+
+        return jax.lax.scan(step, hidden, length=chunk)[0]
 
     runs = {
-        "ours/a_token": tokens,
-        "ours/transformer": lambda: transformer(params, state),
-        "ours/flow_head": lambda: flow_head(params, state.embedding),
-        "ours/prefill": lambda: prefill(params, prompt),
+        "a_token": a_token,
+        "transformer": lambda: transformer(params, state),
+        "flow_head": lambda: flow_head(params, state.embedding),
+        "lm_head": lambda: lm_head(params, state.embedding),
+        "prefill": lambda: prefill(params, inputs),
     }
-    if a.peer:
-        from benchmarks.torch_peer import Peer
+    return Programs({name: runs[name] for name in parts}, loop, state, compile_seconds)
 
-        peer = Peer(a.peer, config, a.threads or 1)
-        runs["peer/a_token"] = peer.decoder(a.batch, a.prompt, a.tokens, a.chunk, a.cfg, a.steps)
-        runs["peer/flow_head"] = peer.flow_head(a.batch, a.cfg, a.steps)
-        runs["peer/prefill"] = peer.prefill(a.batch, settings.branches, a.prompt, a.tokens)
-    found = measure.alternate(runs, a.rounds)
-    for name in ("ours/a_token", "ours/transformer", "ours/flow_head", "peer/a_token"):
-        if name in found:
-            found[name] /= a.chunk
+
+def per_token(seconds: dict[str, float], chunk: int) -> dict[str, float]:
+    """Seconds of one token from those of `Programs.runs`."""
+    return {name: value if name == "prefill" else value / chunk for name, value in seconds.items()}
+
+
+def figures_of(config, settings, params: dict, programs: Programs, seconds: dict[str, float], batch: int, tokens: int) -> dict:
+    """What is reported of a setting, given the seconds of its parts."""
+    import jax
 
     bandwidth = measure.copy_bandwidth()
-    moved = traffic(config, params, settings, state)
-    ours = {name.split("/")[1]: value for name, value in found.items() if name.startswith("ours/")}
-    theirs = {name.split("/")[1]: value for name, value in found.items() if name.startswith("peer/")}
-    if theirs:
-        theirs["transformer"] = theirs["a_token"] - theirs["flow_head"]
+    moved = traffic(config, params, settings, programs.state)
+    image = seconds["a_token"] * tokens + seconds.get("prefill", 0.0)
     return {
-        "setting": {k: v for k, v in vars(a).items() if k not in ("json", "peer")},
         "device": jax.devices()[0].device_kind,
-        "seconds": ours,
-        "peer_seconds": theirs,
-        "times_faster": {name: theirs[name] / ours[name] for name in theirs},
-        "images_a_second": a.batch / (ours["a_token"] * a.tokens + ours["prefill"]),
+        "seconds": seconds,
+        "images_a_second": batch / image,
         "copy_bytes_a_second": bandwidth,
         "bytes": moved,
         "floor_seconds": {name: value / bandwidth for name, value in moved.items()},
-        "of_floor": {name: value / bandwidth / ours[name] for name, value in moved.items()},
-        "compile_seconds": compile_seconds,
-        "compiler_memory": measure.compiled_memory(decode_tokens),
+        "of_floor": {name: value / bandwidth / seconds[name] for name, value in moved.items() if name in seconds},
+        "compile_seconds": programs.compile_seconds,
+        "compiler_memory": measure.compiled_memory(programs.loop),
         "peak_bytes": measure.peak_memory(),
     }
 
@@ -142,24 +229,39 @@ def run(a: argparse.Namespace) -> dict:
 def random_params(config, dtype: str) -> dict:
     """Parameters for decoding, fused if `config` says so, drawn leaf by leaf on the device in their final dtype."""
     import jax
-    import jax.numpy as jnp
 
     from nextstep_jax.models.nextstep import init_params
     from nextstep_jax.models.param_layouts import fuse_projections, quantize_kernels
 
     plain, fused = config.with_transformer(fused_projections=False), config.transformer.fused_projections
-    make = (lambda key: fuse_projections(init_params(plain, key))) if fused else functools.partial(init_params, plain)
-    shapes = jax.eval_shape(make, jax.random.key(0))
-    stored = config.transformer.dtype
 
-    def draw(path, shape):
+    def make(key):
+        params = fuse_projections(init_params(plain, key)) if fused else init_params(plain, key)
+        params = jax.tree.map(lambda leaf: leaf.astype(config.transformer.dtype), params)
+        return quantize_kernels(params) if dtype == "int8" else params
+
+    return draw_like(jax.eval_shape(make, jax.random.key(0)))
+
+
+def draw_like(shapes):
+    """Random arrays of these shapes and dtypes, drawn on the device one after another."""
+    import jax
+    import jax.numpy as jnp
+
+    @functools.partial(jax.jit, static_argnums=(1, 2))
+    def numbers(key, shape, dtype):
+        if dtype == jnp.int8:
+            return jax.random.randint(key, shape, -127, 128, dtype)
+        return 0.02 * jax.random.normal(key, shape, dtype)
+
+    def draw(path, leaf):
         if path[-1].key == "scale":
-            return jnp.ones(shape.shape, stored)
-        key = jax.random.key(hash(jax.tree_util.keystr(path)) % 2**31)
-        return 0.02 * jax.random.normal(key, shape.shape, stored)
+            return jnp.ones(leaf.shape, leaf.dtype)
+        if path[-1].key == "kernel_scale":
+            return jnp.full(leaf.shape, 0.02 / 73, leaf.dtype)  # 73: the root mean square of -127 to 127
+        return numbers(jax.random.key(zlib.crc32(jax.tree_util.keystr(path).encode())), leaf.shape, leaf.dtype)
 
-    params = jax.tree_util.tree_map_with_path(draw, shapes)
-    return quantize_kernels(params) if dtype == "int8" else params
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def traffic(config, params: dict, settings, state) -> dict[str, int]:
@@ -176,7 +278,9 @@ def traffic(config, params: dict, settings, state) -> dict[str, int]:
     flow_head = once + evaluations * (size(head) - once)
     projectors = size([params["image_in_projector"], params["image_out_projector"]])
     transformer = size(params["decoder"]) + size(state.cache.layers)
-    return {"transformer": transformer, "flow_head": flow_head, "a_token": transformer + projectors + flow_head}
+    lm_head = size(params["lm_head"] if "lm_head" in params else params["embedding"])
+    whole = transformer + projectors + flow_head
+    return {"transformer": transformer, "flow_head": flow_head, "lm_head": lm_head, "a_token": whole}
 
 
 def decode_times(settings):

@@ -1,13 +1,16 @@
 """The PyTorch release (August 2025, github.com/stepfun-ai/NextStep-1) with random weights, to time beside this library.
 
 Its source is not part of this repository: pass a checkout as `--peer DIR`, in an environment that also has torch,
-transformers 4.49, diffusers 0.32 and einops. Its own decoding loop and flow-head sampler are called, uncompiled.
+transformers 4.49, diffusers 0.32, loguru and einops. Its own decoding loop and flow-head sampler are called, uncompiled unless
+asked for.
 """
 
+import importlib.util
 import os
 import pathlib
 import sys
 import types
+import unittest.mock
 
 import numpy as np
 
@@ -15,23 +18,39 @@ from benchmarks import measure
 from nextstep_jax.config import NextStepConfig
 from nextstep_jax.errors import InputError
 
+# Modules that the release imports for data and logging, which nothing here calls.
+_UNUSED = ("torchvision", "torchvision.transforms", "megfile", "webdataset", "omegaconf", "pendulum", "tabulate")
+
 
 class Peer:
-    """The release's model of a given architecture, float32 on a CPU."""
+    """The release's model of a given architecture with random weights.
 
-    def __init__(self, folder: str, config: NextStepConfig, threads: int):
+    Args:
+      folder: the release's checkout.
+      compiled: with its functions under torch.compile, as it ships; float32 on a CPU by default.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        config: NextStepConfig,
+        threads: int,
+        device: str = "cpu",
+        dtype: str = "float32",
+        compiled: bool = False,
+    ):
         if not (pathlib.Path(folder) / "nextstep" / "models" / "modeling_nextstep.py").exists():
             raise InputError(f"--peer {folder}: holds no nextstep/models/modeling_nextstep.py")
-        os.environ["ENABLE_TORCH_COMPILE"] = "false"
+        os.environ["ENABLE_TORCH_COMPILE"] = str(compiled).lower()
         sys.path.insert(0, folder)
         import diffusers.models
         import torch
         import transformers.modeling_utils  # both look for torchvision, which only the release's image loading needs
 
         assert diffusers.models and transformers.modeling_utils
-        for name in ("torchvision", "torchvision.transforms"):
-            sys.modules.setdefault(name, types.ModuleType(name))
-        sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]
+        for name in _UNUSED:
+            if importlib.util.find_spec(name.split(".")[0]) is None:
+                sys.modules[name] = unittest.mock.MagicMock(__name__=name)
         from nextstep.models.modeling_nextstep import NextStep
         from nextstep.models.pipeline_nextstep import NextStepPipeline
         from transformers.cache_utils import StaticCache
@@ -40,8 +59,15 @@ class Peer:
         logging.set_verbosity_error()
         torch.set_num_threads(threads)
         self.torch, self._decoding, self._cache = torch, NextStepPipeline.decoding, StaticCache
-        self.config = config
-        self.model = NextStep(_released(config)).eval()
+        self.config, self._device, self._dtype = config, torch.device(device), getattr(torch, dtype)
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(self._dtype)
+        try:
+            with self._device:
+                self.model = NextStep(_released(config)).eval()
+        finally:
+            torch.set_default_dtype(default)
+        self.model.to(self._device, dtype=self._dtype)
 
     def decoder(self, images: int, prompt: int, tokens: int, chunk: int, cfg: float, steps: int):
         """A function that decodes `chunk` tokens of each image, as the first of `tokens`."""
@@ -51,7 +77,8 @@ class Peer:
             cache = self._empty_cache(rows, prompt + tokens)
             with torch.no_grad():
                 c = self._prefill(rows, prompt, cache)
-                mask = torch.ones((rows, prompt), dtype=torch.long)
+                mask = torch.ones((rows, prompt), dtype=torch.long, device=self._device)
+                self._wait()
                 start = measure.now()
                 self._decoding(
                     types.SimpleNamespace(model=self.model),
@@ -65,6 +92,7 @@ class Peer:
                     num_sampling_steps=steps,
                     progress=False,
                 )
+                self._wait()
             return measure.now() - start
 
         return run
@@ -72,7 +100,7 @@ class Peer:
     def flow_head(self, images: int, cfg: float, steps: int):
         """A function that samples one token of each image."""
         torch = self.torch
-        c = torch.randn((2 if cfg > 1 else 1) * images, self.config.transformer.width)
+        c = torch.randn((2 if cfg > 1 else 1) * images, self.config.transformer.width, device=self._device, dtype=self._dtype)
 
         def run():
             with torch.no_grad():
@@ -107,13 +135,17 @@ class Peer:
 
         return run
 
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            self.torch.cuda.synchronize()
+
     def _empty_cache(self, rows: int, slots: int):
-        options = dict(max_batch_size=rows, max_cache_len=slots, device="cpu", dtype=self.torch.float32)
+        options = dict(max_batch_size=rows, max_cache_len=slots, device=self._device, dtype=self._dtype)
         return self._cache(config=self.model.config, **options)
 
     def _prefill(self, rows: int, prompt: int, cache):
-        ids = self.torch.full((rows, prompt), 7, dtype=self.torch.long)
-        mask = self.torch.ones((rows, prompt), dtype=self.torch.long)
+        ids = self.torch.full((rows, prompt), 7, dtype=self.torch.long, device=self._device)
+        mask = self.torch.ones((rows, prompt), dtype=self.torch.long, device=self._device)
         embeddings = self.model.prepare_inputs_embeds(ids)
         out = self.model.forward_model(inputs_embeds=embeddings, attention_mask=mask, past_key_values=cache, use_cache=True)
         return out.last_hidden_state[:, -1:]

@@ -47,31 +47,14 @@ def main() -> None:
 def run(a: argparse.Namespace) -> dict:
     """The figures of one setting."""
     import jax
-    import numpy as np
-    import optax
 
     from nextstep_jax.config import preset
     from nextstep_jax.models.nextstep import NextStep
-    from nextstep_jax.training.flops import multitask_flops, peak_flops, work_of
-    from nextstep_jax.training.multitask import make_objective
-    from nextstep_jax.training.optimizer import make_optimizer
-    from nextstep_jax.training.state import create_state
-    from nextstep_jax.training.step import make_train_step
 
     config = preset(a.preset).with_transformer(dtype=a.dtype, remat=a.remat, scan_layers=a.scan)
-    batch = packed_batch(config, a.rows, a.length)
+    training = Training(config, a.rows, a.length)
+    objective, batch, key, normalizers = training.objective, training.batch, training.key, training.normalizers
     samples = a.length // SAMPLE
-    places = samples * IMAGE / a.length
-    objective = make_objective(config, 1.0 - places, places, a.length)
-    key = jax.random.key(0)
-    draw = np.random.default_rng(0)
-    shapes = jax.eval_shape(objective.init, key)  # one program that draws them all would take longer to compile than the step
-    params = jax.tree.map(lambda leaf: jax.device_put(np.float32(0.02) * draw.standard_normal(leaf.shape, np.float32)), shapes)
-    schedule = optax.constant_schedule(1e-4)
-    optimizer = make_optimizer(params, schedule, weight_decay=0.1)
-    state = jax.jit(lambda params: create_state(params, optimizer, ema=False))(params)
-    del params
-    normalizers = objective.normalizers(batch)
 
     @jax.jit
     def loss_and_gradients(params):
@@ -81,20 +64,10 @@ def run(a: argparse.Namespace) -> dict:
     def transformer(params):
         return jax.grad(lambda params: NextStep(config).apply({"params": params["model"]}, batch[0]).sum())(params)
 
-    step = jax.jit(make_train_step(objective, optimizer, schedule), donate_argnums=0).lower(state, batch, key)
-    start = measure.now()
-    step = step.compile()
-    compile_seconds = measure.now() - start
-
-    def whole():
-        nonlocal state
-        state, metrics = step(state, batch, key)
-        return metrics
-
     runs = {
-        "step": whole,
-        "loss_and_gradients": lambda: loss_and_gradients(state.params),
-        "transformer": lambda: transformer(state.params),
+        "step": training.run_step,
+        "loss_and_gradients": lambda: loss_and_gradients(training.state.params),
+        "transformer": lambda: transformer(training.state.params),
         "data": lambda: seconds_of_packing(a.rows, a.length, config.token_channels),
     }
     if a.peer:
@@ -103,33 +76,85 @@ def run(a: argparse.Namespace) -> dict:
         runs["peer"] = Peer(a.peer, config, a.threads or 1).train_step(batch[0].text_ids, a.rows * samples)
     found = measure.alternate(runs, a.rounds)
     peer = found.pop("peer", None)
-    flops = float(multitask_flops(config, work_of(batch[0])))
-    peak = peak_flops() or measure.matmul_peak()
-    tokens, whole_step = a.rows * samples * SAMPLE, found["step"]
+    whole_step = found["step"]
     figures = {
         "setting": {k: v for k, v in vars(a).items() if k not in ("json", "peer")},
-        "device": jax.devices()[0].device_kind,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "seconds": found,
-        "tokens_a_second": tokens / whole_step,
-        "useful_flops": flops,
-        "peak_flops": peak,
-        "mfu": flops / whole_step / peak,
+        **training.figures(whole_step),
         "share_of_step": {
             "transformer": found["transformer"] / whole_step,
             "heads": (found["loss_and_gradients"] - found["transformer"]) / whole_step,
             "optimizer": (whole_step - found["loss_and_gradients"]) / whole_step,
             "data_beside": found["data"] / whole_step,
         },
-        "compile_seconds": compile_seconds,
-        "compiler_memory": measure.compiled_memory(step),
-        "peak_bytes": measure.peak_memory(),
-        "largest_float32": largest_float32(step.as_text(), jax.tree.leaves(state)),
+        "largest_float32": largest_float32(training.step.as_text(), jax.tree.leaves(training.state)),
         "tokens_times_vocabulary": a.rows * a.length * config.transformer.vocab_size,
     }
     if peer is not None:
         figures |= {"peer_seconds": peer, "times_faster": peer / found["loss_and_gradients"]}
     return figures
+
+
+class Training:
+    """A compiled training step of `config` and what it runs on.
+
+    Attributes:
+      objective, batch, normalizers, key: arguments of the loss.
+      state: of the next step; `run_step` replaces it.
+      step: compiled, its state donated.
+    """
+
+    def __init__(self, config, rows: int, length: int):
+        import jax
+        import optax
+
+        from benchmarks.generate import draw_like
+        from nextstep_jax.training.multitask import make_objective
+        from nextstep_jax.training.optimizer import make_optimizer
+        from nextstep_jax.training.state import create_state
+        from nextstep_jax.training.step import make_train_step
+
+        self._config, self._shape = config, (rows, length)
+        places = length // SAMPLE * IMAGE / length
+        self.objective = make_objective(config, 1.0 - places, places, length)
+        self.key = jax.random.key(0)
+        self.batch = jax.device_put(packed_batch(config, rows, length))
+        self.normalizers = self.objective.normalizers(self.batch)
+        # One program that draws them all would take longer to compile than the step.
+        params = draw_like(jax.eval_shape(self.objective.init, self.key))
+        schedule = optax.constant_schedule(1e-4)
+        optimizer = make_optimizer(params, schedule, weight_decay=0.1)
+        self.state = jax.jit(lambda params: create_state(params, optimizer, ema=False), donate_argnums=0)(params)
+        step = jax.jit(make_train_step(self.objective, optimizer, schedule), donate_argnums=0)
+        began = measure.now()
+        self.step = step.lower(self.state, self.batch, self.key).compile()
+        self.compile_seconds = measure.now() - began
+
+    def run_step(self) -> dict:
+        """One step; its metrics."""
+        self.state, metrics = self.step(self.state, self.batch, self.key)
+        return metrics
+
+    def figures(self, seconds: float) -> dict:
+        """What is reported of a step that takes so long."""
+        import jax
+
+        from nextstep_jax.training.flops import multitask_flops, peak_flops, work_of
+
+        rows, length = self._shape
+        flops = float(multitask_flops(self._config, work_of(self.batch[0])))
+        peak = peak_flops() or measure.matmul_peak()
+        return {
+            "device": jax.devices()[0].device_kind,
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(self.state.params)),
+            "tokens_a_second": rows * (length // SAMPLE) * SAMPLE / seconds,
+            "useful_flops": flops,
+            "peak_flops": peak,
+            "mfu": flops / seconds / peak,
+            "compile_seconds": self.compile_seconds,
+            "compiler_memory": measure.compiled_memory(self.step),
+            "peak_bytes": measure.peak_memory(),
+        }
 
 
 def packed_batch(config, rows: int, length: int):
