@@ -98,7 +98,7 @@ def measure_statistics(per_category: int) -> dict[str, Any]:
                 for seed in SEEDS
                 for i in range(0, len(prompts), 14)
             ]
-            pixels = [image for one in traces for image in pipeline.decode(one.tokens, one.h, one.w)]
+            pixels = [image for one in traces for image in pipeline.decode_images(one.tokens, one.h, one.w)]
             run: dict[str, Any] = {"cfg": cfg, "normalize": normalize}
             for name in ("sampled", "tokens"):
                 mean, variance = token_statistics(np.concatenate([getattr(one, name) for one in traces]))

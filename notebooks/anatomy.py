@@ -25,12 +25,13 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 from plots import FAST, seconds
 
+from nextstep_jax.data.sequence import image_prefix
 from nextstep_jax.evaluation.traces import token_trajectories, trace, word_attention
 from nextstep_jax.flow.guidance import guide
 from nextstep_jax.flow.samplers import timesteps
 from nextstep_jax.generation import token_loop
 from nextstep_jax.generation.pipeline import Pipeline
-from nextstep_jax.generation.prompts import align_rows, area_prefix, make_row, row_batch
+from nextstep_jax.generation.prompts import align_rows, frame_prompt, row_batch
 from nextstep_jax.generation.tokenizer import decode_images
 from nextstep_jax.models.image_tokenizer import ImageTokenizer, unpatchify, unscale_latents
 from nextstep_jax.models.layers import layer_norm
@@ -63,10 +64,10 @@ plt.show()
 # The prompt, then the announcement of an image of 4x4 tokens: `<|image_area|>4*4<|begin_of_image|>`.
 
 # %%
-row = make_row([prompt, area_prefix(special, h, w)], special, config.token_channels, pipeline.vocabulary)
-names = [pipeline.text([i]) or "mark" for i in row.ids]
+row = frame_prompt([prompt, image_prefix(special, h, w)], special, config, pipeline.vocabulary)
+names = [pipeline.text([i]) or "mark" for i in row.text_ids]
 names[-1], names[-5] = "begin of image", "image area"
-print("  ".join(f"{name}:{i}" for name, i in zip(names, row.ids, strict=True)))
+print("  ".join(f"{name}:{i}" for name, i in zip(names, row.text_ids, strict=True)))
 
 # %% [markdown]
 # ## Embeddings and hidden states
@@ -106,7 +107,7 @@ plt.show()
 # away from. The head says how fast a point moves at a time; twenty Euler steps carry noise at t = 0 to a token at t = 1.
 
 # %%
-nothing = make_row([settings.negative_prompt, area_prefix(special, h, w)], special, config.token_channels, pipeline.vocabulary)
+nothing = frame_prompt([settings.negative_prompt, image_prefix(special, h, w)], special, config, pipeline.vocabulary)
 conditions = jnp.concatenate([apply(params, apply(params, row_batch(r))[:, -1], method="project_out") for r in (row, nothing)])
 sampler = settings.sampler_config(has_image=False)
 key = jax.random.fold_in(jax.random.key(seed), 0)

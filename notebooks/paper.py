@@ -76,7 +76,7 @@ for normalize in (True, False):
         for strength in strengths:
             settings = pipeline.settings(cfg=strength, normalize_tokens=normalize)
             traced = trace(pipeline, [prompt], seed=2, settings=settings)
-            drawn += pipeline.decode(traced.tokens, traced.h, traced.w)
+            drawn += pipeline.decode_images(traced.tokens, traced.h, traced.w)
             titles.append(f"guidance {strength:g}")
 rows = [f"{how}" for how in ("normalized", "as sampled") for _ in prompts]
 show(drawn, titles, columns=len(strengths), rows=rows, side=1.2)

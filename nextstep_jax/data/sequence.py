@@ -118,11 +118,6 @@ def training_segment(parts: Sequence[TextIds | ImageTokens], special: SpecialIds
     return frame([*parts, eos], special, channels)
 
 
-def prompt_segment(parts: Sequence[TextIds | ImageTokens], special: SpecialIds, channels: int, h: int, w: int) -> Segment:
-    """The framed parts, ready for an image of h*w tokens to follow: the last id is `<|begin_of_image|>`."""
-    return frame([*parts, TextIds(np.asarray(image_prefix(special, h, w), np.int32))], special, channels)
-
-
 def cut_text(segment: Segment, length: int) -> list[Segment]:
     """Pieces of at most `length` positions of a segment without images."""
     names = ("text_ids", "is_image", "text_weight", "image_weight")

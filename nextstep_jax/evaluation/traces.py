@@ -14,12 +14,13 @@ import numpy as np
 
 from nextstep_jax.batch import Batch
 from nextstep_jax.config import NextStepConfig
+from nextstep_jax.data.sequence import ImageTokens, image_prefix
 from nextstep_jax.flow.guidance import guide
 from nextstep_jax.flow.samplers import num_noise_draws, timesteps, trajectory
 from nextstep_jax.generation import token_loop
 from nextstep_jax.generation.config import GenerationConfig
 from nextstep_jax.generation.pipeline import Pipeline
-from nextstep_jax.generation.prompts import EncodedImage, align_rows, area_prefix, make_row, row_batch
+from nextstep_jax.generation.prompts import align_rows, frame_prompt, row_batch
 from nextstep_jax.generation.token_loop import DecodeState, SamplerConfig
 from nextstep_jax.models.nextstep import NextStep
 
@@ -56,10 +57,10 @@ def trace(
     settings = settings or pipeline.settings()
     h, w = pipeline.grid(settings, height, width)
     sampler = settings.sampler_config(has_image=False)
-    prefix, count = area_prefix(pipeline.special, h, w), len(prompts)
+    prefix, count = image_prefix(pipeline.special, h, w), len(prompts)
     texts = [f"{prompt} {settings.prompt_suffix}".strip() for prompt in prompts]
     texts += [settings.negative_prompt] * count * (sampler.branches - 1)
-    rows = [make_row([text, prefix], pipeline.special, pipeline.config.token_channels, pipeline.vocabulary) for text in texts]
+    rows = [frame_prompt([text, prefix], pipeline.special, pipeline.config, pipeline.vocabulary) for text in texts]
     key = jax.random.fold_in(jax.random.key(seed), 0)
     noise = token_loop.draw_noise(
         jnp.broadcast_to(key, (count,)), h * w, sampler.num_noise_draws, pipeline.config.token_channels
@@ -139,9 +140,9 @@ def word_attention(pipeline: Pipeline, prompt: str, tokens: np.ndarray, h: int, 
       The prompt's W words (text ids, decoded one by one) and the weights [L, N, h * w, W] of the position that *predicts* each
       token. The rest of a position's attention, up to a sum of 1, goes to the image's markers and earlier tokens.
     """
-    special, channels = pipeline.special, pipeline.config.token_channels
-    words = make_row([prompt], special, channels, pipeline.vocabulary).ids
-    row = make_row([prompt, EncodedImage(tokens, h, w)], special, channels, pipeline.vocabulary)
+    writing = pipeline.special, pipeline.config, pipeline.vocabulary
+    words = frame_prompt([prompt], *writing).text_ids
+    row = frame_prompt([prompt, ImageTokens(tokens, h, w)], *writing)
     batch, places = row_batch(row), np.flatnonzero(row.is_image)
     maps = np.stack([np.asarray(weights)[0] for weights in _attention_maps(pipeline.config, pipeline.params, batch)])
     return [pipeline.text([i]) for i in words], maps[:, :, places - 1, : len(words)]

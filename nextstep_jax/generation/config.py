@@ -17,7 +17,7 @@ STEP_SCHEDULE_PIECES = 4  # in which a number of steps that changes along the im
 _RENAMED = {
     "positive": "prompt_suffix",
     "negative": "negative_prompt",
-    "final_steps": "final_steps",
+    "last_steps": "final_steps",
     "think": "thinking",
     "size": "image_size",
 }

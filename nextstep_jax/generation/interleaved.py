@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import jax
 
 from nextstep_jax.data import images as image_files
+from nextstep_jax.data.sequence import ImageTokens
 from nextstep_jax.generation.config import GenerationConfig
 from nextstep_jax.generation.pipeline import GeneratedImage, ImageSource, Pipeline, require_seed
-from nextstep_jax.generation.prompts import EncodedImage, Part, describe
+from nextstep_jax.generation.prompts import Part, describe
 
 
 def generate_interleaved(
@@ -30,7 +31,7 @@ def generate_interleaved(
     """
     settings = settings or pipeline.settings()
     has_image = not (isinstance(images, list | tuple) and not images)
-    encoded = pipeline.encode(pipeline.load_images(images, settings), seed) if has_image else []
+    encoded = pipeline.encode_images(pipeline.load_images(images, settings), seed) if has_image else []
     parts: list[Part] = [*encoded, prompt]
     results: list[str | GeneratedImage] = []
     for j in range(max_images + 1):
@@ -46,9 +47,9 @@ def generate_interleaved(
         tokens = pipeline.sample_tokens(
             [[parts, [settings.negative_prompt], [settings.negative_prompt]]], h, w, key[None], settings, False
         )
-        parts.append(EncodedImage(tokens[0], h, w))
+        parts.append(ImageTokens(tokens[0], h, w))
         record = {"prompt": describe(prompt), "seed": seed, "index": j, "settings": dataclasses.asdict(settings)}
-        results.append(GeneratedImage(pipeline.decode(tokens, h, w)[0], tokens[0], record | {"model": pipeline.name}))
+        results.append(GeneratedImage(pipeline.decode_images(tokens, h, w)[0], tokens[0], record | {"model": pipeline.name}))
     return results
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
 from nextstep_jax.data import images as image_files
 from nextstep_jax.data.image_output import save_image
+from nextstep_jax.data.sequence import ImageTokens, image_prefix
 from nextstep_jax.data.vocabulary import SpecialIds, Vocabulary
 from nextstep_jax.errors import InputError
 from nextstep_jax.generation import text, token_loop
@@ -25,12 +26,10 @@ from nextstep_jax.generation.config import GenerationConfig, recommended
 from nextstep_jax.generation.load import load_model
 from nextstep_jax.generation.profiling import part
 from nextstep_jax.generation.prompts import (
-    EncodedImage,
     Part,
     align_rows,
-    area_prefix,
     describe,
-    make_row,
+    frame_prompt,
     place_images,
     require_prompt,
 )
@@ -203,9 +202,9 @@ class Pipeline:
         if height is width is aspect is None:
             height, width = sources[0].shape[:2]
         h, w = self.grid(settings, height, width, aspect)
-        encoded = self.encode(sources, seed)
+        encoded = self.encode_images(sources, seed)
         parts = place_images(instruction, encoded, settings.sources_last)
-        placed = [part for part in parts if isinstance(part, EncodedImage)]
+        placed = [part for part in parts if isinstance(part, ImageTokens)]
         if settings.prompt_suffix:
             parts.append(" " + settings.prompt_suffix)
         branches = [[parts, [*placed, settings.negative_prompt], [settings.negative_prompt]]]
@@ -223,7 +222,7 @@ class Pipeline:
             pixels.append(np.asarray(image_files.resize_crop(image, *self._in_pixels(size))))
         return pixels
 
-    def encode(self, images: Sequence[Pixels], seed: int = 0) -> list[EncodedImage]:
+    def encode_images(self, images: Sequence[Pixels], seed: int = 0) -> list[ImageTokens]:
         """Image tokens of uint8 images, as the transformer reads them."""
         key = jax.random.fold_in(jax.random.key(seed), _POSTERIOR_FOLD)
         encoded = []
@@ -239,10 +238,10 @@ class Pipeline:
                     )
                 )
             side = self.token_pixels
-            encoded.append(EncodedImage(np.asarray(tokens[0]), pixels.shape[0] // side, pixels.shape[1] // side))
+            encoded.append(ImageTokens(np.asarray(tokens[0]), pixels.shape[0] // side, pixels.shape[1] // side))
         return encoded
 
-    def decode(self, tokens: np.ndarray | Array, h: int, w: int) -> list[Pixels]:
+    def decode_images(self, tokens: np.ndarray | Array, h: int, w: int) -> list[Pixels]:
         """uint8 images of tokens [B, h * w, C]."""
         with part("decode") as done:
             pixels = done(decode_images(self.tokenizer_config, self.config.patch, h, w, self.tokenizer_params, tokens))
@@ -268,13 +267,9 @@ class Pipeline:
         count, tokens = len(branches), h * w
         used = {1: (0,), 2: (0, 2), 3: (0, 1, 2)}[sampler_config.branches]
         padded = list(branches) + [branches[-1]] * (_power_of_two(count) - count)
-        prefix = area_prefix(self.special, h, w)
-        rows = [
-            make_row([*row[b], prefix], self.special, self.config.token_channels, self.vocabulary)
-            for b in used
-            for row in padded
-        ]
-        self._require_window(max(len(row.ids) for row in rows), tokens)
+        prefix = image_prefix(self.special, h, w)
+        rows = [frame_prompt([*row[b], prefix], self.special, self.config, self.vocabulary) for b in used for row in padded]
+        self._require_window(max(map(len, rows)), tokens)
         keys = keys[np.minimum(np.arange(len(padded)), count - 1)]
         with part("prefill") as done:
             noise = token_loop.draw_noise(keys, tokens, sampler_config.num_noise_draws, self.config.token_channels)
@@ -291,7 +286,7 @@ class Pipeline:
                 )
             if on_chunk is not None:
                 partial = np.asarray(state.tokens[:count])
-                on_chunk(stop, tokens, lambda partial=partial: self.decode(partial, h, w))
+                on_chunk(stop, tokens, lambda partial=partial: self.decode_images(partial, h, w))
         return np.asarray(state.tokens[:count])
 
     def _generate_batch(self, branches, descriptions, h, w, n, seed, settings, has_image, on_chunk) -> list[GeneratedImage]:
@@ -305,7 +300,7 @@ class Pipeline:
             batch = wanted[first : first + MAX_BATCH]
             keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(np.asarray([j for _, j in batch]))
             tokens = self.sample_tokens([branches[p] for p, _ in batch], h, w, keys, settings, has_image, on_chunk)
-            pixels = self.decode(tokens, h, w)
+            pixels = self.decode_images(tokens, h, w)
             for (p, j), image_tokens, image in zip(batch, tokens, pixels, strict=True):
                 record = {"prompt": descriptions[p], "seed": seed, "index": j, "height": h * self.token_pixels}
                 record |= {"width": w * self.token_pixels, "model": self.name, "settings": dataclasses.asdict(settings)}
@@ -336,7 +331,7 @@ class Pipeline:
             raise InputError("a prompt must not be empty")
         encoded = []
         if not (isinstance(images, list | tuple) and not images):
-            encoded = self.encode(self.load_images(images, settings or self.settings()), seed)
+            encoded = self.encode_images(self.load_images(images, settings or self.settings()), seed)
         parts = [*encoded, prompt]
         ids, _ = self.generate_ids(parts, [self.special.eos], max_tokens, temperature, top_p, seed)
         return self.text(ids)
@@ -359,20 +354,20 @@ class Pipeline:
             raise InputError(f"the number of tokens to write must be at least 1, found {max_tokens}")
         if not (temperature >= 0 and 0 < top_p <= 1):
             raise InputError(f"temperature must be >= 0 and top-p in (0, 1], found {temperature} and {top_p}")
-        row = make_row(parts, self.special, self.config.token_channels, self.vocabulary)
-        self._require_window(len(row.ids), max_tokens)
+        row = frame_prompt(parts, self.special, self.config, self.vocabulary)
+        self._require_window(len(row), max_tokens)
         size = self.vocabulary.size if self.vocabulary else self.config.transformer.vocab_size
         allowed = np.arange(self.config.transformer.vocab_size) < size
         markers = {i for i in dataclasses.astuple(self.special) if isinstance(i, int)} - {self.special.times}
         allowed[list(markers - set(stop_ids) - set(allowed_special))] = False
         prompt = align_rows([row])
         with part("prefill") as done:
-            state = done(text.prefill_text(self.config, self.params, prompt, _power_of_two(max_tokens)))
+            state = done(text.prefill_ids(self.config, self.params, prompt, _power_of_two(max_tokens)))
         keys = jax.random.key(require_seed(seed))[None]
         stops = np.asarray(stop_ids, np.int32)
         with part("text") as done:
             arguments = (keys, float(temperature), float(top_p), allowed, stops, max_tokens)
-            state = done(text.decode_text(self.config, self.params, state, *arguments))
+            state = done(text.decode_ids(self.config, self.params, state, *arguments))
         ids = np.asarray(state.ids)[0, : int(state.lengths[0])].tolist()
         return (ids[:-1], ids[-1]) if ids and ids[-1] in set(stop_ids) else (ids, None)
 

@@ -53,7 +53,7 @@ def sample_ids(key: Array, logits: Array, temperature: Array, top_p: Array) -> A
 
 
 @functools.partial(jax.jit, static_argnames=("config", "length"))
-def prefill_text(config: NextStepConfig, params: dict, prompt: Prompt, length: int) -> TextState:
+def prefill_ids(config: NextStepConfig, params: dict, prompt: Prompt, length: int) -> TextState:
     """Prefill and room for `length` new ids."""
     rows, prompt_length = prompt.text_ids.shape
     cache, valid, positions, embedding = prefill_cache(config, params, prompt, prompt_length + length)
@@ -63,7 +63,7 @@ def prefill_text(config: NextStepConfig, params: dict, prompt: Prompt, length: i
 
 
 @functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("state",))
-def decode_text(
+def decode_ids(
     config: NextStepConfig,
     params: dict,
     state: TextState,

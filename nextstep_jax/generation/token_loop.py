@@ -129,8 +129,8 @@ def flow_step(
         v = model.apply(variables, rows, now, method="velocity_at")
         return guide(v, cfg, image_cfg, settings.branches, settings.rescale)
 
-    how = dict(steps=settings.steps, shift=settings.shift, noise_level=settings.noise_level)
-    token = sample(velocity, noise, sampler=settings.sampler, **how)
+    kwargs = dict(steps=settings.steps, shift=settings.shift, noise_level=settings.noise_level)
+    token = sample(velocity, noise, sampler=settings.sampler, **kwargs)
     return layer_norm(token, TOKEN_NORM_EPS) if settings.normalize_tokens else token
 
 

@@ -20,7 +20,6 @@ from nextstep_jax.data.sequence import (
     frame,
     image_prefix,
     patchify,
-    prompt_segment,
     segments,
     training_segment,
 )
@@ -78,7 +77,7 @@ def test_loss_flags():
 def test_a_prompt_is_the_beginning_of_the_training_sequence():
     """What generation conditions on is what training saw before the target's first token."""
     parts = [image_tokens(1, 2, 3), text_ids(8, 9)]
-    prompt = prompt_segment(parts, SPECIAL, CHANNELS, 2, 3)
+    prompt = frame([*parts, text_ids(*image_prefix(SPECIAL, 2, 3))], SPECIAL, CHANNELS)
     full = training_segment([*parts, image_tokens(2, 3, 5)], SPECIAL, CHANNELS)
     assert prompt.text_ids.tolist()[-5:] == AREA_2_3 == image_prefix(SPECIAL, 2, 3)
     np.testing.assert_array_equal(prompt.text_ids, full.text_ids[: len(prompt)])

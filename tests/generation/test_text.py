@@ -24,9 +24,9 @@ def writer(tiny_config, tiny_params):
         allowed = np.ones(config.transformer.vocab_size, bool)
         allowed[list(banned)] = False
         keys = jax.random.split(jax.random.key(seed), rows)
-        state = text.prefill_text(config, params, prompt, 8)
+        state = text.prefill_ids(config, params, prompt, 8)
         stops = np.asarray(stop or [-1], np.int32)
-        state = text.decode_text(config, params, state, keys, temperature, top_p, allowed, stops, count)
+        state = text.decode_ids(config, params, state, keys, temperature, top_p, allowed, stops, count)
         return np.asarray(state.ids), np.asarray(state.lengths)
 
     return write

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from nextstep_jax.config import preset
+from nextstep_jax.data.sequence import ImageTokens, image_prefix
 from nextstep_jax.data.vocabulary import SpecialIds
 from nextstep_jax.generation import token_loop
-from nextstep_jax.generation.prompts import EncodedImage, align_rows, area_prefix, make_row
+from nextstep_jax.generation.prompts import align_rows, frame_prompt
 from nextstep_jax.models.param_layouts import fuse_projections
 
 SETTINGS = token_loop.SamplerConfig(branches=2, sampler="sde", steps=3)
@@ -22,8 +23,8 @@ def fused(tiny_config, tiny_params):
 def prompt_of(config, texts, bucket=16):
     """Conditional rows of ids, then as many unconditional ones."""
     special = SpecialIds.from_config(config, range(20, 30), 10)
-    prefix = area_prefix(special, 2, 3)
-    rows = [make_row([text, prefix], special, config.token_channels) for text in [*texts, *[[]] * len(texts)]]
+    prefix = image_prefix(special, 2, 3)
+    rows = [frame_prompt([text, prefix], special, config) for text in [*texts, *[[]] * len(texts)]]
     return align_rows(rows, bucket)
 
 
@@ -70,9 +71,9 @@ def test_image_parts_are_written_as_in_training():
     config = preset("tiny")
     special = SpecialIds.from_config(config, range(480, 490), 490)
     tokens = np.arange(2 * config.token_channels, dtype=np.float32).reshape(2, -1)
-    row = make_row([[7], EncodedImage(tokens, 1, 2)], special, config.token_channels)
-    assert row.ids.tolist() == [7, 501, 481, 490, 482, 502, 504, 504, 503]
-    np.testing.assert_array_equal(row.tokens, tokens)
+    row = frame_prompt([[7], ImageTokens(tokens, 1, 2)], special, config)
+    assert row.text_ids.tolist() == [7, 501, 481, 490, 482, 502, 504, 504, 503]
+    np.testing.assert_array_equal(row.image_tokens, tokens)
     prompt = align_rows([row], 4)
     assert prompt.text_ids.shape == (1, 12) and prompt.lengths.tolist() == [9]
     np.testing.assert_array_equal(prompt.image_tokens[0, 9:11], tokens)

@@ -28,10 +28,11 @@ from nextstep_jax.conversion.parity.reference import (
 )
 from nextstep_jax.conversion.parity.report import END_TO_END, EXACT, LATENTS, LEVELS, ROUNDING, SINGLE_PASS, Report
 from nextstep_jax.data.images import to_float, to_uint8
+from nextstep_jax.data.sequence import ImageTokens, Segment, image_prefix
 from nextstep_jax.data.vocabulary import SpecialIds
 from nextstep_jax.errors import InputError
 from nextstep_jax.generation.config import GenerationConfig
-from nextstep_jax.generation.prompts import EncodedImage, Part, Prompt, Row, align_rows, area_prefix, make_row
+from nextstep_jax.generation.prompts import Part, Prompt, align_rows, frame_prompt
 from nextstep_jax.generation.token_loop import TOKEN_NORM_EPS, decode_tokens, prefill
 from nextstep_jax.models.image_tokenizer import (
     Posterior,
@@ -122,7 +123,7 @@ def _settings(values: dict) -> GenerationConfig:
 # --- prompts ----------------------------------------------------------------------------------------------------------
 
 
-def _encode_sources(case: _Case, report: Report) -> list[EncodedImage]:
+def _encode_sources(case: _Case, report: Report) -> list[ImageTokens]:
     """The sources once per copy: for the conditional rows, then for the image-only rows."""
     golden, tokenizer, patch = case.golden, case.tokenizer, case.config.patch
     pixels = to_float(golden["source_uint8"])
@@ -137,7 +138,7 @@ def _encode_sources(case: _Case, report: Report) -> list[EncodedImage]:
     latents, tokens = _sample_latents(tokenizer.config, patch, *stored)
     report.compare(case.row("latents_in"), to_nchw(latents), golden["latents_in"], SINGLE_PASS)
     h, w = (side // patch for side in latents.shape[1:3])
-    return [EncodedImage(one, h, w) for one in np.asarray(tokens)]
+    return [ImageTokens(one, h, w) for one in np.asarray(tokens)]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "patch"))
@@ -147,7 +148,7 @@ def _sample_latents(config: ImageTokenizerConfig, patch: int, mean, logvar, nois
     return latents, patchify(latents, patch)
 
 
-def _rows(case: _Case, sources: list[EncodedImage]) -> list[Row]:
+def _rows(case: _Case, sources: list[ImageTokens]) -> list[Segment]:
     """The rows as fed to the prefill, branch after branch."""
     captions, negative = case.values["captions"], _words(case.settings.negative_prompt)
     captions = [captions] if isinstance(captions, str) else captions
@@ -157,8 +158,8 @@ def _rows(case: _Case, sources: list[EncodedImage]) -> list[Row]:
         image_only = [[source, negative] for source in sources[len(captions) :]]
     groups: list[list[list[Part]]] = [conditional, image_only, [[negative]] * len(captions)]
     used = {1: (0,), 2: (0, 2), 3: (0, 1, 2)}[case.branches]
-    prefix, copies = area_prefix(case.special, *case.grid), case.values["num_images_per_caption"]
-    written = [make_row([*parts, prefix], case.special, case.config.token_channels) for b in used for parts in groups[b]]
+    prefix, copies = image_prefix(case.special, *case.grid), case.values["num_images_per_caption"]
+    written = [frame_prompt([*parts, prefix], case.special, case.config) for b in used for parts in groups[b]]
     rows = [row for row in written for _ in range(copies)]
     if len(rows) != case.branches * case.images:
         raise InputError(f"{case.row('tokens')}: {case.images} images, but cases.json describes {len(rows) // case.branches}")
@@ -176,7 +177,7 @@ def _words(text: str) -> list[int]:
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
 
-def _teacher_forced(case: _Case, rows: list[Row], reference: Reference, report: Report) -> None:
+def _teacher_forced(case: _Case, rows: list[Segment], reference: Reference, report: Report) -> None:
     """Prompts as fed to the prefill, and the condition of every token with the stored tokens before it as the past."""
     golden, config = case.golden, reference.config
     prompt = align_rows(rows, bucket=1)
@@ -184,10 +185,11 @@ def _teacher_forced(case: _Case, rows: list[Row], reference: Reference, report: 
     past = np.asarray(golden["tokens"])[:, : case.count - 1]
     placeholders = np.full(case.count - 1, case.special.image_placeholder)
     longer = [
-        Row(
-            np.concatenate([row.ids, placeholders]),
-            np.concatenate([row.tokens, past[r % case.images]]),
-            np.concatenate([row.is_image, np.ones(case.count - 1, bool)]),
+        dataclasses.replace(
+            row,
+            text_ids=np.concatenate([row.text_ids, placeholders]),
+            image_tokens=np.concatenate([row.image_tokens, past[r % case.images]]),
+            is_image=np.concatenate([row.is_image, np.ones(case.count - 1, bool)]),
         )
         for r, row in enumerate(rows)
     ]
@@ -235,7 +237,7 @@ def _from_stored_conditions(case: _Case, guidance: np.ndarray, reference: Refere
 _normalize = functools.partial(jax.jit, static_argnums=1)(layer_norm)
 
 
-def _end_to_end(case: _Case, rows: list[Row], guidance: np.ndarray, params: dict, report: Report) -> None:
+def _end_to_end(case: _Case, rows: list[Segment], guidance: np.ndarray, params: dict, report: Report) -> None:
     """The loop as users run it, from prompt to pixels."""
     golden, tokenizer = case.golden, case.tokenizer
     config = case.config.with_transformer(fused_projections=True)
