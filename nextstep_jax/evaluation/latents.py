@@ -14,7 +14,7 @@ import numpy as np
 from nextstep_jax.config import ImageTokenizerConfig
 from nextstep_jax.errors import InputError
 from nextstep_jax.generation.tokenizer import encode_means
-from nextstep_jax.models.image_tokenizer import ImageTokenizer, perturb, unscale_latents
+from nextstep_jax.models.image_tokenizer import ImageTokenizer, perturb
 
 Array = jax.Array
 
@@ -56,15 +56,17 @@ def reconstruct_noisy(
 ) -> np.ndarray:
     """Reconstructions [len(strengths), B, height, width, 3] of images [B, height, width, 3] in [-1, 1], clipped to that range.
 
+    The noise is added where training adds it (objectives/reconstruction.py): to the encoder's normalized latents, unscaled.
+
     Args:
-      strengths: standard deviations of the normal noise added to the latents; each uses the same noise.
+      strengths: alpha, standard deviations of the noise; each uses the same noise.
     """
-    latents = encode_means(config, params, jnp.asarray(images))
-    noise = jax.random.normal(jax.random.key(seed), latents.shape)
-    return np.stack([np.asarray(_decode(config, params, perturb(latents, s, noise))) for s in strengths])
+    return np.stack([np.asarray(_reconstruct(config, params, jnp.asarray(images), alpha, seed)) for alpha in strengths])
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _decode(config: ImageTokenizerConfig, params: dict, latents: Array) -> Array:
-    pixels = ImageTokenizer(config).apply({"params": params}, unscale_latents(latents, config), method="decode")
-    return jnp.clip(pixels, -1, 1)
+def _reconstruct(config: ImageTokenizerConfig, params: dict, images: Array, alpha: float, seed: int) -> Array:
+    tokenizer, variables = ImageTokenizer(config), {"params": params}
+    latents = tokenizer.apply(variables, images, method="encode").mean
+    noise = jax.random.normal(jax.random.key(seed), latents.shape)
+    return jnp.clip(tokenizer.apply(variables, perturb(latents, alpha, noise), method="decode"), -1, 1)
