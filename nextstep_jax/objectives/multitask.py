@@ -2,10 +2,10 @@
 
     loss = lambda_text * CE + lambda_image * MSE,  MSE = |v(x_t, t | hidden) - (x - noise)|^2 / C,  x_t = t x + (1 - t) noise
 
-Each head runs only on the positions that it is trained on, gathered row by row into a fixed number of places. A row with
-more targets than places loses the last ones, and the loss says how many.
+Each head runs only on the positions that it is trained on, gathered row by row into a fixed number of slots. A row with
+more targets than slots loses the last ones, and the loss says how many.
 
-Letters: B batch, S sequence, D model width, C channels of one image token, V vocabulary; n places of a head in each row,
+Letters: B batch, S sequence, D model width, C channels of one image token, V vocabulary; n slots of a head in each row,
 M draws of noise and time for each image token.
 """
 
@@ -26,8 +26,8 @@ from nextstep_jax.sharding.rules import constrain
 Array = jax.Array
 
 
-class Totals(NamedTuple):
-    """What the means divide by: summed weights of the targets that find a place, and the number of image tokens.
+class Normalizers(NamedTuple):
+    """What the means divide by: summed weights of the targets that find a slot, and the number of image tokens.
 
     Computed from a whole batch, they let the losses of its parts add up to the batch's (gradient accumulation).
     """
@@ -41,10 +41,10 @@ class Targets(NamedTuple):
     """One head's targets and losses, for metrics by kind of data and the like.
 
     Attributes:
-      positions: [B, n] int32, where in the row the target stands.
-      weights: [B, n] float32; 0 where a place is empty.
+      positions: [B, n] int32, where in the row each target stands.
+      weights: [B, n] float32; 0 where a slot is empty.
       losses: [B, n] float32, nothing meaningful where the weight is 0.
-      dropped: [] int32, targets that found no place.
+      dropped: [] int32, targets that found no slot.
     """
 
     positions: Array
@@ -79,16 +79,16 @@ def multitask_loss(
     *,
     max_text_targets: int | None = None,
     max_image_targets: int | None = None,
-    totals: Totals | None = None,
+    normalizers: Normalizers | None = None,
     token_length_weight: bool = False,
     input_tokens: Array | None = None,
 ) -> tuple[Array, Metrics]:
     """The loss of a batch, and what it is made of.
 
     Args:
-      noise, t: [B, n, M, C] and [B, n, M] draws for the places of the image targets, see `draw_noise`.
+      noise, t: [B, n, M, C] and [B, n, M] draws for the slots of the image targets, see `draw_noise`.
       max_text_targets, max_image_targets: the most targets of each head in a row; None: as many as positions.
-      totals: of the batch that this one is a part of; None: its own.
+      normalizers: of the batch that this one is a part of; None: its own.
       token_length_weight: weigh the two means by the number of text targets and of image tokens as well (an option of the
         February 2026 release), instead of by their lambdas alone.
       input_tokens: [B, S, C] the image tokens as the transformer sees them, where these are noised; targets stay clean.
@@ -102,8 +102,8 @@ def multitask_loss(
     config = model.config
     if config.input_noise and input_tokens is None:
         raise InputError(f"input_noise is {config.input_noise}, but the loss was given no noised input tokens")
-    if totals is None:
-        totals = count_totals(batch, max_text_targets, max_image_targets)
+    if normalizers is None:
+        normalizers = count_normalizers(batch, max_text_targets, max_image_targets)
 
     def call(method: str, *arguments):
         return model.apply({"params": params}, *arguments, method=method)
@@ -113,32 +113,38 @@ def multitask_loss(
     text = _text_losses(call, hidden, batch, max_text_targets)
     image = _image_losses(call, hidden, batch, max_image_targets, noise, t, config.train_out_projector)
 
-    lm_loss = _over(jnp.sum(text.weights * text.losses), totals.text)
-    im_loss = _over(jnp.sum(image.weights * image.losses), totals.image)
-    text_share, image_share = config.text_loss_weight, config.image_loss_weight
+    lm_loss = _over(jnp.sum(text.weights * text.losses), normalizers.text)
+    im_loss = _over(jnp.sum(image.weights * image.losses), normalizers.image)
+    text_scale, image_scale = config.text_loss_weight, config.image_loss_weight
     if token_length_weight:
-        tokens = totals.text + totals.image_tokens
-        text_share, image_share = _over(text_share * totals.text, tokens), _over(image_share * totals.image_tokens, tokens)
-    loss = text_share * lm_loss + image_share * im_loss
+        tokens = normalizers.text + normalizers.image_tokens
+        text_scale = _over(text_scale * normalizers.text, tokens)
+        image_scale = _over(image_scale * normalizers.image_tokens, tokens)
+    loss = text_scale * lm_loss + image_scale * im_loss
     counts = (jnp.sum(part.weights > 0) for part in (text, image))
     return loss, Metrics(lm_loss, im_loss, *counts, text, image)
 
 
 def draw_noise(
-    key: Array, rows: int, capacity: int, draws: int, channels: int, law: Callable = logit_normal_times
+    key: Array, rows: int, slots: int, draws: int, channels: int, sample_times: Callable = logit_normal_times
 ) -> tuple[Array, Array]:
-    """Noise [B, n, M, C] and times [B, n, M] for `multitask_loss`; `law` is a timestep law of `flow.paths`."""
+    """Noise [B, n, M, C] and times [B, n, M] for `multitask_loss`.
+
+    Args:
+      rows, slots, draws, channels: B, n, M, C.
+      sample_times: (key, shape) -> times, the timestep distribution (flow/paths.py).
+    """
     noise_key, time_key = jax.random.split(key)
-    shape = (rows, capacity, draws)
+    shape = (rows, slots, draws)
     noise = constrain(jax.random.normal(noise_key, (*shape, channels)), "batch", "sequence", None, None)
-    return noise, constrain(law(time_key, shape), "batch", "sequence", None)
+    return noise, constrain(sample_times(time_key, shape), "batch", "sequence", None)
 
 
-def count_totals(batch: Batch, max_text_targets: int | None = None, max_image_targets: int | None = None) -> Totals:
+def count_normalizers(batch: Batch, max_text_targets: int | None = None, max_image_targets: int | None = None) -> Normalizers:
     """What the means of a batch divide by, for heads with these capacities."""
     text, image = target_weights(batch)
     image_tokens = jnp.sum(batch.is_image & (batch.segment_ids > 0))
-    return Totals(_kept(text, max_text_targets), _kept(image, max_image_targets), image_tokens.astype(jnp.float32))
+    return Normalizers(_kept(text, max_text_targets), _kept(image, max_image_targets), image_tokens.astype(jnp.float32))
 
 
 def target_weights(batch: Batch) -> tuple[Array, Array]:
@@ -147,30 +153,30 @@ def target_weights(batch: Batch) -> tuple[Array, Array]:
     return _next(batch.text_weight) * inside, _next(batch.image_weight) * inside
 
 
-def gather_positions(weights: Array, capacity: int | None) -> tuple[Array, Array, Array]:
-    """The places of a head: the first `capacity` positions of each row with a weight.
+def gather_positions(weights: Array, limit: int | None) -> tuple[Array, Array, Array]:
+    """The slots of a head: the first `limit` positions of each row with a weight.
 
     Args:
       weights: [B, S] >= 0.
-      capacity: n; None for S.
+      limit: n; None for S.
 
     Returns:
-      indices [B, n] into the row, all different: the weighted positions in order, then others to fill the places;
-      mask [B, n], which places are taken; and how many weighted positions found no place, [] int32.
+      indices [B, n] into the row, all different: the weighted positions in order, then others to fill the slots;
+      mask [B, n], which slots are taken; and how many weighted positions found no slot, [] int32.
     """
-    capacity = weights.shape[1] if capacity is None else min(capacity, weights.shape[1])
+    limit = weights.shape[1] if limit is None else min(limit, weights.shape[1])
     wanted = weights > 0
-    indices = jnp.argsort(~wanted, axis=1, stable=True)[:, :capacity]
+    indices = jnp.argsort(~wanted, axis=1, stable=True)[:, :limit]
     count = jnp.sum(wanted, axis=1)
-    return indices, jnp.arange(capacity) < count[:, None], jnp.sum(jnp.maximum(count - capacity, 0))
+    return indices, jnp.arange(limit) < count[:, None], jnp.sum(jnp.maximum(count - limit, 0))
 
 
 # --- the two heads ----------------------------------------------------------------------------------------------------
 
 
-def _text_losses(call: Callable, hidden: Array, batch: Batch, capacity: int | None) -> Targets:
+def _text_losses(call: Callable, hidden: Array, batch: Batch, limit: int | None) -> Targets:
     weights, _ = target_weights(batch)
-    indices, mask, dropped = gather_positions(weights, capacity)
+    indices, mask, dropped = gather_positions(weights, limit)
     targets = _take(_next(batch.text_ids), indices)
     states = _take(hidden, indices)
     losses = cross_entropy(states.reshape(-1, states.shape[-1]), call("language_kernel"), targets.reshape(-1))
@@ -178,10 +184,10 @@ def _text_losses(call: Callable, hidden: Array, batch: Batch, capacity: int | No
 
 
 def _image_losses(
-    call: Callable, hidden: Array, batch: Batch, capacity: int | None, noise: Array, t: Array, project_out: bool
+    call: Callable, hidden: Array, batch: Batch, limit: int | None, noise: Array, t: Array, project_out: bool
 ) -> Targets:
     _, weights = target_weights(batch)
-    indices, mask, dropped = gather_positions(weights, capacity)
+    indices, mask, dropped = gather_positions(weights, limit)
     x = _take(_next(batch.image_tokens), indices)[:, :, None]
     if noise.shape[:2] != indices.shape or noise.shape[3:] != x.shape[3:] or t.shape != noise.shape[:3]:
         expected = f"[{indices.shape[0]}, {indices.shape[1]}, M, {x.shape[3]}]"
@@ -206,8 +212,8 @@ def _take(x: Array, indices: Array) -> Array:
     return jnp.take_along_axis(x, indices, axis=1, mode="promise_in_bounds")
 
 
-def _kept(weights: Array, capacity: int | None) -> Array:
-    indices, mask, _ = gather_positions(weights, capacity)
+def _kept(weights: Array, limit: int | None) -> Array:
+    indices, mask, _ = gather_positions(weights, limit)
     return jnp.sum(_take(weights, indices) * mask)
 
 

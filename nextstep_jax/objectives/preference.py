@@ -7,7 +7,7 @@
 Winner and loser, model and reference share times and noise, and all draws of an image stand inside one sigmoid: the more
 there are, the closer the argument comes to the logit of DPO.
 
-Letters: B batch, P pairs, n places of the image head in a row.
+Letters: B batch, P pairs, n slots of the image head in a row.
 """
 
 from typing import NamedTuple

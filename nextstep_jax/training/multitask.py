@@ -27,7 +27,7 @@ from nextstep_jax.generation.load import load_image_tokenizer
 from nextstep_jax.generation.pipeline import Pipeline
 from nextstep_jax.models.nextstep import NextStep, init_params
 from nextstep_jax.models.param_layouts import fuse_projections
-from nextstep_jax.objectives.multitask import Targets, count_totals, draw_noise, multitask_loss
+from nextstep_jax.objectives.multitask import Targets, count_normalizers, draw_noise, multitask_loss
 from nextstep_jax.training.config import local_data_shards, model_config
 from nextstep_jax.training.flops import multitask_flops, work_of
 from nextstep_jax.training.init import to_canonical
@@ -70,13 +70,13 @@ def make_objective(model_config: NextStepConfig, max_text_targets: int, max_imag
         return {"model": init_params(model_config, key)}
 
     def normalizers(batch):
-        return count_totals(batch[0], **limits)
+        return count_normalizers(batch[0], **limits)
 
     def loss(params, batch, key: Array, normalizers):
         batch, kinds = batch
         draws = (batch.shape[0], max_image_targets, model_config.flow_head.batch_mul, model_config.token_channels)
         noise, t = draw_noise(key, *draws)
-        value, parts = multitask_loss(model, params["model"], batch, noise, t, totals=normalizers, **limits)
+        value, parts = multitask_loss(model, params["model"], batch, noise, t, normalizers=normalizers, **limits)
         means = mean_losses("text", parts.text, kinds) | mean_losses("image", parts.image, kinds)
         return value, means
 

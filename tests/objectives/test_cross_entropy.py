@@ -53,6 +53,24 @@ def test_half_precision_keeps_float32_sums_and_the_kernels_dtype():
     np.testing.assert_allclose(to_kernel, exact_kernel, atol=0.02 * float(jnp.abs(exact_kernel).max()))
 
 
+def test_half_precision_sums_are_those_of_float64():
+    """Products of bfloat16 numbers are exact in float32: only sums differ from float64, over 512 slices."""
+    hidden, kernel, targets, weights = _problem(positions=5, width=96, vocab=4096, dtype=jnp.bfloat16)
+    hidden = hidden / 8
+    h, k = (np.asarray(x.astype(jnp.bfloat16), np.float64) for x in (hidden, kernel))
+    logits = h @ k
+    normalizer = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1)
+    expected = normalizer - logits[np.arange(5), targets]
+    found, gradients = jax.vjp(lambda h, k: cross_entropy(h, k, targets, 8), hidden, kernel)
+    np.testing.assert_allclose(found, expected, rtol=3e-6)
+    to_logits = (np.exp(logits - normalizer[:, None]) - np.eye(4096)[np.asarray(targets)]) * np.asarray(weights)[:, None]
+    to_hidden, to_kernel = gradients(weights)
+    rounded = np.asarray(jnp.asarray(to_logits, jnp.float32).astype(jnp.bfloat16), np.float64)
+    for ours, exact, digits in ((to_hidden, rounded @ k.T, 2**-8), (to_kernel, h.T @ rounded, 2**-12)):
+        ours = np.asarray(ours.astype(jnp.float32), np.float64)
+        assert np.abs(ours - exact).max() < 1.5 * digits * np.abs(exact).max()
+
+
 def _sizes(jaxpr):
     """Numbers of entries of every array made inside, loops and calls included."""
     for equation in jaxpr.eqns:

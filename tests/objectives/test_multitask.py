@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
 from safetensors.numpy import load_file
 
 from nextstep_jax.batch import Batch
@@ -84,22 +86,22 @@ class Golden:
             rows = np.arange(DRAWS) * drawn.sum() + number[:, None]
         return np.where(drawn[:, None], rows, -1)
 
-    def draws(self, capacity: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def draws(self, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """noise [B, n, M, C] and t [B, n, M]."""
         rows = np.zeros((*self.ids.shape, DRAWS), int)
         rows[self.is_image] = self.rows()
         batch, length = self.ids.shape
-        capacity = length if capacity is None else capacity
-        placed = np.zeros((batch, capacity, DRAWS), int)
+        limit = length if limit is None else limit
+        placed = np.zeros((batch, limit, DRAWS), int)
         for b in range(batch):
             taken = rows[b, self.batch.image_weight[b] > 0]
-            placed[b, : len(taken)] = taken[:capacity]
+            placed[b, : len(taken)] = taken[:limit]
         return self.arrays["noise"][placed], self.arrays["t"][placed]
 
     def loss(self, **options):
-        capacity = options.get("max_image_targets")
+        limit = options.get("max_image_targets")
         loss = functools.partial(multitask.multitask_loss, self.model, **options)
-        return jax.jit(loss)(self.params, self.batch, *self.draws(capacity))
+        return jax.jit(loss)(self.params, self.batch, *self.draws(limit))
 
 
 NAMES = ("train", "train_list", "train_feb", "train_feb_list")
@@ -216,12 +218,12 @@ def test_overflow_is_counted_and_the_rest_averaged():
 
 def test_losses_of_parts_add_up_to_the_batchs():
     g, ((loss, metrics), _) = golden("train_feb"), value_and_grad("train_feb")
-    totals = multitask.count_totals(g.batch)
+    normalizers = multitask.count_normalizers(g.batch)
     noise, t = g.draws()
 
     @jax.jit
     def part(params, batch, noise, t):
-        loss, metrics = multitask.multitask_loss(g.model, params, batch, noise, t, totals=totals)
+        loss, metrics = multitask.multitask_loss(g.model, params, batch, noise, t, normalizers=normalizers)
         return loss, metrics.lm_loss, metrics.im_loss
 
     halves = [part(g.params, *jax.tree.map(lambda x, s=s: x[s], (g.batch, noise, t))) for s in (slice(0, 2), slice(2, 4))]
@@ -265,24 +267,78 @@ def test_a_batch_without_targets_costs_nothing():
 
 
 @pytest.mark.parametrize(
-    ("capacity", "indices", "mask", "dropped"),
+    ("limit", "indices", "mask", "dropped"),
     [
         (2, [[1, 3], [0, 1]], [[True, True], [False, False]], 1),
         (4, [[1, 3, 4, 0], [0, 1, 2, 3]], [[True, True, True, False], [False] * 4], 0),
         (None, [[1, 3, 4, 0, 2], [0, 1, 2, 3, 4]], [[True, True, True, False, False], [False] * 5], 0),
     ],
 )
-def test_gathered_positions(capacity, indices, mask, dropped):
+def test_gathered_positions(limit, indices, mask, dropped):
     weights = jnp.array([[0, 0.5, 0, 1, 2], [0, 0, 0, 0, 0]])
-    found = multitask.gather_positions(weights, capacity)
+    found = multitask.gather_positions(weights, limit)
     for ours, expected in zip(found, (indices, mask, dropped), strict=True):
         np.testing.assert_array_equal(ours, expected)
 
 
 def test_draws_have_the_layout_of_the_loss():
-    draw = functools.partial(multitask.draw_noise, rows=2, capacity=3, draws=4, channels=5)
+    draw = functools.partial(multitask.draw_noise, rows=2, slots=3, draws=4, channels=5)
     noise, t = jax.eval_shape(draw, jax.random.key(0))
     assert noise.shape == (2, 3, 4, 5) and t.shape == (2, 3, 4)
+
+
+def test_every_draw_is_its_own():
+    """Nothing is shared between rows, targets, the draws of one target or its channels; times are logit-normal."""
+    noise, t = (np.asarray(x, np.float64) for x in multitask.draw_noise(jax.random.key(0), 4, 50, 5, 16))
+    for values in (noise, t):
+        assert len(np.unique(values)) > 0.99 * values.size
+    for axis in range(4):
+        moved = np.moveaxis(noise, axis, 0)
+        pairs = [np.corrcoef(moved[i].ravel(), moved[i + 1].ravel())[0, 1] for i in range(len(moved) - 1)]
+        assert abs(np.mean(pairs)) < 0.05
+    standard = scipy.special.logit(t)
+    for values in (noise, standard):
+        assert scipy.stats.kstest(values.ravel(), "norm").pvalue > 1e-3
+    assert abs(np.corrcoef(standard.ravel(), noise.mean(-1).ravel())[0, 1]) < 0.1
+    for axis in range(3):  # the draws of one target spread as far as those of different ones
+        assert 0.8 < np.diff(standard, axis=axis).std() / np.sqrt(2) < 1.2
+    other, _ = multitask.draw_noise(jax.random.key(1), 4, 50, 5, 16)
+    assert abs(np.corrcoef(other.ravel(), noise.ravel())[0, 1]) < 0.05
+
+
+def test_the_timestep_distribution_can_be_another():
+    def late(key, shape):
+        return 0.9 + 0.1 * jax.random.uniform(key, shape)
+
+    noise, t = multitask.draw_noise(jax.random.key(0), 2, 3, 4, 5, late)
+    np.testing.assert_array_equal(noise, multitask.draw_noise(jax.random.key(0), 2, 3, 4, 5)[0])
+    assert t.shape == (2, 3, 4) and t.min() >= 0.9 and len(np.unique(t)) == 24
+
+
+def test_half_precision_keeps_losses_and_counts_in_float32():
+    g = golden("train_list")
+    model = NextStep(g.config.with_transformer(dtype="bfloat16"))
+    noise, t = g.draws()
+    loss, metrics = jax.jit(functools.partial(multitask.multitask_loss, model))(g.params, g.batch, noise, t)
+    for value in (loss, metrics.lm_loss, metrics.im_loss, metrics.text.losses, metrics.image.losses):
+        assert value.dtype == jnp.float32
+    # Each loss is the float64 mean of what the head says, of which a rounding to bfloat16 would leave two digits.
+    taken = np.asarray(metrics.image.weights, np.float64)
+    exact = (taken * np.asarray(metrics.image.losses, np.float64)).sum() / taken.sum()
+    np.testing.assert_allclose(metrics.im_loss, exact, rtol=1e-6)
+    taken = np.asarray(metrics.text.weights, np.float64)
+    exact = (taken * np.asarray(metrics.text.losses, np.float64)).sum() / taken.sum()
+    np.testing.assert_allclose(metrics.lm_loss, exact, rtol=1e-6)
+    losses = np.asarray(metrics.image.losses)[np.asarray(metrics.image.weights) > 0]
+    assert np.any(losses != losses.astype(jnp.bfloat16))
+
+
+def test_normalizers_count_thousands_exactly():
+    ones = np.ones((3, 1001), np.float32)
+    batch = Batch(ones.astype(int), np.zeros((3, 1001, 4)), ones > 0, ones.astype(int), ones.astype(int), ones, ones / 3)
+    found = multitask.count_normalizers(batch)
+    assert (found.text, found.image_tokens) == (3000, 3003) and found.text.dtype == jnp.float32
+    np.testing.assert_allclose(found.image, 1000, rtol=1e-6)
 
 
 def test_draws_of_the_wrong_shape_are_refused():

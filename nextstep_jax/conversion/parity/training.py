@@ -23,7 +23,7 @@ from nextstep_jax.conversion.parity.reference import (
 from nextstep_jax.conversion.parity.report import EXACT, GRADIENT, ROUNDING, SINGLE_PASS, Report
 from nextstep_jax.errors import InputError
 from nextstep_jax.models.nextstep import NextStep
-from nextstep_jax.objectives.multitask import count_totals, multitask_loss
+from nextstep_jax.objectives.multitask import count_normalizers, multitask_loss
 
 AUGUST = ("train", "train_list")
 FEBRUARY = ("train_feb", "train_feb_list")
@@ -93,7 +93,7 @@ def _step(model: NextStep, february: bool, params: dict, batch: Batch, noise, t,
     (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params)
     results = {"loss": value, "lm_loss": metrics.lm_loss, "im_loss": metrics.im_loss}
     if february:
-        results |= {"lm_targets": metrics.text_targets, "image_tokens": count_totals(batch).image_tokens}
+        results |= {"lm_targets": metrics.text_targets, "image_tokens": count_normalizers(batch).image_tokens}
         results["loss_token_length_weight"], _ = loss(params, token_length_weight=True)
     return results, gradients
 
