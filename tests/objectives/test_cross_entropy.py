@@ -71,16 +71,25 @@ def test_half_precision_sums_are_those_of_float64():
         assert np.abs(ours - exact).max() < 1.5 * digits * np.abs(exact).max()
 
 
-def _sizes(jaxpr):
-    """Numbers of entries of every array made inside, loops and calls included."""
+def _equations(jaxpr):
+    """Every equation, those inside loops and calls included."""
     for equation in jaxpr.eqns:
-        yield from (v.aval.size for v in equation.outvars)
+        yield equation
         for value in equation.params.values():
             for inner in value if isinstance(value, tuple | list) else (value,):
                 if hasattr(inner, "eqns"):
-                    yield from _sizes(inner)
+                    yield from _equations(inner)
                 elif hasattr(inner, "jaxpr"):
-                    yield from _sizes(inner.jaxpr)
+                    yield from _equations(inner.jaxpr)
+
+
+def test_half_precision_products_are_summed_in_float32():
+    """A compiler may do so unasked; here it is asked."""
+    hidden, kernel, targets, _ = _problem(dtype=jnp.bfloat16)
+    gradient = jax.grad(lambda h, k: cross_entropy(h, k, targets, 8).sum(), argnums=(0, 1))
+    products = [e for e in _equations(jax.make_jaxpr(gradient)(hidden, kernel).jaxpr) if e.primitive.name == "dot_general"]
+    assert len(products) == 4  # logits twice, and the two gradients
+    assert all(equation.outvars[0].aval.dtype == jnp.float32 for equation in products)
 
 
 def test_logits_of_all_ids_never_exist():
@@ -88,5 +97,6 @@ def test_logits_of_all_ids_never_exist():
     positions, width, vocab, slice_size = 512, 8, 4096, 256
     hidden, kernel, targets, _ = _problem(positions, width, vocab)
     gradient = jax.grad(lambda h, k: cross_entropy(h, k, targets, slice_size).sum(), argnums=(0, 1))
-    sizes = list(_sizes(jax.make_jaxpr(gradient)(hidden, kernel).jaxpr))
+    equations = _equations(jax.make_jaxpr(gradient)(hidden, kernel).jaxpr)
+    sizes = [variable.aval.size for equation in equations for variable in equation.outvars]
     assert max(sizes) == positions * slice_size  # so the walk does see inside the loops

@@ -99,6 +99,14 @@ def test_every_term_is_its_formula(params, images, draws, expected):
     np.testing.assert_allclose(metrics.images, made, atol=1e-5)
 
 
+def test_what_is_only_reported_has_no_gradient(params, images, draws):
+    def reported(params):
+        metrics = reconstruction_loss(TOKENIZER, params, images, *draws)[1]
+        return metrics.images.sum() + metrics.psnr
+
+    assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(jax.grad(reported)(params)))
+
+
 def test_terms_without_weight_are_left_out(params, images, draws):
     loss, metrics = reconstruction_loss(TOKENIZER, params, images, *draws, weights=Weights(l1=1.0, l2=0.0))
     assert set(metrics.terms) == {"l1", "l2"}
@@ -118,6 +126,9 @@ def test_perturbation_is_between_zero_and_gamma():
     assert 0 <= draws.alpha.min() < 0.02
     assert 0.48 < draws.alpha.max() <= 0.5
     assert abs(np.corrcoef(draws.noise.ravel(), draws.posterior_noise.ravel())[0, 1]) < 0.02
+    for noise in (draws.noise, draws.posterior_noise):  # of each image its own
+        assert len(np.unique(noise)) > 0.99 * noise.size
+        assert abs(np.corrcoef(noise[:-1].ravel(), noise[1:].ravel())[0, 1]) < 0.02
     still = draw_noise(jax.random.key(0), dataclasses.replace(CONFIG, perturbation=0.0), 500, 16, 32)
     np.testing.assert_array_equal(still.alpha, 0)
 
