@@ -83,6 +83,8 @@ def compile_for(config, topology: str, slices: int, what: str, tokens_per_chip: 
     """The report, JSON-able. InputError for what cannot be compiled."""
     chip = CHIPS[generation(topology)]
     devices = topology_devices(topology, slices)
+    if config.objective != "multitask":
+        raise InputError(f"only stages of the objective multitask are compiled ahead of time, found {config.objective!r}")
     if config.mesh.data == 1:
         config.mesh.data = slices
     mesh = make_mesh(config.mesh if what == "train" else {"tensor": -1}, devices)

@@ -1,15 +1,16 @@
 """The `nextstep-jax` command: its verbs, and the checkpoint verbs convert, export, parity and info.
 
-Exit codes: 0 done, 1 a check failed, 2 bad input or usage, 3 damaged data, 130 interrupted.
+Exit codes: 0 done, 1 a check failed, 2 bad input or usage, 3 damaged data, 130 interrupted, 141 nobody reads the output.
 """
 
 import json
+import os
 import pathlib
 import sys
 
 import click
 
-from nextstep_jax import __version__, cli_generate, cli_launch
+from nextstep_jax import __version__, cli_generate, cli_launch, cli_streams
 from nextstep_jax.cli_data import data
 from nextstep_jax.cli_evaluate import evaluate
 from nextstep_jax.cli_shared import Group, keep_compiled_programs, progress_bar, readable_bytes, require_writable
@@ -17,6 +18,7 @@ from nextstep_jax.errors import NextStepError
 
 # jax and the networks are imported inside the commands: `--help` and bad usage answer at once.
 
+_COMPLETE = "_NEXTSTEP_JAX_COMPLETE"  # set by a shell that asks for completions
 # Packages that are not always installed, and the extra that brings them.
 _EXTRAS = dict.fromkeys(("absl", "grain", "ml_collections", "optax", "tensorflow_datasets"), "train")
 _EXTRAS |= {"huggingface_hub": "hub", "libtpu": "tpu"}
@@ -45,26 +47,43 @@ for _command in (
 
 def main() -> None:
     """Entry point: every error a person can act on is one line and an exit code, never a traceback."""
+    with cli_streams.prepared():
+        try:
+            code = _run(sys.argv[1:])
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else bool(stop.code)
+        except KeyboardInterrupt:
+            code = _fail("interrupted", 130)
+        except BrokenPipeError:
+            code = cli_streams.BROKEN_PIPE
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx else "nextstep-jax"
+            code = _fail(f"{error.format_message()} ({path} --help)", error.exit_code)
+        except NextStepError as error:
+            code = _fail(str(error), error.exit_code)
+        except ModuleNotFoundError as error:
+            extra = _EXTRAS.get((error.name or "").partition(".")[0])
+            if extra is None:
+                raise
+            code = _fail(f"{error.name} is not installed: pip install 'nextstep_jax[{extra}]'", 2)
+        except OSError as error:
+            code = _fail(": ".join(str(part) for part in (error.filename, error.strerror or error) if part), 1)
+        sys.exit(cli_streams.finish(code))
+
+
+def _run(arguments: list[str]) -> int:
+    if _COMPLETE in os.environ:
+        cli.main(prog_name="nextstep-jax", complete_var=_COMPLETE)
     try:
-        sys.exit(cli.main(prog_name="nextstep-jax", standalone_mode=False) or 0)
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except click.UsageError as error:
-        path = error.ctx.command_path if error.ctx else "nextstep-jax"
-        click.echo(f"error: {' '.join(error.format_message().split())} ({path} --help)", err=True)
-        sys.exit(error.exit_code)
-    except click.ClickException as error:
-        click.echo(f"error: {error.format_message()}", err=True)
-        sys.exit(error.exit_code)
-    except NextStepError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except ModuleNotFoundError as error:
-        extra = _EXTRAS.get((error.name or "").partition(".")[0])
-        if extra is None:
-            raise
-        click.echo(f"error: {error.name} is not installed: pip install 'nextstep_jax[{extra}]'", err=True)
-        sys.exit(2)
+        with cli.make_context("nextstep-jax", arguments) as context:
+            return cli.invoke(context) or 0
+    except click.exceptions.Exit as end:
+        return end.exit_code
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return code
 
 
 @cli.command()
@@ -113,11 +132,11 @@ def parity(folder: pathlib.Path, json_file: pathlib.Path | None):
         require_writable(json_file)
     keep_compiled_programs()
     report = run_parity(folder, lambda part: click.echo(f"comparing {part}", err=True))
-    click.echo(report.table())
     if json_file is not None:
         from nextstep_jax.data.files import write_bytes
 
         write_bytes(json_file, (report.to_json() + "\n").encode())
+    click.echo(report.table())
     click.echo(f"{len(report.rows)} arrays compared, {len(report.misses)} missed")
     sys.exit(1 if report.misses else 0)
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import click
 
-from nextstep_jax.cli_shared import Group
+from nextstep_jax.cli_shared import AREA, Group, Number
+
+_COUNT = click.IntRange(min=1)
 
 _SOURCE = """SOURCE is a folder of images with captions (captions.csv, or a .txt or .json beside each image), a WebDataset
 tar or a folder of them, a folder built before, tfds:NAME:SPLIT, or shapes:KIND:SPLIT:N for the built-in dataset."""
@@ -52,12 +54,26 @@ def data():
 @click.argument("out", type=click.Path(path_type=pathlib.Path))
 @click.option("--name", help="The dataset's name.  [default: the source's]")
 @click.option(
-    "--workers", type=int, default=lambda: min(os.cpu_count() or 1, 16), show_default="one a core, up to 16", help="Processes."
+    "--workers",
+    type=_COUNT,
+    default=lambda: min(os.cpu_count() or 1, 16),
+    show_default="one a core, up to 16",
+    help="Processes.",
 )
-@click.option("--shard-samples", default=1000, show_default=True, help="Samples a shard.")
-@click.option("--max-skipped", default=0.01, show_default=True, help="Fraction of samples that may be unusable.")
-@click.option("--min-side", default=16, show_default=True, help="Skip images with a shorter side, in pixels.")
-@click.option("--max-aspect", default=8.0, show_default=True, help="Skip images longer than this times their width, or wider.")
+@click.option("--shard-samples", type=_COUNT, default=1000, show_default=True, help="Samples a shard.")
+@click.option(
+    "--max-skipped", type=Number(0, 1), default=0.01, show_default=True, help="Fraction of samples that may be unusable."
+)
+@click.option(
+    "--min-side", type=click.IntRange(min=0), default=16, show_default=True, help="Skip images with a shorter side, in pixels."
+)
+@click.option(
+    "--max-aspect",
+    type=Number(min=1),
+    default=8.0,
+    show_default=True,
+    help="Skip images longer than this times their width, or wider.",
+)
 @_source_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def build(source, out, name, workers, shard_samples, max_skipped, min_side, max_aspect, as_json, **reading):
@@ -79,8 +95,8 @@ def build(source, out, name, workers, shard_samples, max_skipped, min_side, max_
 @data.command(help=f"Show what is in SOURCE.\n\n{_SOURCE}")
 @click.argument("source")
 @click.option("--sheet", type=click.Path(), metavar="PNG", help="Write a contact sheet.")
-@click.option("--sheet-samples", default=16, show_default=True, help="Samples on it.")
-@click.option("--limit", default=10_000, show_default=True, help="Samples to look at, spread evenly.")
+@click.option("--sheet-samples", type=_COUNT, default=16, show_default=True, help="Samples on it.")
+@click.option("--limit", type=_COUNT, default=10_000, show_default=True, help="Samples to look at, spread evenly.")
 @click.option("--verify", is_flag=True, help="First compare every shard with its digest.")
 @_source_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -126,8 +142,10 @@ def _in_words(found: Mapping[str, Any]) -> str:
 @click.argument("directory")
 @click.argument("out", type=click.Path(path_type=pathlib.Path))
 @click.option("--checkpoint", required=True, metavar="DIR", help="The checkpoint whose image tokenizer encodes.")
-@click.option("--area", default=256, show_default=True, help="Side, in pixels, of the square whose area the images get.")
-@click.option("--batch", default=8, show_default=True, help="Images a call.")
+@click.option(
+    "--area", type=AREA, default=256, show_default=True, help="Side, in pixels, of the square whose area the images get."
+)
+@click.option("--batch", type=_COUNT, default=8, show_default=True, help="Images a call.")
 @click.option(
     "--dtype",
     default="bfloat16",
@@ -135,7 +153,7 @@ def _in_words(found: Mapping[str, Any]) -> str:
     type=click.Choice(["float16", "bfloat16", "float32"]),
     help="Of the latents.",
 )
-@click.option("--threads", default=2, show_default=True, help="Threads that read images.")
+@click.option("--threads", type=_COUNT, default=2, show_default=True, help="Threads that read images.")
 @click.option("--json", "as_json", is_flag=True, help="Print the counts as JSON.")
 def encode(directory, out, checkpoint, area, batch, dtype, threads, as_json):
     """Encode the images of the dataset DIRECTORY into the dataset of latents OUT; interrupted, the same command goes on."""

@@ -6,6 +6,7 @@ import pathlib
 import click
 
 from nextstep_jax.cli_shared import (
+    AREA,
     CHECKPOINT,
     DTYPE,
     SAMPLER,
@@ -60,15 +61,17 @@ def shapes(checkpoint, prompts_file, per_category, seed, dtype, json_file, **cha
     with progress_bar("generating", unit="prompt") as update:
         responses = generate_responses(pipeline, prompts, seed, update)
     report = shape_eval.evaluate(prompts, responses)
-    click.echo(shape_eval.format_report(report))
     if json_file is not None:
         write_json(json_file, report)
+    click.echo(shape_eval.format_report(report))
 
 
 @evaluate.command()
 @click.argument("source")
 @CHECKPOINT
-@click.option("--area", default=256, show_default=True, help="Side, in pixels, of the square whose area the images get.")
+@click.option(
+    "--area", type=AREA, default=256, show_default=True, help="Side, in pixels, of the square whose area the images get."
+)
 @click.option("--limit", type=click.IntRange(min=1), default=500, show_default=True, help="Images to reconstruct.")
 @click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Images a call.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

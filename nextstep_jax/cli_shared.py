@@ -100,6 +100,17 @@ class Name(click.ParamType):
         return [click.shell_completion.CompletionItem(name) for name in self.names() if name.startswith(incomplete)]
 
 
+class _Area(click.IntRange):
+    """The side of a square in pixels."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        side = super().convert(value, param, ctx)
+        if side % 16:
+            self.fail(f"{side} is not a multiple of 16", param, ctx)
+        return side
+
+
+AREA = _Area(min=16)
 SAMPLER = Name("sampler", "nextstep_jax.flow.samplers", "SAMPLERS")
 SCHEDULE = Name("schedule", "nextstep_jax.flow.guidance", "SCHEDULES")
 
@@ -136,6 +147,10 @@ def _cache_folder() -> pathlib.Path | None:
 def require_writable(path: pathlib.Path) -> None:
     """InputError if a file could not be written there: said before the work, not after it."""
     folder = path if path.is_dir() else path.parent
+    try:
+        path.absolute()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: the current folder does not exist any more") from error
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"{path}: cannot be written ({existing} is not a folder that can be written to)")

@@ -84,7 +84,7 @@ def test_a_tokenizer_counts_what_it_cannot_read(run, tmp_path):
     "arguments, message",
     [
         (["tokenizer", "/no/such/folder"], "/no/such/folder"),
-        (["tokenizer", "shapes:pair:heldout:8", "--area", "60"], "multiple of 16, found 60"),
+        (["tokenizer", "shapes:pair:heldout:8", "--area", "60"], "60 is not a multiple of 16"),
         (["shapes", "--prompts", "/no/such/file"], "/no/such/file"),
         (["shapes", "--cfg", "much"], "'much'"),
     ],

@@ -153,7 +153,10 @@ class Writer:
         if importlib.util.find_spec("tensorboardX"):
             from tensorboardX import SummaryWriter
 
-            self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step or None)
+            try:
+                self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step or None)
+            except OSError as error:  # its queue needs shared memory, which not every machine lets it have
+                logger.warning("no TensorBoard files: %s", error)
         if project:
             import wandb as client
 
