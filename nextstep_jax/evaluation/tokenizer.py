@@ -7,7 +7,7 @@ what ShapeEval can give.
 
 import collections
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -31,17 +31,20 @@ def reconstruction(config: ImageTokenizerConfig, params: dict) -> Reconstruct:
     return functools.partial(jax.jit(ImageTokenizer(config).apply), {"params": params})
 
 
-def source_images(source: Source, area: int, limit: int, skipped: list[str]) -> Iterator[np.ndarray]:
+def source_images(
+    source: Source, area: int, limit: int, skipped: list[str], order: Sequence[int] | None = None
+) -> Iterator[np.ndarray]:
     """The first `limit` readable images of a source, each resized and cropped to its bucket: [height, width, 3] uint8.
 
     Args:
       skipped: gets one line for each sample or image that cannot be read.
+      order: indices of the samples in the order they are read; None: as they are stored.
 
     Raises:
       InputError: the source holds latents.
     """
     taken = 0
-    for index in range(len(source)):
+    for index in range(len(source)) if order is None else order:
         try:
             sample = source[index]
         except InputError as error:
