@@ -114,7 +114,7 @@ class ImagePart:
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "image", loss: bool = True) -> "ImagePart":
-        """An image file's bytes; only its header is read here. GIF and BMP are stored as PNG. ImageError names `name`."""
+        """An image file's bytes; only its header is read here. Other formats are stored as PNG. ImageError names `name`."""
         header = images.probe(data, name)
         if header.format not in images.FORMATS:
             return cls.from_pixels(np.asarray(images.load(data, name)), loss)
