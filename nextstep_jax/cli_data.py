@@ -13,8 +13,9 @@ from nextstep_jax.cli_shared import AREA, Group, Number
 
 _COUNT = click.IntRange(min=1)
 
-_SOURCE = """SOURCE is a folder of images with captions (captions.csv, or a .txt or .json beside each image), a WebDataset
-tar or a folder of them, a folder built before, tfds:NAME:SPLIT, or shapes:KIND:SPLIT:N for the built-in dataset."""
+_SOURCE = """SOURCE is a folder of images with captions (captions.csv, metadata.csv or metadata.jsonl, or a .txt or .json
+beside each image), a WebDataset tar or a folder of them, a folder built before or a folder of such folders, tfds:NAME:SPLIT,
+or shapes:KIND:SPLIT:N for the built-in dataset."""
 
 
 def _source_options(command):
@@ -28,7 +29,9 @@ def _source_options(command):
         click.option("--data-dir", metavar="DIR", help="TFDS: where the prepared dataset is."),
         click.option("--image-feature", metavar="NAME", help="TFDS: the feature with the image.  [default: image]"),
         click.option(
-            "--caption-feature", metavar="NAME", help="TFDS: the feature with the caption or label.  [default: caption]"
+            "--caption-feature",
+            metavar="NAME",
+            help="TFDS: the feature with the caption or label, e.g. captions/text.  [default: caption]",
         ),
         click.option("--template", metavar="TEXT", help='TFDS: what the caption is put into, e.g. "a photo of a {}".'),
     )
@@ -90,6 +93,8 @@ def build(source, out, name, workers, shard_samples, max_skipped, min_side, max_
     if report["skipped"]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in report["reasons"].items())
         click.echo(f"{report['skipped']} skipped ({reasons}); {out / building.REPORT} names them")
+    if report["unused"]:
+        click.echo(f"not used: {_unused(report['unused'])}; {out / building.REPORT} names them")
 
 
 @data.command(help=f"Show what is in SOURCE.\n\n{_SOURCE}")
@@ -113,6 +118,10 @@ def inspect(source, sheet, sheet_samples, limit, verify, as_json, **reading):
     click.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else _in_words(found))
 
 
+def _unused(unused: Mapping[str, Any]) -> str:
+    return ", ".join(f"{things['count']} {reason}" for reason, things in unused.items())
+
+
 def _in_words(found: Mapping[str, Any]) -> str:
     def listed(counts):
         return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
@@ -134,6 +143,10 @@ def _in_words(found: Mapping[str, Any]) -> str:
     lines += [f"variants  {listed(found['caption_variants'])}"] if found["caption_variants"] else []
     lines += [f"latents   {json.dumps(found['latents'])}"] if found.get("latents") else []
     lines += [f"unusable  {listed(found['skipped'])}"] if found["skipped"] else []
+    for reason, things in found["unused"].items():
+        names = things["names"][:3]
+        more = f" and {things['count'] - len(names)} more" if things["count"] > len(names) else ""
+        lines.append(f"not used  {things['count']} {reason}: {', '.join(names)}{more}")
     lines += [f"sheet     {found['sheet']}"] if "sheet" in found else []
     return "\n".join(lines)
 

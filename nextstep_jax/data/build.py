@@ -16,7 +16,7 @@ import tqdm
 
 from nextstep_jax.data import files, images, records, shard_job
 from nextstep_jax.data.shard_job import Finished, Skipped
-from nextstep_jax.data.sources import Source
+from nextstep_jax.data.source import Source, Unused
 from nextstep_jax.errors import InputError, NextStepError
 
 REPORT = "report.json"
@@ -58,7 +58,8 @@ def build(
       progress: show a bar.
 
     Returns:
-      The report: samples, written, skipped, reasons (counts), finished, and skipped_samples (index, reason, message).
+      The report: samples, written, skipped, reasons (counts), finished, skipped_samples (index, reason, message), and unused:
+        what lies in the source and is in no sample, {reason: {"count", "names"}}.
 
     Raises:
       InputError: more than `max_skipped` of the samples cannot be used (the report says which; what is done is kept), or
@@ -184,7 +185,12 @@ def _report(source: Source, total: int, done: Sequence[Finished], max_skipped: f
     }
     report |= {"max_skipped": max_skipped, "finished": len(skipped) <= max_skipped * total}
     report |= {"reasons": dict(sorted(collections.Counter(entry.reason for entry in skipped).items()))}
-    return report | {"skipped_samples": [vars(entry) for entry in skipped[:_LISTED]]}
+    unused = Unused()
+    unused.update(source.unused)
+    for shard in done:
+        for reason, name in shard.unused:
+            unused.add(reason, name)
+    return report | {"skipped_samples": [vars(entry) for entry in skipped[:_LISTED]], "unused": unused.to_json()}
 
 
 def _too_many(out: pathlib.Path, report: Mapping[str, Any]) -> str:

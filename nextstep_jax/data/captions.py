@@ -9,6 +9,9 @@ from nextstep_jax.data import files, records
 from nextstep_jax.errors import InputError
 
 _MAX_DEPTH = 8
+# Reasons of `Sample.unused`.
+UNPLACED = "image that its caption does not place"
+OTHER_VARIANT = "caption variant that places other images"
 
 
 class Text(NamedTuple):
@@ -35,22 +38,27 @@ def parse_text(data: bytes, is_json: bool, where: str) -> Text:
         except UnicodeDecodeError as error:
             raise records.CaptionError(f"{where}: the caption is not UTF-8 ({error.reason} at byte {error.start})") from error
     else:
-        text = _from_json(files.parse_json(data, where), where)
+        text = from_json(files.parse_json(data, where), where)
     if not text.caption.strip():
         raise records.CaptionError(f"{where}: empty caption")
     return text
 
 
-def _from_json(value: Any, where: str) -> Text:
+def from_json(value: Any, where: str) -> Text:
+    """The captions in a JSON object; the caption is "" if there is none. InputError names `where` and what is no text."""
     if not isinstance(value, dict):
-        raise InputError(f"{where}: the JSON is not an object")
+        raise InputError(f"{where}: expected a JSON object, found {_KINDS.get(type(value), type(value).__name__)}")
     found: dict[str, str] = {}
+    metadata = {}
     for name, item in value.items():
-        if name.startswith("caption"):
+        if name.startswith("caption") and (name == "caption" or _holds_text(item, _MAX_DEPTH)):
             _flatten(name, item, found, where, _MAX_DEPTH)
-    metadata = {name: item for name, item in value.items() if not name.startswith("caption") and name != "text"}
-    document = value.get("text")
-    if not found and isinstance(document, str):
+        else:
+            metadata[name] = item
+    if not found and metadata.get("text") is not None:
+        document = metadata.pop("text")
+        if not isinstance(document, str):
+            raise InputError(f"{where}: text must be a string, found {_KINDS[type(document)]}")
         return Text(document, {}, metadata, is_document=True)
     variants = {name: text for name, text in found.items() if text.strip()}
     first = "caption" if "caption" in variants else next(iter(variants), None)
@@ -58,10 +66,20 @@ def _from_json(value: Any, where: str) -> Text:
     return Text(caption, variants, metadata)
 
 
+_KINDS = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
+
+
+def _holds_text(value: Any, depth: int) -> bool:
+    """Whether there is a string anywhere in a JSON value, and so a caption; "caption_score": 0.9 is metadata."""
+    if isinstance(value, dict | list) and depth:
+        return any(_holds_text(item, depth - 1) for item in (value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str | dict | list)
+
+
 def _flatten(name: str, value: Any, out: dict[str, str], where: str, depth: int) -> None:
     """Texts by dotted name: {"caption_all": {"short": "a", "long": ["b", "c"]}} -> caption_all.short, caption_all.long.0, ...
 
-    A list under "caption" itself gives "caption" and "caption.1", "caption.2", ...
+    A list under "caption" itself gives "caption" and "caption.1", "caption.2", ... A null is no caption.
     """
     if not depth:
         raise InputError(f"{where}: captions nested deeper than {_MAX_DEPTH}")
@@ -70,14 +88,16 @@ def _flatten(name: str, value: Any, out: dict[str, str], where: str, depth: int)
     elif isinstance(value, dict | list):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             _flatten(name if (name, key) == ("caption", 0) else f"{name}.{key}", item, out, where, depth - 1)
+    elif value is not None:
+        raise InputError(f"{where}: {name[:100]} must be a string, found {_KINDS[type(value)]}")
 
 
 def make_sample(key: str, kind: str, text: Text, pictures: Sequence[records.ImagePart], where: str) -> records.Sample:
     """Lay out a caption with `<image_n>` in it and its images as a sample.
 
     Without placeholders a single image follows the caption. Images the caption does not place are left out, and so are
-    variants that do not place the same images. Loss: an edit's on its last image only (and on all text), the others'
-    everywhere.
+    variants that do not place the same images; the sample's `unused` names them. Loss: an edit's on its last image only (and
+    on all text), the others' everywhere.
 
     Raises:
       InputError: naming `where`: the caption places an image that is not there, or one twice, or none of several.
@@ -101,7 +121,10 @@ def make_sample(key: str, kind: str, text: Text, pictures: Sequence[records.Imag
             records.TextPart(piece) if isinstance(piece, str) else dataclasses.replace(pictures[piece], loss=piece in targets)
             for piece in pieces
         ]
-        return records.Sample(tuple(parts), kind, key, _renumber(text.caption_variants, placed), text.metadata)
+        variants = _renumber(text.caption_variants, placed)
+        unused = [(UNPLACED, f"{where}: image {number}") for number in range(len(pictures)) if number not in placed]
+        unused += [(OTHER_VARIANT, f"{where}: {name}") for name in text.caption_variants if name not in variants]
+        return records.Sample(tuple(parts), kind, key, variants, text.metadata, tuple(unused))
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
 

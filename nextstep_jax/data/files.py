@@ -1,4 +1,4 @@
-"""Reading untrusted files and writing files whole or not at all."""
+"""Reading untrusted files and folders, and writing files whole or not at all."""
 
 import contextlib
 import hashlib
@@ -6,29 +6,72 @@ import json
 import os
 import pathlib
 import stat
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
 
 from nextstep_jax.errors import InputError
 
 _CHUNK = 1 << 20
 
 
-def read_bytes(path: str | os.PathLike, limit: int) -> bytes:
-    """The bytes of a regular file of at most `limit` bytes. InputError names the file."""
+@contextlib.contextmanager
+def open_regular(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A regular file, open for reading bytes. InputError names anything else, and a file that cannot be read."""
     try:
         # Non-blocking, so that a named pipe in the way is refused instead of waited for.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise InputError(f"{path}: not a regular file")
-            if status.st_size > limit:
-                raise InputError(f"{path}: {status.st_size} bytes, more than the {limit} allowed")
-            return file.read(limit + 1)[:limit]
+            yield file
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def read_bytes(path: str | os.PathLike, limit: int) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes. InputError names the file."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise InputError(f"{path}: {size} bytes, more than the {limit} allowed")
+        return file.read(limit + 1)[:limit]
+
+
+def walk(directory: str | os.PathLike, skip: Callable[[str, str], None]) -> Iterator[str]:
+    """The files below a folder, as paths within it, sorted by folder: regular ones, and links to such (`require_inside` tells
+    where to). Everything else is handed to `skip` as (reason, path within the folder): hidden files and folders, linked and
+    unreadable folders, broken links, pipes, sockets and devices.
+    """
+    waiting = [""]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            with os.scandir(os.path.join(directory, folder)) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError:
+            skip("unreadable folder", folder or ".")
+            continue
+        inner = []
+        for entry in entries:
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.name.startswith("."):
+                skip("hidden", name)
+            elif entry.is_dir(follow_symlinks=False):
+                inner.append(name)
+            elif entry.is_file(follow_symlinks=False) or (entry.is_symlink() and os.path.isfile(entry.path)):
+                yield name
+            elif entry.is_symlink():
+                skip("linked folder" if os.path.isdir(entry.path) else "broken link", name)
+            else:
+                skip("not a regular file", name)
+        waiting += reversed(inner)
+
+
+def require_inside(path: str | os.PathLike, root: str | os.PathLike) -> None:
+    """InputError if `path` leads out of the folder `root` through a link: nothing outside a data folder is read."""
+    if not pathlib.Path(path).resolve().is_relative_to(pathlib.Path(root).resolve()):
+        raise InputError(f"{path}: a link out of the folder")
 
 
 def read_json(path: str | os.PathLike, limit: int = 64 << 20) -> Any:

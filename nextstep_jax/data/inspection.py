@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from nextstep_jax.data import build, images, records, shards
 from nextstep_jax.data.image_output import output_format, save_image
-from nextstep_jax.data.sources import Source
+from nextstep_jax.data.source import Source, Unused
 from nextstep_jax.errors import InputError
 
 # The contact sheet, in pixels.
@@ -40,8 +40,8 @@ def inspect(
 
     Returns:
       JSON values: samples, examined, kinds, images (count, formats, height, width, bytes, aspect: the 17 buckets), captions
-        (characters and words), caption_variants,
-      skipped (unusable samples by reason), latents (how they were made). Measures are min, median, p95 and max.
+        (characters and words), caption_variants, skipped (unusable samples by reason), unused (what is in no sample,
+        {reason: {"count", "names"}}), latents (how they were made). Measures are min, median, p95 and max.
 
     Raises:
       InputError: the sheet cannot be written, or an option is out of range.
@@ -56,7 +56,8 @@ def inspect(
             tally.add(source[index])
         except InputError as error:
             tally.skipped[build.reason_for(error)] += 1
-    result = {"name": source.name, "samples": len(source), **tally.result()}
+    tally.unused.update(source.unused)
+    result = {"name": source.name, "samples": len(source), **tally.result(), "unused": tally.unused.to_json()}
     if isinstance(source, shards.ArrayRecordSource):
         result["latents"] = source.index["latents"]
     if sheet is not None:
@@ -75,12 +76,14 @@ class _Tally:
 
     def __init__(self):
         self.kinds, self.formats, self.aspects = collections.Counter(), collections.Counter(), collections.Counter()
-        self.caption_variants, self.skipped = collections.Counter(), collections.Counter()
+        self.caption_variants, self.skipped, self.unused = collections.Counter(), collections.Counter(), Unused()
         self.heights, self.widths, self.sizes, self.characters, self.words = [], [], [], [], []
         self.targets = 0
 
     def add(self, sample: records.Sample) -> None:
         self.kinds[sample.kind] += 1
+        for reason, name in sample.unused:
+            self.unused.add(reason, name)
         self.caption_variants.update(sample.caption_variants.keys())
         for part in sample.texts:
             self.characters.append(len(part.text))

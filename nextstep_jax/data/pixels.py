@@ -10,7 +10,7 @@ import grain
 import numpy as np
 
 from nextstep_jax.data import images
-from nextstep_jax.data.sources import Source
+from nextstep_jax.data.source import Source
 from nextstep_jax.errors import InputError
 
 _FIRST_REPORT = 100  # images read before a share of bad ones is judged

@@ -163,6 +163,7 @@ class Sample:
         `<image_0>`, `<image_1>`, ... (numbered as in `images`); with one image it may leave the place to the original. See
         `with_caption`.
       metadata: JSON-like values by name (strings, numbers, booleans, None, lists, maps).
+      unused: (reason, name) of what its reader found beside the parts and left out, for reports; not stored.
     """
 
     parts: tuple[TextPart | ImagePart, ...]
@@ -170,6 +171,7 @@ class Sample:
     key: str
     caption_variants: Mapping[str, str] = dataclasses.field(default_factory=dict)
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unused: tuple[tuple[str, str], ...] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self):
         if not isinstance(self.parts, tuple) or not 0 < len(self.parts) <= MAX_PARTS:

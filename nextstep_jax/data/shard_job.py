@@ -1,8 +1,9 @@
 """Writing a dataset shard by shard so that it can be interrupted at any moment and resumed.
 
-    OUT/progress/plan.json        what is being written; another plan may not use the folder
-    OUT/progress/shard-00000.json one finished shard: its index entry, its counts, what was skipped, a digest of what it was
-    made from OUT/progress/lock             held while a job runs
+    OUT/progress/plan.json         what is being written; another plan may not use the folder
+    OUT/progress/shard-00000.json  one finished shard: its index entry, its counts, what was skipped and what its samples left
+                                   unused, a digest of what it was made from
+    OUT/progress/lock              held while a job runs
 
 A finished shard is kept if it was made from the same input and its file still has the digest noted; anything else is made
 again. index.json appears last, so a folder with one is whole.
@@ -42,12 +43,13 @@ class Skipped:
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """A finished shard and what its samples are."""
+    """A finished shard and what its samples are. `unused` holds (reason, name) of what lay beside their parts."""
 
     shard: shards.Shard
     images: int
     kinds: Mapping[str, int]
     skipped: tuple[Skipped, ...]
+    unused: tuple[tuple[str, str], ...]
 
 
 def digest(*values: Any) -> str:
@@ -96,7 +98,7 @@ def make_shard(out: pathlib.Path, number: int, source: str, samples: Iterable[re
     """Write shard `number`, or keep it as it is if it was made from `source` (a digest) and is undamaged."""
     if (found := _kept(out, number, source)) is not None:
         return found
-    skipped, kinds, images = [], collections.Counter(), 0
+    skipped, unused, kinds, images = [], [], collections.Counter(), 0
 
     def packed() -> Iterator[bytes]:
         nonlocal images
@@ -106,10 +108,11 @@ def make_shard(out: pathlib.Path, number: int, source: str, samples: Iterable[re
             else:
                 kinds[sample.kind] += 1
                 images += len(sample.images)
+                unused.extend(sample.unused)
                 yield records.pack(sample)
 
     shard = shards.write_shard(out / shards.shard_name(number), packed())
-    finished = Finished(shard, images, dict(kinds), tuple(skipped))
+    finished = Finished(shard, images, dict(kinds), tuple(skipped), tuple(unused))
     files.write_json(_entry(out, number), {"source": source} | dataclasses.asdict(finished))
     return finished
 
@@ -121,8 +124,9 @@ def _kept(out: pathlib.Path, number: int, source: str) -> Finished | None:
             return None
         shard = shards.Shard.from_json(value["shard"])
         shards.verify_shard(out, shard)
-        return Finished(shard, value["images"], value["kinds"], tuple(Skipped(**entry) for entry in value["skipped"]))
-    except (InputError, DamagedDataError, KeyError, TypeError):
+        skipped, unused = (Skipped(**entry) for entry in value["skipped"]), ((reason, name) for reason, name in value["unused"])
+        return Finished(shard, value["images"], value["kinds"], tuple(skipped), tuple(unused))
+    except (InputError, DamagedDataError, KeyError, TypeError, ValueError):
         return None
 
 

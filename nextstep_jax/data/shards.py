@@ -16,6 +16,7 @@ opened, and its digest by `verify`. (Damage inside a record fails ArrayRecord's 
 import bisect
 import collections
 import dataclasses
+import hashlib
 import itertools
 import os
 import pathlib
@@ -25,11 +26,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from nextstep_jax.data import files, records
+from nextstep_jax.data.source import Unused
 from nextstep_jax.errors import DamagedDataError, InputError
 
 FORMAT = "nextstep_jax dataset"
 VERSION = 1
 INDEX = "index.json"
+_BESIDE = ("report.json",)  # what `data build` writes beside the index and the shards
 
 _WRITE_OPTIONS = "group_size:1,uncompressed"  # image bytes do not compress; single records are what is read
 _READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
@@ -80,6 +83,16 @@ def write_shard(path: str | os.PathLike, data: Iterable[bytes]) -> Shard:
             raise InputError(f"{path}: cannot be written ({' '.join(str(error).split())[:200]})") from error
         shard = Shard(path.name, count, temporary.stat().st_size, files.sha256(temporary))
     return shard
+
+
+def is_dataset(directory: str | os.PathLike) -> bool:
+    """Whether a folder is a dataset, or was to be one: unfinished, or with shards beside a damaged index."""
+    path = pathlib.Path(directory) / INDEX
+    if not path.is_file():
+        return (path.parent / "progress" / "plan.json").is_file()
+    with open(path, "rb") as file:
+        beginning = file.read(4096)
+    return FORMAT.encode() in beginning or any(path.parent.glob("*.array_record"))
 
 
 def write_index(
@@ -154,6 +167,7 @@ class ArrayRecordSource:
     Attributes:
       name: the dataset's.
       index: index.json.
+      unused: files of the folder that the index does not name.
     """
 
     def __init__(self, directory: str | os.PathLike):
@@ -162,7 +176,13 @@ class ArrayRecordSource:
         self.name = self.index["name"]
         self._shards = self.index["shards"]
         for shard in self._shards:
+            files.require_inside(self.directory / shard.file, self.directory)
             _check_size(self.directory / shard.file, shard)
+        self.unused = Unused()
+        known = {INDEX, *_BESIDE, *(shard.file for shard in self._shards)}
+        for name in files.walk(self.directory, self.unused.add):
+            if name not in known and not name.startswith("progress/"):
+                self.unused.add("file that the index does not name", name)
         self._starts = [0, *itertools.accumulate(shard.samples for shard in self._shards)]
         self._readers = collections.OrderedDict()
         self._lock = threading.Lock()
@@ -186,6 +206,10 @@ class ArrayRecordSource:
         """Changes when the samples start..stop-1 do."""
         first, last = bisect.bisect_right(self._starts, start) - 1, bisect.bisect_left(self._starts, stop)
         return " ".join([f"{start - self._starts[first]}", *(shard.sha256 for shard in self._shards[first:last])])
+
+    def identity(self) -> str:
+        """Changes with the shards' digests."""
+        return hashlib.sha256(" ".join(shard.sha256 for shard in self._shards).encode()).hexdigest()
 
     def verify(self, progress: bool = False) -> None:
         """Check every shard's digest."""

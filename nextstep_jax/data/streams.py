@@ -6,26 +6,15 @@ saved position small.
 """
 
 import dataclasses
-from typing import Protocol
 
 from nextstep_jax.data.augment import Augmentation, draws
-from nextstep_jax.data.records import Sample
 from nextstep_jax.data.sequence import Sizes, Tokenize, TokenizedSample
+from nextstep_jax.data.source import Source
 from nextstep_jax.data.vocabulary import Vocabulary
 from nextstep_jax.errors import InputError
 
 _MOST_OVERSIZED = 1000  # samples in a row that do not fit before a source is called unusable
 _THREADS, _BUFFER = 4, 32  # readers within the process, samples ready beforehand
-
-
-class Source(Protocol):
-    """What the readers in `sources.py` have in common."""
-
-    name: str
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Sample: ...
 
 
 @dataclasses.dataclass(frozen=True)

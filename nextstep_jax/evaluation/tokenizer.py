@@ -16,7 +16,7 @@ import numpy as np
 from nextstep_jax.config import ImageTokenizerConfig
 from nextstep_jax.data import images
 from nextstep_jax.data.shapes import CANVAS, Scene
-from nextstep_jax.data.streams import Source
+from nextstep_jax.data.source import Source
 from nextstep_jax.errors import InputError
 from nextstep_jax.evaluation.reading import parse_scene
 from nextstep_jax.evaluation.reconstruction import WINDOW, psnr, ssim

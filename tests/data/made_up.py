@@ -4,6 +4,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
+from nextstep_jax.data.source import Unused
 from nextstep_jax.data.vocabulary import Vocabulary, with_special_tokens
 
 CHANNELS, PATCH = 64, 2
@@ -31,13 +32,19 @@ class ListSource:
     """A source of samples held in a list."""
 
     def __init__(self, samples: list[Sample], name: str = "list"):
-        self.samples, self.name = samples, name
+        self.samples, self.name, self.unused = samples, name, Unused()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Sample:
         return self.samples[index]
+
+    def fingerprint(self, start: int, stop: int) -> str:
+        return repr([sample.key for sample in self.samples[start:stop]])
+
+    def identity(self) -> str:
+        return self.fingerprint(0, len(self))
 
 
 _KINDS = {"image_text_pair": "pair", "nlp": "text", "image_editing": "edit", "interleave": "interleaved"}

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from nextstep_jax.data import build, images, records, shard_job, shards
+from nextstep_jax.data.image_folder import FolderSource
 from nextstep_jax.data.image_output import encode_image
 from nextstep_jax.data.shards import ArrayRecordSource
-from nextstep_jax.data.sources import FolderSource, ShapesSource
+from nextstep_jax.data.sources import ShapesSource
 from nextstep_jax.errors import DamagedDataError, InputError, NextStepError
 
 SHAPES = ShapesSource("pair", "train", 10)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from nextstep_jax.data import images, inspection
 from nextstep_jax.data.records import CaptionError, ImagePart, Sample, TextPart
+from nextstep_jax.data.source import Unused
 from nextstep_jax.data.sources import ShapesSource
 from nextstep_jax.errors import InputError
 
@@ -22,7 +23,7 @@ class Listed:
     name = "listed"
 
     def __init__(self, *samples):
-        self.samples = samples
+        self.samples, self.unused = samples, Unused()
 
     def __len__(self):
         return len(self.samples)
@@ -33,6 +34,9 @@ class Listed:
         return self.samples[index]
 
     def fingerprint(self, start, stop):
+        return ""
+
+    def identity(self):
         return ""
 
 

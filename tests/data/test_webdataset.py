@@ -138,9 +138,13 @@ def test_many_tars_are_one_source(tmp_path):
         ({"caption": ""}, records.CaptionError, "empty caption"),
         ({"caption": "  \n"}, records.CaptionError, "empty caption"),
         ({}, records.CaptionError, "empty caption"),
-        ({"caption": 5}, records.CaptionError, "empty caption"),
+        ({"caption": 5}, InputError, "caption must be a string, found a number"),
+        ({"caption": {"a": ["x", True]}}, InputError, r"caption.a.1 must be a string, found true or false"),
+        ({"caption_all": ["x", 1.5]}, InputError, r"caption_all.1 must be a string, found a number"),
+        ({"caption": None}, records.CaptionError, "empty caption"),
+        ({"text": ["a", "b"]}, InputError, "text must be a string, found a list"),
         (b"", InputError, "not valid JSON"),
-        (b"[1]", InputError, "not an object"),
+        (b"[1]", InputError, "expected a JSON object, found a list"),
         (b'{"caption": "a', InputError, "not valid JSON"),
         (b"\xff\xfe", InputError, "not valid JSON"),
         (b'{"a":' * 50_000, InputError, "not valid JSON"),
@@ -179,7 +183,7 @@ def test_samples_with_something_missing(tar):
     for index, (error, message) in enumerate(
         [
             (images.ImageError, "noimage: a caption without an image"),
-            (records.CaptionError, r"notext: no caption \(neither"),
+            (records.CaptionError, r"notext-0: no caption \(neither"),
             (images.ImageError, "broken: broken-0.png: not a PNG"),
             (InputError, "unplaced: 2 images, but the caption places none"),
             (InputError, "few: a sample of kind 'edit' cannot have 1 images"),
@@ -349,7 +353,7 @@ def test_entries_over_the_limits_are_not_read(tar, monkeypatch):
 def test_duplicates_and_too_many_images_are_that_samples_problem(tar):
     many = [(f"c-{n}.png", png(0)) for n in range(records.MAX_PARTS // 2 + 1)]
     twice = [("a.json", {"text": "1"}), ("a.json", {"text": "2"}), ("b-0.png", png(0)), ("b-0.jpg", png(1))]
-    source = WebDatasetSource([tar([*twice, *many, ("d.json", {"text": "fine"})])], "interleaved")
+    source = WebDatasetSource([tar([*twice, *many, ("c.json", {"text": "x"}), ("d.json", {"text": "fine"})])], "interleaved")
     for index, message in enumerate(["two entries are named 'a.json'", "two entries are its image 0", "more than 512 images"]):
         with pytest.raises(InputError, match=message):
             source[index]

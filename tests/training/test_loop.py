@@ -193,7 +193,7 @@ def test_a_model_on_two_devices_draws_while_it_trains(shapes_data, tokenizer_fol
             {"data.batch_size": 3, "grad_accum_steps": 2},
             "not a multiple of 1 devices with rows x grad_accum_steps 2",
         ),
-        ({"data.sources.pairs.path": ""}, "pairs has a share"),
+        ({"data.sources.pairs.path": ""}, "pairs has a weight"),
         ({"data.vocabulary": ""}, "config.data.vocabulary"),
         ({"model.end_of_image_id": 3}, "end_of_image"),
         ({"mesh.fsdp": 7}, "does not fit"),
