@@ -13,7 +13,7 @@ from nextstep_jax.data import images
 from nextstep_jax.data.source import Source
 from nextstep_jax.errors import InputError
 
-_FIRST_REPORT = 100  # images read before a share of bad ones is judged
+_FIRST_REPORT = 100  # images read before the fraction of unreadable ones is judged
 
 
 class PixelBatch(NamedTuple):
@@ -24,10 +24,10 @@ class PixelBatch(NamedTuple):
 
 
 class PixelBatches:
-    """Endless iterator of `PixelBatch` over the images of several sources, one of every sample, shuffled anew in each epoch.
+    """Endless iterator of `PixelBatch` over the images of several sources, one per sample, reshuffled every epoch.
 
-    Images are resized to cover height x width and cropped in the middle (large JPEGs are decoded at reduced size). One that
-    cannot be read is left out and counted; above `bad_share` of those read, the next batch raises instead.
+    Images are resized to cover height x width and cropped in the middle (large JPEGs are decoded at reduced size). An
+    unreadable one is left out and counted; if more than a fraction `max_bad_fraction` are, the next batch raises instead.
     `set_state(get_state())` continues with the very next batch, whatever the number of workers. It makes the rows of one data
     shard; `data_shards.py` joins them.
 
@@ -48,13 +48,13 @@ class PixelBatches:
         data_shard: int = 0,
         data_shards: int = 1,
         workers: int = 0,
-        bad_share: float = 0.01,
+        max_bad_fraction: float = 0.01,
     ):
         if not sources or batch_size < 1:
             raise InputError(
                 f"a stream of images needs a source and a batch of at least 1, found {len(sources)} and {batch_size}"
             )
-        self._batch_size, self._bad_share, self._workers = batch_size, bad_share, workers
+        self._batch_size, self._max_bad_fraction, self._workers = batch_size, max_bad_fraction, workers
         parts = [grain.MapDataset.range(len(source)).map(_Read(source, height, width)) for source in sources]
         self._images = grain.MapDataset.concatenate(parts).shuffle(seed).repeat()[data_shard::data_shards]
         self._reader = None
@@ -66,7 +66,7 @@ class PixelBatches:
         return self
 
     def __next__(self) -> PixelBatch:
-        """The next batch. InputError when too many images could not be read, quoting the latest."""
+        """The next batch. InputError when too many images could not be read, quoting the latest error."""
         if self._reader is None:
             self._reader = self._read_ahead()
         rows, keys = [], []
@@ -76,7 +76,7 @@ class PixelBatches:
             self._read += 1
             if pixels is None:
                 self._bad.append(text)
-                if self._read >= _FIRST_REPORT and len(self._bad) > self._bad_share * self._read:
+                if self._read >= _FIRST_REPORT and len(self._bad) > self._max_bad_fraction * self._read:
                     raise InputError(f"{len(self._bad)} of {self._read} images cannot be used, the latest: {text}")
                 continue
             rows.append(pixels)
@@ -84,9 +84,9 @@ class PixelBatches:
         return PixelBatch(np.stack(rows), tuple(keys))
 
     def _read_ahead(self):
-        # Every reader takes each n-th image and none is left out before this point, so the order is that of one reader.
+        # Each of n readers takes every n-th image, and none is left out before this point, so the order is that of one reader.
         rest = self._images[self._position :]
-        # Threads of its own when there are no processes: decoding goes on while the device computes.
+        # Without processes, threads: decoding goes on while the device computes.
         stream = rest.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * self._batch_size))
         if self._workers:
             processes = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=self._batch_size)
@@ -94,25 +94,25 @@ class PixelBatches:
         return iter(stream)
 
     def get_state(self) -> dict[str, Any]:
-        """How many images of this data shard's order have been read."""
+        """How many images of this data shard have been read."""
         return {"next_index": self._position}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue from `get_state`'s result."""
         if not isinstance(state, dict) or not isinstance(state.get("next_index"), int):
-            raise InputError(f"the saved position in the images is {state!r}, expected one that this version wrote")
+            raise InputError(f"the saved data state is {state!r}, expected one that this version wrote")
         self.close()
         self._position = state["next_index"]
 
     def close(self) -> None:
-        """End the readers; the next batch starts them again."""
+        """Stop the readers; the next batch restarts them."""
         if self._reader is not None:
             self._reader.close()
             self._reader = None
 
 
 class _Read(NamedTuple):
-    """index -> (pixels, "source:key"), or (None, why not); can be sent to reader processes."""
+    """index -> (pixels, "source:key"), or (None, error message); picklable, for reader processes."""
 
     source: Source
     height: int

@@ -1,1 +1,1 @@
-"""How good images and reconstructions are: PSNR and SSIM, and ShapeEval for the built-in dataset."""
+"""Scores of images and reconstructions: PSNR and SSIM, and ShapeEval on the built-in dataset."""

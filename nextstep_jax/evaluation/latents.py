@@ -1,4 +1,4 @@
-"""How an image tokenizer's latents are spread, and what noise in them does to the image (paper Figures 6 and 7).
+"""The distribution of an image tokenizer's latents, and what noise in them does to reconstructions (paper Figures 6 and 7).
 
 Letters: B images, h x w latent grid, c latent channels.
 """

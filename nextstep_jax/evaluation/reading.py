@@ -2,10 +2,10 @@
 
 In order: the background color; for each pixel the palette color on whose line from the background it lies, and how far along
 (its coverage); words by correlation with the bitmap letters; connected regions of one color; each region's shape by its
-overlap with the drawn shapes of equal area, laid center of mass on center of mass.
+overlap with the drawn shapes of equal area, their centers of mass aligned.
 
-It is made to see through what a small image tokenizer does to an image (blur, noise, shifted colors) but not to guess:
-a region that looks like none of the shapes is read as an object of shape "unknown".
+It tolerates what a small image tokenizer does to an image (blur, noise, shifted colors) but does not guess: a region that
+looks like none of the shapes is read as an object of shape "unknown".
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ from nextstep_jax.errors import InputError
 
 UNKNOWN = "unknown"
 MAX_COLOR_ERROR = 75.0  # RGB distance of a region's or background's median from its palette color
-MIN_CONTRAST = 42.0  # RGB distance from the background from which on a pixel is something
-MIN_AREA = 40.0  # pixels; smaller regions are blemishes
+MIN_CONTRAST = 42.0  # RGB distance from the background above which a pixel is foreground
+MIN_AREA = 40.0  # pixels; smaller regions are specks
 MIN_OVERLAP = 0.8  # intersection over union with the best shape
 MIN_WORD_CORRELATION = 0.72
 
@@ -54,13 +54,13 @@ class _Layers:
       coverage: [64, 64, colors] in [0, 1], how far each pixel lies from the background towards each color.
       fits: [64, 64, colors] bool, whether the pixel could be such a mixture.
       label: [64, 64], the color whose mixtures come nearest.
-      something: [64, 64] bool, whether the pixel differs from the background at all.
+      foreground: [64, 64] bool, whether the pixel differs from the background.
     """
 
     coverage: np.ndarray
     fits: np.ndarray
     label: np.ndarray
-    something: np.ndarray
+    foreground: np.ndarray
 
     @classmethod
     def of(cls, image: np.ndarray, ground: np.ndarray) -> "_Layers":
@@ -73,7 +73,7 @@ class _Layers:
         return cls(np.clip(along, 0, 1), residual < MAX_COLOR_ERROR**2, residual.argmin(-1), distance > MIN_CONTRAST**2)
 
     def of_color(self, color: int) -> np.ndarray:
-        """[64, 64] coverage by one color, nothing where it cannot be."""
+        """[64, 64] coverage by one color, 0 where it cannot be."""
         return np.where(self.fits[..., color], self.coverage[..., color], 0)
 
 
@@ -85,7 +85,7 @@ def _background(image: np.ndarray) -> tuple[str, np.ndarray]:
     index = np.bincount(nearest, minlength=len(every))[: len(_GROUNDS)].argmax()
     mine = flat[nearest == index]
     ground = np.median(mine, 0) if len(mine) else _GROUNDS[index]
-    # The estimate again from the pixels near it, free of anti-aliased edges.
+    # Estimate again from nearby pixels only, without anti-aliased edges.
     close = flat[((flat - ground) ** 2).sum(1) < MIN_CONTRAST**2]
     ground = close.mean(0) if len(close) else ground
     name = tuple(BACKGROUNDS)[index]
@@ -111,18 +111,18 @@ def _read_word(layers: _Layers) -> tuple[Word | None, _Layers]:
     text, color, row, column, coverage = best
     height, width = LETTER_PITCH + 2, LETTER_PITCH * len(text) + 2
     window = (slice(row, row + height), slice(column, column + width))
-    # Several colors may explain soft letters; the strokes' own pixels say which it is.
-    strokes = np.pad(layers.label, _MARGIN)[window][(word_mask(text) == 1) & np.pad(layers.something, _MARGIN)[window]]
+    # Several colors may explain soft letters; the pixels of the strokes decide.
+    strokes = np.pad(layers.label, _MARGIN)[window][(word_mask(text) == 1) & np.pad(layers.foreground, _MARGIN)[window]]
     color = int(np.bincount(strokes, minlength=len(_NAMES)).argmax())
     coverage = np.pad(layers.of_color(color), _MARGIN)
     center = (float(column - _MARGIN + width // 2), float(row - _MARGIN + height // 2))
-    # Each letter's own place, with a pixel to spare on each side.
+    # Each letter's cell, with a pixel to spare on each side.
     cells = [coverage[window][:, i * LETTER_PITCH :][:, :height] for i in range(len(text))]
     read = text if all(map(_is_letter, cells, text)) else UNKNOWN
     outside = np.ones_like(coverage, bool)
     outside[window] = False
-    something = layers.something & outside[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
-    return Word(read, _NAMES[color], center), dataclasses.replace(layers, something=something)
+    foreground = layers.foreground & outside[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
+    return Word(read, _NAMES[color], center), dataclasses.replace(layers, foreground=foreground)
 
 
 _MARGIN = 4  # pixels around the image, so that a window may stick out
@@ -130,7 +130,7 @@ _MARGIN = 4  # pixels around the image, so that a window may stick out
 
 def _present(layers: _Layers) -> np.ndarray:
     """The colors of at least 60 pixels, about two letters."""
-    solid = layers.something & (np.take_along_axis(layers.coverage, layers.label[..., None], -1)[..., 0] > 0.5)
+    solid = layers.foreground & (np.take_along_axis(layers.coverage, layers.label[..., None], -1)[..., 0] > 0.5)
     return np.flatnonzero(np.bincount(layers.label[solid], minlength=len(_NAMES)) >= 60)
 
 
@@ -158,7 +158,7 @@ class _Templates:
         total = np.zeros((2, height + 1, width + 1))
         total[:, 1:, 1:] = np.stack([coverage, coverage * coverage]).cumsum(1, dtype=np.float64).cumsum(2)
         sums, squares = total[:, h:, w:] - total[:, :-h, w:] - total[:, h:, :-w] + total[:, :-h, :-w]
-        # An almost empty window holds no word; the floor keeps its noise from being blown up.
+        # An almost empty window holds no word; the floor keeps its noise from being amplified.
         return products[:, : height - h + 1, : width - w + 1] / np.sqrt(np.maximum(squares - sums * sums / (h * w), 4.0))
 
 
@@ -185,15 +185,15 @@ def _is_letter(cell: np.ndarray, letter: str) -> bool:
 
 
 def _regions(layers: _Layers) -> list[tuple[int, np.ndarray]]:
-    """(color, mask [64, 64]) of each connected region of one color, largest first, blemishes left out.
+    """(color, mask [64, 64]) of each connected region of one color, largest first, specks left out.
 
-    A region in which two colors hold ground is two things that touch.
+    A region with two substantial colors is two objects that touch.
     """
     coverage = np.take_along_axis(layers.coverage, layers.label[..., None], -1)[..., 0]
     regions = []
-    for mask in _components(layers.something & (coverage > 0.6)):
+    for mask in _components(layers.foreground & (coverage > 0.6)):
         counts = np.bincount(layers.label[mask], minlength=len(_NAMES))
-        # Discolored edges are thin; a thing of its own has an inside.
+        # Discolored edges are thin; an object has an interior.
         shares = {int(color): mask & (layers.label == color) for color in np.flatnonzero(counts >= MIN_AREA)}
         shares = {color: share for color, share in shares.items() if _inside(share).sum() >= MIN_AREA / 2}
         if len(shares) < 2:

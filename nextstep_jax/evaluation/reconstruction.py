@@ -1,4 +1,4 @@
-"""How near reconstructions are to their originals: PSNR and SSIM.
+"""How close reconstructions are to their originals: PSNR and SSIM.
 
 Letters: B images [B, height, width, channels] of one kind of number.
 """

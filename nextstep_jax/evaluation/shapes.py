@@ -1,10 +1,10 @@
 """ShapeEval: does a model draw, edit and caption what it is asked to, in the built-in dataset's world?
 
-In the manner of GenEval: prompts by category (single object, two objects, counting, colors, position, attribute binding,
-words), each right or wrong, the score of a category its share of right responses and the overall score the mean over these
-categories. Edits and captions are scored beside it. Responses are judged from their pixels and words alone (reading.py).
+Like GenEval: prompts by category (single object, two objects, counting, colors, position, attribute binding,
+words), each right or wrong; the score of a category is its fraction of right responses, the overall score the mean over these
+categories. Edits and captions are scored separately. Responses are judged from their pixels and words alone (reading.py).
 
-The image must hold what was asked for and nothing else. What a prompt leaves open is free.
+The image must hold what was asked for and nothing else. What a prompt leaves open may be anything.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from nextstep_jax.errors import InputError
 from nextstep_jax.evaluation.reading import parse_scene
 
 PER_CATEGORY = 40
-PLACE_SLACK = 5.0  # pixels, how far what was to stay in place may have moved
+PLACE_SLACK = 5.0  # pixels that an object may have moved that should have stayed in place
 MAX_FILE = 4 << 20  # bytes of a file of prompts
 
 
@@ -33,7 +33,7 @@ def default_prompts(per_category: int = PER_CATEGORY, *, seed: int = 0) -> list[
 
 
 def read_prompts(path: str | pathlib.Path) -> list[shapes.Prompt]:
-    """A text file of prompts and instructions in the dataset's language, one a line; blank lines do not count.
+    """A text file of prompts and instructions in the dataset's language, one per line; blank lines are ignored.
 
     An instruction gets an image of its own to edit, drawn at random from the line's number.
 
@@ -48,7 +48,7 @@ def read_prompts(path: str | pathlib.Path) -> list[shapes.Prompt]:
         raise InputError(f"{path}: cannot be read as text ({error})") from error
     numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered or len(content) > MAX_FILE:
-        raise InputError(f"{path}: expected one prompt a line, up to {MAX_FILE} bytes in all, found {len(numbered)} lines")
+        raise InputError(f"{path}: expected one prompt per line, up to {MAX_FILE} bytes in all, found {len(numbered)} lines")
     prompts = []
     for number, line in numbered:
         try:
@@ -72,7 +72,7 @@ def failure(prompt: shapes.Prompt, response: np.ndarray | str) -> str | None:
 
 
 def caption_failure(scene: shapes.Scene, text: str) -> str | None:
-    """Whether a caption is in the dataset's language, names everything with its color, and is true."""
+    """Why a caption is wrong: not in the dataset's language, an object without its color, or not true. None if it is right."""
     try:
         description = shapes.parse(text)
     except InputError as error:
@@ -84,7 +84,7 @@ def caption_failure(scene: shapes.Scene, text: str) -> str | None:
 
 
 def edit_failure(edit: shapes.Edit, before: shapes.Scene, after: shapes.Scene) -> str | None:
-    """Whether the scene read afterwards has what was asked for, and all else as it was, where it was (PLACE_SLACK)."""
+    """Why an edit is wrong: the scene afterwards lacks what was asked for, or something else changed. None if it is right."""
     background = edit.value if edit.operation == "background" else before.background
     if after.background != background:
         return f"the background is {after.background}, not {background}"

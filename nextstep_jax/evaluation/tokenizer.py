@@ -1,8 +1,8 @@
-"""How well an image tokenizer gives images back: PSNR, SSIM and, for the built-in dataset, whether they still read the same.
+"""How well an image tokenizer reconstructs images: PSNR, SSIM and, on the built-in dataset, scene accuracy.
 
 The paper judges tokenizers by PSNR and SSIM on 256-pixel images (section 5; 30.60 dB and 0.89 on ImageNet-1K). A transformer
-cannot draw what its tokenizer cannot: on the built-in dataset the share of images that are read alike before and after bounds
-what ShapeEval can give.
+cannot draw what its tokenizer cannot: the scene accuracy, the fraction of images in which the same scene is read before and
+after, bounds the score in ShapeEval.
 """
 
 import collections
@@ -70,7 +70,7 @@ def evaluate(originals: Iterable[np.ndarray], reconstruct: Reconstruct, batch: i
 
     Returns:
       "n": images; "psnr": dB; "ssim": over the "ssim_n" images with sides of at least 11 pixels; "scene_accuracy": of the
-      "scene_n" images of 64x64 pixels the share in which ShapeEval reads the same background, word and objects before and
+      "scene_n" images of 64x64 pixels the fraction in which ShapeEval reads the same background, word and objects before and
       after. A mean over no images is None.
 
     Raises:
@@ -108,6 +108,6 @@ def _score(queue: list[np.ndarray], reconstruct: Reconstruct, batch: int, scores
 
 
 def _names(scene: Scene) -> tuple:
-    """What is in a scene, without its measured places."""
+    """What is in a scene, without the measured positions."""
     things = sorted((thing.shape, thing.color, thing.size) for thing in scene.objects)
     return scene.background, scene.word and (scene.word.text, scene.word.color), things

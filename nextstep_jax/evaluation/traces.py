@@ -1,6 +1,6 @@
-"""What happens inside one generation: what each image token was sampled from, how, and which words it looked at.
+"""What happens inside a generation: what each image token was sampled from, how, and which words it attended to.
 
-Letters: B images, M branches, R = M * B rows, n image tokens of C numbers, D width, E noise arrays, N heads, L layers, W words.
+Letters: B images, M branches, R = M * B rows, n image tokens of C numbers, D width, E noise draws, N heads, L layers, W words.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ def trace(
     height: int | None = None,
     width: int | None = None,
 ) -> Trace:
-    """Generate one image of each prompt and keep what happened on the way; tokens as `Pipeline.generate` makes them."""
+    """Generate one image of each prompt and keep the steps on the way; tokens as `Pipeline.generate` makes them."""
     settings = settings or pipeline.settings()
     h, w = pipeline.grid(settings, height, width)
     sampler = settings.sampler_config(has_image=False)
@@ -107,7 +107,7 @@ def token_trajectories(
     """
     sampler = settings.sampler_config(has_image=False)
     shape = (num_noise_draws(sampler.sampler, sampler.steps), draws, pipeline.config.token_channels)
-    # One key for each array, so that the starts do not depend on how many arrays a sampler takes.
+    # One key per draw, so that the starting noise does not depend on how many draws a sampler takes.
     keys = jax.random.split(jax.random.key(seed), 1 + shape[0])
     noise = jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(keys[1:]).at[0].set(jax.random.normal(keys[0], shape[1:]))
     times, states = _trajectories(pipeline.config, sampler, pipeline.params, jnp.asarray(condition), noise, settings.cfg)
@@ -131,10 +131,10 @@ def _trajectories(config: NextStepConfig, sampler: SamplerConfig, params: dict, 
 
 
 def word_attention(pipeline: Pipeline, prompt: str, tokens: np.ndarray, h: int, w: int) -> tuple[list[str], np.ndarray]:
-    """How much each image token looks at each word of its prompt.
+    """How much each image token attends to each word of its prompt.
 
     Args:
-      tokens: [h * w, C] of an image drawn from the prompt, without the settings' positive text.
+      tokens: [h * w, C] of an image drawn from the prompt, without the settings' prompt suffix.
 
     Returns:
       The prompt's W words (text ids, decoded one by one) and the weights [L, N, h * w, W] of the position that *predicts* each

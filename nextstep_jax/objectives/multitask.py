@@ -38,12 +38,12 @@ class Normalizers(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """One head's targets and losses, for metrics by kind of data and the like.
+    """One head's targets and losses, for metrics such as the loss by kind of data.
 
     Attributes:
       positions: [B, n] int32, where in the row each target stands.
       weights: [B, n] float32; 0 where a slot is empty.
-      losses: [B, n] float32, nothing meaningful where the weight is 0.
+      losses: [B, n] float32, undefined where the weight is 0.
       dropped: [] int32, targets that found no slot.
     """
 
@@ -58,8 +58,8 @@ class Metrics(NamedTuple):
 
     Attributes:
       lm_loss, im_loss: [] float32, the two means before their weights.
-      text_targets, image_targets: [] int32, how many targets were learned from.
-      text, image: the targets one by one.
+      text_targets, image_targets: [] int32, how many targets count.
+      text, image: the single targets.
     """
 
     lm_loss: Array
@@ -141,7 +141,7 @@ def draw_noise(
 
 
 def count_normalizers(batch: Batch, max_text_targets: int | None = None, max_image_targets: int | None = None) -> Normalizers:
-    """What the means of a batch divide by, for heads with these capacities."""
+    """What the means of a batch divide by, for heads with these limits."""
     text, image = target_weights(batch)
     image_tokens = jnp.sum(batch.is_image & (batch.segment_ids > 0))
     return Normalizers(_kept(text, max_text_targets), _kept(image, max_image_targets), image_tokens.astype(jnp.float32))

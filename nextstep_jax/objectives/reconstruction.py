@@ -3,8 +3,9 @@
     loss = w1 |x - y| + w2 (x - y)^2 + w_kl KL + w_p perceptual(x, y) - w_a discriminator(y)
     y = decode(z + alpha eps),  z ~ posterior(x),  alpha ~ U[0, gamma],  eps ~ N(0, I)
 
-More perturbation makes reconstructions worse and generation better. The encoder has normalized the posterior's mean if
-its config says so. The networks behind the last two terms are the caller's.
+The posterior's mean is normalized already if the config says so; z is unscaled: scaling lies between the tokenizer and the
+transformer. More perturbation makes reconstructions worse and generation better. The networks behind the last two terms are
+the caller's.
 
 Letters: B images, h x w latent grid, c latent channels.
 """
@@ -25,7 +26,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """How much each term counts. A term that needs a network counts only when one is given."""
+    """Weights of the terms. One that needs a network takes part only if a network is given."""
 
     l1: float = 1.0
     l2: float = 1.0
@@ -52,9 +53,9 @@ class Metrics(NamedTuple):
     """What `reconstruction_loss` reports beside the loss.
 
     Attributes:
-      terms: {name of a term: its unweighted mean}, of the terms that count, and always l1 and l2.
+      terms: {name of a term: its unweighted mean}, of the terms that take part; always l1 and l2.
       psnr: [] float32 mean over images, dB, for a range of 2.
-      images: [B, height, width, 3] float32, the reconstructions, cut off from the gradient.
+      images: [B, height, width, 3] float32, the reconstructions, without a gradient.
     """
 
     terms: dict[str, Array]

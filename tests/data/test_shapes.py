@@ -239,7 +239,7 @@ def test_parse(text, said):
         ("red circle", "found 'red'"),
         ("", "found the end"),
         ("a red circle is", "found the end"),
-        ("two red circles left of a star", "only a single thing"),
+        ("two red circles left of a star", "only a single object"),
         ("three stars and two crosses", "at most four"),
         ('the word "dinosaur"', "found 'dinosaur'"),
         ("a red circle on a red background", "found 'on'"),

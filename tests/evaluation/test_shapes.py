@@ -347,7 +347,7 @@ def test_prompt_files_are_read_line_by_line(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         shape_eval.read_prompts(path)
     path.write_text("a red circle\n" * 400_000)
-    with pytest.raises(InputError, match="one prompt a line"):
+    with pytest.raises(InputError, match="one prompt per line"):
         shape_eval.read_prompts(path)
     with pytest.raises(InputError, match="missing.txt"):
         shape_eval.read_prompts(tmp_path / "missing.txt")

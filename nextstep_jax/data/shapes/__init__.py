@@ -6,6 +6,7 @@
     meaning.py   what a caption says, and whether a scene agrees
     language.py  captions and their parser
     edits.py     edits, their instructions and parser
+    thinking.py  what a model thinks before it draws an edit
     samples.py   training samples and evaluation prompts
 
 Everything is made on the fly by index; nothing is read from disk.

@@ -1,4 +1,4 @@
-"""Edits: what can be asked of an image, how it is said, and what the image looks like afterwards."""
+"""Edits: the operations, their wording, and the scene they lead to."""
 
 import dataclasses
 import random
@@ -29,7 +29,7 @@ class Edit:
 
 
 def random_edit(scene: Scene, operation: str, rng: random.Random) -> Edit | None:
-    """An edit that can be done to the scene and changes it, or None if the draw does not suit."""
+    """A random edit that applies to the scene and changes it; None if this draw does not."""
     if operation == "background":
         return Edit(operation, value=_other(BACKGROUNDS, scene.background, rng))
     if operation == "add":
@@ -51,14 +51,14 @@ def random_edit(scene: Scene, operation: str, rng: random.Random) -> Edit | None
     if operation == "resize":
         return Edit(operation, target, _other(SIZES, thing.size, rng))
     if operation == "move":
-        # Not even near the place already, so that what was asked for can be seen to be done.
+        # Not to where it nearly is already, so that the move can be seen.
         regions = [region for region in REGIONS if not in_region(thing.center, region, slack=8)]
         return Edit(operation, target, rng.choice(regions)) if regions else None
     return Edit(operation, target)
 
 
 def reference(scene: Scene, thing: Object, rng: random.Random) -> Mention | None:
-    """How to speak of one object: by shape, and color if need be (or so drawn); None if another is just like it."""
+    """How to refer to an object: by shape, and by color where needed or at random; None if another object matches, too."""
     alike = [other for other in scene.objects if other.shape == thing.shape]
     if len(alike) > 1 and sum(other.color == thing.color for other in alike) > 1:
         return None
@@ -66,7 +66,7 @@ def reference(scene: Scene, thing: Object, rng: random.Random) -> Mention | None
 
 
 def find(scene: Scene, target: Mention) -> int:
-    """The index of the object a reference means. InputError unless there is exactly one."""
+    """The index of the object that a reference means. InputError unless there is exactly one."""
     found = [i for i, thing in enumerate(scene.objects) if target.fits(thing)]
     if len(found) != 1:
         raise InputError(f"the image holds {len(found)} objects that are a {target}; an edit needs exactly one")
@@ -76,8 +76,8 @@ def find(scene: Scene, target: Mention) -> int:
 def apply_edit(edit: Edit, scene: Scene, rng: random.Random) -> Scene | None:
     """The scene after an edit, or None where there is no room for it.
 
-    A moved object goes to the free one of `layout.CENTERS` in the region that is nearest to it; an added one to any free
-    one (of the region). The others stay where they are; a resized one must have room there.
+    A moved object goes to the nearest free position of `layout.CENTERS` in the region; an added one to any free position (in
+    the region). All others stay where they are; a resized one needs room there.
     """
     if edit.operation == "background":
         return dataclasses.replace(scene, background=edit.value)
@@ -156,7 +156,7 @@ def instruct(edit: Edit, rng: random.Random) -> str:
 
 
 def parse_edit(text: str) -> Edit:
-    """What an instruction asks for. InputError names the place where it leaves the dataset's language."""
+    """What an instruction asks for. InputError names the word at which it leaves the dataset's language."""
     reader = Reader(text)
     if reader.take_any(("make the background", "change the background to")):
         edit = Edit("background", value=reader.choice(BACKGROUNDS, "a background"))

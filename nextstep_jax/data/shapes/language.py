@@ -1,7 +1,7 @@
 """The dataset's English: captions from descriptions, and descriptions back from captions.
 
-Lower case, a closed list of words, and punctuation that always stands between spaces or words, never two marks in a
-row. The plain form of a caption is the shortest: "a red circle left of a blue square".
+Lower case, a closed vocabulary, and punctuation that stands between spaces or words, never two marks in a row.
+The plain form of a caption is the shortest: "a red circle left of a blue square".
 """
 
 import random
@@ -33,7 +33,7 @@ PAIR_FORMS = ("{} and {}", "{} next to {}", "{} beside {}")
 
 _PLURAL_SHAPE = {plural: shape for shape, plural in PLURALS.items()}
 _SIZE_OF = {word: size for size, words in SIZE_WORDS.items() for word in words}
-# Longest first, so that "to the left of" is not stopped at by a shorter form.
+# Longest first, so that no shorter form matches a part of "to the left of".
 _RELATION_PHRASES = sorted(((w, r) for r, words in RELATION_WORDS.items() for w in words), key=lambda pair: -len(pair[0]))
 _REGION_PHRASES = [(words, region) for region, forms in REGION_WORDS.items() for words in forms]
 _BACKGROUND_PHRASES = [(form.format(name), name) for form in BACKGROUND_FORMS for name in BACKGROUNDS]
@@ -78,7 +78,7 @@ def realize(description: Description, rng: random.Random) -> str:
         direct = f"{phrases[0]} {place}"
     else:
         fronted = direct = enumerate_phrases(phrases, PAIR_FORMS[0] if plain else rng.choice(PAIR_FORMS))
-        # There is nothing to put in front but the background.
+        # Only the background could come first.
         form = form if form != "fronted" else "plain"
     text = {
         "plain": direct,
@@ -124,7 +124,7 @@ def enumerate_phrases(phrases: list[str], pair_form: str = PAIR_FORMS[0]) -> str
 
 
 def parse(text: str) -> Description:
-    """What a caption says. InputError names the place where it leaves the dataset's language."""
+    """What a caption says. InputError names the word at which it leaves the dataset's language."""
     reader = Reader(text)
     background = reader.one_of(_BACKGROUND_PHRASES)
     if background:
@@ -159,14 +159,14 @@ def parse(text: str) -> Description:
     background = background or reader.one_of(_BACKGROUND_PHRASES)
     reader.finish()
     if (place and any(mention.count > 1 for mention in mentions)) or (region and mentions[0].count > 1):
-        raise InputError(f'cannot read "{text}": only a single thing has a place')
+        raise InputError(f'cannot read "{text}": only a single object has a place')
     if sum(mention.count for mention in mentions) > 4:
-        raise InputError(f'cannot read "{text}": an image holds at most four things')
+        raise InputError(f'cannot read "{text}": an image holds at most four objects')
     return Description(tuple(mentions), place, region, background)
 
 
 class Reader:
-    """A cursor over the words of a text; what it cannot take is an InputError that says what was expected where."""
+    """A cursor over the words of a text. What does not match is an InputError that says what was expected, and where."""
 
     def __init__(self, text: str):
         self.text, self.words, self.at = text, split_words(text), 0
@@ -176,7 +176,7 @@ class Reader:
         return InputError(f'cannot read "{self.text}": expected {expected}, found {found} (word {self.at + 1})')
 
     def take(self, phrase: str) -> bool:
-        """Step over a phrase if it comes next."""
+        """Consume a phrase if it comes next."""
         words = split_words(phrase)
         if self.words[self.at : self.at + len(words)] != words:
             return False

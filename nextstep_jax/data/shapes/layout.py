@@ -27,7 +27,7 @@ from nextstep_jax.data.shapes.scene import (
 # Where an object's center can lie, in pixels: 16, 32 or 48 from the left and from the top.
 CENTERS = tuple(itertools.product(range(16, CANVAS, 16), repeat=2))
 
-# Where so many things usually stand. Captions say what there is, seldom where: if every place were as likely as every other, an
+# Usual positions by number of objects. Captions say what there is but seldom where: if all positions were equally likely, an
 # object's first token could come anywhere, and a small model would take long to connect it with its word.
 LAYOUTS: dict[int, tuple[tuple[tuple[int, int], ...], ...]] = {
     1: (((32, 32),),),
@@ -35,9 +35,9 @@ LAYOUTS: dict[int, tuple[tuple[tuple[int, int], ...], ...]] = {
     3: (((16, 16), (48, 16), (32, 48)), ((32, 16), (16, 48), (48, 48))),
     4: (((16, 16), (48, 16), (16, 48), (48, 48)),),
 }
-USUAL = 0.7  # how often they do; else anywhere
+USUAL = 0.7  # how often objects take one of LAYOUTS; otherwise they go anywhere
 
-# How often an image of each category is drawn for training. Colors, places and words take the most learning.
+# How often each category is drawn for training. Colors, positions and words take the most learning.
 CATEGORY_WEIGHTS = dict(zip(CATEGORIES, (0.12, 0.08, 0.16, 0.16, 0.18, 0.16, 0.14), strict=True))
 
 
@@ -78,7 +78,7 @@ def related_centers(size: str, other: str, name: str) -> tuple[tuple[tuple[int, 
 
 
 def scatter(kinds: list[tuple[str, str, str]], rng: random.Random) -> tuple[Object, ...] | None:
-    """Objects of the given (shape, color, size), usually in one of LAYOUTS; None if the last does not fit any more."""
+    """Objects of the given (shape, color, size), usually in one of LAYOUTS; None if the last one does not fit."""
     if rng.random() < USUAL:
         usual = rng.choice(LAYOUTS[len(kinds)])
         placed = tuple(Object(*kind, c) for kind, c in zip(kinds, rng.sample(usual, len(usual)), strict=True))
@@ -103,7 +103,7 @@ def _draw(category: str, rng: random.Random) -> Scene | None:
     if category == "counting":
         kind = random_kind(rng)
         count = rng.choice((2, 3, 4))
-        # Three large objects fit only side by side; from three on all are small.
+        # Three large objects fit only side by side; with three or more all are small.
         kind = kind if count == 2 else (*kind[:2], "small")
         extra = [random_kind(rng, "small")] if count < 4 and rng.random() < 0.25 else []
         objects = None if extra and extra[0][:2] == kind[:2] else scatter([kind] * count + extra, rng)
@@ -126,8 +126,8 @@ def _draw(category: str, rng: random.Random) -> Scene | None:
 
 
 def _draw_word(background: str, rng: random.Random) -> Scene | None:
-    """A word on a line of its own, alone or with an object under or over it. Few lines, each one row of tokens, and centered,
-    are easier to learn.
+    """A word on a line of its own, alone or with an object below or above it. Few lines, each one row of tokens, and centered
+    words are easier to learn.
     """
     text, color = rng.choice(WORDS), rng.choice(tuple(COLORS))
     if rng.random() < 0.6:

@@ -9,7 +9,7 @@ import random
 
 from nextstep_jax.data.shapes.scene import REGIONS, RELATIONS, Object, Scene, Word, clearly_related, in_region, relation
 
-# How far a reading may be off where the dataset itself is exact, in pixels.
+# Tolerance, in pixels, for scenes that were read from an image; the dataset itself is exact.
 REGION_SLACK = 6
 INVERSE = dict(zip(RELATIONS, ("right of", "left of", "below", "above"), strict=True))
 
@@ -42,8 +42,8 @@ class Description:
 
     Attributes:
       mentions: everything there is; empty for a bare background.
-      relation: where the first of exactly two mentions, of one thing each, lies seen from the second.
-      region: where in the image the only thing lies.
+      relation: where the first of exactly two mentions, of one object each, lies relative to the second.
+      region: where in the image the only object lies.
       background: None leaves it open.
     """
 
@@ -67,9 +67,9 @@ def describe(
     """A true description of a scene that leaves out some of what could be said.
 
     Args:
-      colors, sizes, background, relations, region: how likely each is said (relations and regions only where they are clear).
-        Colors are said of all or none, and always where shapes alone would not tell the objects apart.
-      reading_order: how likely things without a relation are named from the top down and from left to right, as one would.
+      colors, sizes, background, relations, region: the probability that each is mentioned (relations and regions only where
+        they are clear). Colors are mentioned for all or none, and always where shapes alone would not tell the objects apart.
+      reading_order: the probability that objects without a relation are named in reading order.
     """
     kinds: dict[tuple[str, str], list[Object]] = {}
     for thing in scene.objects:

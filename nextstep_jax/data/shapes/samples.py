@@ -1,4 +1,4 @@
-"""Training samples and evaluation prompts, each a pure function of what it is called with.
+"""Training samples and evaluation prompts, each a pure function of its arguments.
 
 Kinds of sample:
 
@@ -9,10 +9,10 @@ Kinds of sample:
                  targets; thinking.py)
     interleaved  a story: step by step, text and image in turn
     text         sentences without an image
-    table        the first part of a thinking text, but of three to five things and without an image; then these things in
-                 another order, which is a target and nothing but looking up
-    letters      an image of letters that spell no word, without a caption: an image tokenizer shall draw letters, not the
-                 words that it has seen in this color
+    table        the first part of a thinking text, but of three to five objects and without an image; then these objects in
+                 another order, which is a target and takes nothing but lookups
+    letters      an image of letters that spell no word, without a caption, so that an image tokenizer learns letters and not
+                 only the words that it has seen in this color
 
 No global random state: every draw comes from a generator seeded with the digest of (kind, index, split, seed).
 """
@@ -60,7 +60,7 @@ SPLITS = ("train", "heldout")
 PROMPT_CATEGORIES = (*CATEGORIES, "edits", "captions")
 
 _OLD_KINDS = {"plan": "thinking"}
-# What the random streams of some names are seeded with: other names would draw other prompts than those that scores refer to.
+# The seeds of some names' random streams: published scores refer to the prompts that these draw.
 _STREAMS = {"colors": "colours", "thinking": "plan"}
 
 # What a caption of each category says, as arguments of `describe`.
@@ -73,7 +73,7 @@ _CAPTION_DETAIL = {
     "attribute binding": {"relations": 0},
     "words": {"colors": 0.9, "relations": 1},
 }
-# What a prompt must say besides, for its held-out combination to be asked for.
+# What a prompt must mention so that its held-out combination is asked for.
 _PROMPT_DETAIL = {
     "single object": {"sizes": 1, "background": 1},
     "two objects": {"background": 1, "relations": 0},
@@ -85,7 +85,7 @@ _PROMPT_DETAIL = {
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """One thing to ask of a model, and the truth to judge the answer by.
+    """A prompt, and the truth to judge the response by.
 
     Attributes:
       text: what to say to the model; empty for "captions".
@@ -103,8 +103,7 @@ class Prompt:
 def sample(kind: str, index: int, *, split: str = "train", seed: int = 0) -> Sample:
     """Sample `index` of a kind; training never holds a held-out combination (holdout.py).
 
-    In the split "heldout" the edits have one and so have the scenes of pairs and captions; its stories, sentences and tables
-    are merely others.
+    In the split "heldout" edits and the scenes of pairs and captions contain one; stories, sentences and tables merely differ.
     """
     require_known(kind, split)
     rng = _generator(f"{_STREAMS.get(kind, kind)}/{index}", split, seed)
@@ -206,7 +205,7 @@ def vocabulary_words() -> tuple[str, ...]:
     return tuple(sorted({word for text in (*names, *synonyms, _REST) for word in split_words(text.replace("{}", ""))}))
 
 
-# The words of the forms that are written out in language.py, edits.py and below, and the numbers of places.
+# Words that are written out in language.py, edits.py and below, and the numbers of positions.
 _REST = """
     a an the is are and , . " word written next to beside there empty background
     make paint change color of remove delete take away add put place move shift larger bigger smaller turn into replace with
@@ -249,7 +248,7 @@ def _random_change(operation: str, rng: random.Random, split: str) -> tuple[Scen
 
 
 def _suitable_scene(edit: Edit, rng: random.Random) -> Scene:
-    """A scene of one to three objects that an edit can be done to and changes."""
+    """A scene of one to three objects that an edit applies to and changes."""
     for _ in range(10_000):
         kinds = [random_kind(rng) for _ in range(rng.choice((1, 2, 3)))]
         if edit.target is not None and edit.operation != "add":
@@ -266,11 +265,11 @@ def _suitable_scene(edit: Edit, rng: random.Random) -> Scene:
         after = apply_edit(edit, scene, rng)
         if after is not None and after != scene:
             return scene
-    raise InputError("no image was found that this could be done to")
+    raise InputError("no scene was found that this edit applies to")
 
 
 def _change(scene: Scene, operation: str, rng: random.Random) -> tuple[Scene | None, Edit | None]:
-    """A random edit and the scene after it, in which no two objects may be of a kind; (None, None) if the draw fails."""
+    """A random edit and the scene after it, in which no two objects are alike; (None, None) if this draw gives none."""
     edit = random_edit(scene, operation, rng)
     after = edit and apply_edit(edit, scene, rng)
     if after is None or len({(thing.shape, thing.color) for thing in after.objects}) < len(after.objects):
@@ -312,7 +311,7 @@ def _story(rng: random.Random) -> list[tuple[str, Scene]]:
 
 
 def _sentences(rng: random.Random) -> str:
-    """Text that says something true of scenes fit for training: a caption, a converse, a sum, a comparison, or an edit told."""
+    """A true sentence about scenes fit for training: a caption, a converse, a sum, a comparison, or an edit in words."""
     form = rng.choice(("caption", "converse", "sum", "comparison", "edit"))
     if form == "caption":
         return caption(random_scene(random_category(rng), rng), rng) + "."

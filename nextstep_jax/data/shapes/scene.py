@@ -5,7 +5,7 @@ pixels from the top left corner, x to the right and y down; pixel i covers [i, i
 
 Sizes follow from what an image tokenizer with 8 x 8-pixel latent cells keeps: a small object is 20 pixels across and a
 letter's strokes are 3 pixels wide. The dataset puts centers on corners of the cells of 16 x 16 pixels that one image token
-stands for (layout.py), so that a shape is four tokens, a quarter each, which spares a small model much of the memorizing;
+stands for (layout.py), so that a shape is four tokens, a quarter each, which leaves a small model less to memorize;
 `render` draws any center.
 """
 
@@ -101,7 +101,7 @@ class Word:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """All that is in an image. Nothing else is: a caption that leaves an object out is not about this scene."""
+    """Everything in an image: a caption that leaves an object out does not describe it."""
 
     objects: tuple[Object, ...] = ()
     background: str = "white"
@@ -113,7 +113,7 @@ class Scene:
 
 
 def relation(a: Object | Word, b: Object | Word) -> str | None:
-    """Where `a` lies seen from `b`, or None if no single word says it.
+    """Where `a` lies relative to `b`, or None if no single word says it.
 
     The centers must be at least three quarters of the two half extents apart along the axis of the relation, and
     further apart along it than across it.
@@ -128,7 +128,7 @@ def relation(a: Object | Word, b: Object | Word) -> str | None:
 
 
 def clearly_related(a: Object | Word, b: Object | Word) -> bool:
-    """Whether the relation of `a` and `b` jumps to the eye: at least twice as far along its axis as across it."""
+    """Whether the relation of `a` and `b` is obvious: at least twice as far along its axis as across it."""
     dx, dy = abs(a.center[0] - b.center[0]), abs(a.center[1] - b.center[1])
     return relation(a, b) is not None and max(dx, dy) >= 2 * min(dx, dy)
 

@@ -1,4 +1,4 @@
-"""What a model thinks before it draws an edit: what is where before, what becomes of which thing, and what is where afterwards.
+"""What a model thinks before it draws an edit: the objects and their places before, the change, and the same afterwards.
 
 The nine places are numbered row by row:
 
@@ -7,9 +7,9 @@ The nine places are numbered row by row:
 
 A new background changes no place; between the tables stands "background white then background gray".
 
-The words are in this order so that a small model can look up what an instruction means: what a transformer finds most easily is
-the word that follows words it has. An instruction gives a shape and perhaps a color; in the first table a shape is followed by
-its color, and both by their place. What lies at a place follows its number in either table.
+This order lets a small model look up what an instruction means, since a transformer most easily finds the word that follows
+words it has. An instruction gives a shape and perhaps a color; in the first table a shape is followed by its color, and both by
+their place. In either table, what lies at a place follows its number.
 """
 
 import itertools
@@ -25,15 +25,15 @@ _PLACES: dict[Center, int] = {center: number for number, center in enumerate(sor
 
 
 def thinking_text(before: Scene, after: Scene) -> str:
-    """The thinking text of a change of one thing or of the background. Things must be at `layout.CENTERS`."""
+    """The thinking text of a change of one object or of the background. Objects must be at `layout.CENTERS`."""
     second = " ".join(" ".join((str(number), *_thing(after, center))) for center, number in _PLACES.items())
     return f"{_table(before)}. {_change(before, after)}. {second}"
 
 
 def table(rng: random.Random) -> tuple[str, str]:
-    """A first table of three to five things, no two alike in shape and color, and the same things in another order.
+    """A first table of three to five objects, no two alike in shape and color, and the same objects in another order.
 
-    The second text is nothing but looking up in the first. Neither holds a held-out combination.
+    The second text takes nothing but lookups in the first. Neither holds a held-out combination.
     """
     while True:
         kinds = rng.sample([*itertools.product(SHAPES, COLORS)], rng.choice((3, 4, 5)))
@@ -51,7 +51,7 @@ def _change(before: Scene, after: Scene) -> str:
 
 
 def _place_of_difference(scene: Scene, other: Scene) -> Center | None:
-    """Where the thing is that the other scene does not have."""
+    """Where the object is that the other scene does not have."""
     return next((thing.center for thing in scene.objects if thing not in other.objects), None)
 
 
@@ -66,6 +66,6 @@ def _entry(scene: Scene, center: Center) -> str:
 
 
 def _thing(scene: Scene, center: Center) -> tuple[str, str, str]:
-    """Shape, color and size of what is there."""
+    """Shape, color and size of what lies there."""
     there = (thing for thing in scene.objects if thing.center == center)
     return next(((thing.shape, thing.color, thing.size) for thing in there), ("empty", "empty", "empty"))
