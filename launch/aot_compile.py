@@ -45,17 +45,18 @@ for _name, _value in {
 # ruff: noqa: E402 (JAX reads the environment when it is imported)
 from absl import flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict
 
 from nextstep_jax.errors import InputError, NextStepError
 from nextstep_jax.launch.flag_parsing import parse
 from nextstep_jax.sharding.mesh import make_mesh
 from nextstep_jax.sharding.topologies import CHIPS, generation, topology_devices
 from nextstep_jax.training.aot import compile_report, lower_generation, lower_train_step
+from nextstep_jax.training.config import resolve
 
 FLAGS = flags.FlagValues()  # its own: launch/train.py has a flag of the same name
 _OWN = {"flag_values": FLAGS}
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The stage: configs/NAME.py, or configs/NAME.py:laptop.", **_OWN)
+flags.DEFINE_string("config", None, "The stage: a shipped config or a file, NAME.py; with :laptop, shrunk.", **_OWN)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "GENERATION:SHAPE, e.g. v5p:4x4x4, v6e:16x16, v5e:2x4.", **_OWN)
 _SLICES = flags.DEFINE_integer("slices", 1, "How many of them, between slices along the mesh axis data.", **_OWN)
 _WHAT = flags.DEFINE_enum("what", "train", ["train", "generate"], "Which program.", **_OWN)
@@ -70,8 +71,8 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         usage = "nextstep-jax aot --config NAME --topology v5p:4x4x4"
-        parse(argv, FLAGS, _CONFIG, {"config": _CONFIG, "topology": _TOPOLOGY}, usage)
-        report = compile_for(_CONFIG.value, _TOPOLOGY.value, _SLICES.value, _WHAT.value, _TOKENS.value)
+        config = parse(argv, FLAGS, ("config", "topology"), usage)
+        report = compile_for(config, _TOPOLOGY.value, _SLICES.value, _WHAT.value, _TOKENS.value)
     except NextStepError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -79,7 +80,7 @@ def main(argv: list[str]) -> int:
     return 0 if report["fits"] else 1
 
 
-def compile_for(config, topology: str, slices: int, what: str, tokens_per_chip: int) -> dict:
+def compile_for(config: ConfigDict, topology: str, slices: int, what: str, tokens_per_chip: int) -> dict:
     """The report, JSON-able. InputError for what cannot be compiled."""
     chip = CHIPS[generation(topology)]
     devices = topology_devices(topology, slices)
@@ -87,13 +88,14 @@ def compile_for(config, topology: str, slices: int, what: str, tokens_per_chip: 
         raise InputError(f"only stages of the objective multitask are compiled ahead of time, found {config.objective!r}")
     if config.mesh.data == 1:
         config.mesh.data = slices
-    mesh = make_mesh(config.mesh if what == "train" else {"tensor": -1}, devices)
+    mesh = make_mesh(config.mesh.to_dict() if what == "train" else {"tensor": -1}, devices)
     if what == "train" and tokens_per_chip:
         if tokens_per_chip * mesh.size % config.data.seq_len:
             rows = f"{mesh.size} chips is not a number of rows of {config.data.seq_len} positions"
             raise InputError(f"--tokens_per_chip {tokens_per_chip} on {rows}")
         config.data.batch_size = tokens_per_chip * mesh.size // config.data.seq_len
-    lowered = lower_train_step(config, mesh) if what == "train" else lower_generation(config, mesh)
+    run = resolve(config)
+    lowered = lower_train_step(run, mesh) if what == "train" else lower_generation(run, mesh)
     began = time.perf_counter()
     compiled = compile_report(lowered, chip, mesh.size)
     report = {

@@ -8,16 +8,14 @@ done, 2 bad input, 3 damaged data.
 """
 
 import argparse
-import json
 import os
 import sys
-
-from ml_collections import ConfigDict
 
 from nextstep_jax.checkpoints import manifest, steps
 from nextstep_jax.checkpoints.digests import check_dtype
 from nextstep_jax.errors import InputError, NextStepError
-from nextstep_jax.training.loop import STAGES
+from nextstep_jax.training.config import resolve
+from nextstep_jax.training.loop import make_stage
 from nextstep_jax.training.stage import export_run
 
 
@@ -47,8 +45,11 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike, step: int | None 
     step = complete[-1] if step is None else step
     if step not in complete:
         raise InputError(f"{workdir}: step {step} is not there, only {', '.join(map(str, complete))}")
-    config = ConfigDict(json.loads(json.dumps(steps.read_step(folder / str(step))[0]["config"])))
-    return export_run(STAGES[config.objective](config), workdir, out, step, dtype)
+    try:
+        run = resolve(steps.read_step(folder / str(step))[0]["config"])
+    except InputError as error:
+        raise InputError(f"{workdir}, step {step}: {error}") from error
+    return export_run(make_stage(run), workdir, out, step, dtype)
 
 
 if __name__ == "__main__":

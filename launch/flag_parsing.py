@@ -1,64 +1,77 @@
-"""Flags of the launch programs: every objection is one line."""
+"""Command lines of the launch programs: a config, changes to its settings, and a few flags. Every objection is one line."""
 
-import contextlib
-import sys
-from collections.abc import Iterator, Sequence
+import importlib.util
+import pathlib
+from collections.abc import Iterable, Sequence
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from nextstep_jax.errors import InputError
 from nextstep_jax.launch.shipped import config_file
+from nextstep_jax.training.config import override
 
 
-def parse(
-    argv: list[str], values: flags.FlagValues, config: flags.FlagHolder, required: dict[str, flags.FlagHolder], usage: str
-) -> None:
-    """Parse the command line into `values`.
+def parse(argv: Sequence[str], values: flags.FlagValues, required: Iterable[str], usage: str) -> ConfigDict:
+    """Parse the command line into `values`; returns the config of its flag --config, with every --config.KEY=VALUE in it.
 
     Raises:
-      InputError: for anything the flags or the file behind `config` object to, or a `required` flag (by name) without a value.
+      InputError: for anything the flags, the config's file or its settings object to, or a `required` flag without a value.
     """
+    arguments, overrides = _split(argv)
     try:
-        with _sys_argv([*argv[:1], *_resolved(argv[1:])]):
-            rest = values(sys.argv)
-        if config.value is not None:
-            config.value.lock()  # a file that could not be read says so only when it is used
+        rest = values(arguments)
+    except flags.Error as error:
+        raise InputError(" ".join(str(error).split())) from error
+    if len(rest) > 1:
+        raise InputError(f"unexpected argument {rest[1]!r}; settings are written --config.key=value")
+    for name in required:
+        if values[name].value is None:
+            raise InputError(f"--{name} is missing; usage: {usage}")
+    config = load_config(values["config"].value)
+    for path, text in overrides:
+        override(config, path, text)
+    return config
+
+
+def load_config(spec: str) -> ConfigDict:
+    """The config that a value of --config means: NAME, PATH.py, or either with ":ARGUMENT" behind it.
+
+    Raises:
+      InputError: there is no such file, or it fails.
+    """
+    path, _, argument = config_file(spec).partition(".py:")
+    file = pathlib.Path(path if path.endswith(".py") else f"{path}.py")
+    if not file.is_file():
+        raise InputError(f"--config: the file cannot be read ({file})")
+    found = importlib.util.spec_from_file_location(f"config_file_{file.stem}", file)
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    try:
+        found.loader.exec_module(module)
+        config = module.get_config(argument) if argument else module.get_config()
     except InputError:
         raise
-    except OSError as error:
-        file = " ".join(str(error.__cause__ or error).split())
-        raise InputError(f"--config: the file cannot be read ({file})") from error
-    except Exception as error:  # whatever a config file raises comes through here
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        # ml_collections quotes the whole traceback of a config file that raised: its last line is the error.
-        line = lines[-1] if "Error whilst parsing config file" in lines[0] else " ".join(lines)
-        raise InputError(line.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from error
-    if len(rest) > 1:
-        raise InputError(f"unexpected argument {rest[1]!r}; options are written --config.key=value")
-    for name, flag in required.items():
-        if flag.value is None:
-            raise InputError(f"--{name} is missing; usage: {usage}")
+    except Exception as error:  # whatever a config file raises
+        raise InputError(f"--config {file}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict) or "objective" not in config:
+        raise InputError(f"--config {file}: get_config must return what base_config makes, found {type(config).__name__}")
+    return config
 
 
-def _resolved(arguments: Sequence[str]) -> Iterator[str]:
-    """The arguments with the value of --config as a file."""
-    before = ""
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        if before in ("--config", "-config"):
-            yield config_file(argument)
-        elif equals and option in ("--config", "-config"):
-            yield f"{option}={config_file(value)}"
-        else:
-            yield argument
-        before = argument
-
-
-@contextlib.contextmanager
-def _sys_argv(argv: list[str]) -> Iterator[None]:
-    """The process's arguments, where ml_collections looks for the overrides, are `argv` meanwhile."""
-    before, sys.argv = sys.argv, argv
-    try:
-        yield
-    finally:
-        sys.argv = before
+def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The arguments that are no settings, and the settings: --config.KEY=VALUE or --config.KEY VALUE."""
+    arguments: list[str] = []
+    overrides: list[tuple[str, str]] = []
+    remaining = iter(argv)
+    for argument in remaining:
+        name, equals, text = argument.partition("=")
+        if not name.startswith(("--config.", "-config.")):
+            arguments.append(argument)
+            continue
+        if not equals:
+            text = next(remaining, "--")
+            if text.startswith("--"):
+                raise InputError(f"{name} needs a value: {name}=VALUE")
+        overrides.append((name.lstrip("-").removeprefix("config."), text))
+    return arguments, overrides

@@ -20,7 +20,6 @@ import sys
 import jax
 from absl import flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
 
 from nextstep_jax.errors import InputError, NextStepError
 from nextstep_jax.launch.flag_parsing import parse
@@ -30,7 +29,7 @@ from nextstep_jax.training.loop import train
 FLAGS = flags.FLAGS
 _HEARTBEAT_TIMEOUT_S = 60  # seconds without a sign of life after which a process counts as dead
 _JOIN_TIMEOUT_S = 300  # seconds in which all processes must have come
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The stage: configs/NAME.py, or configs/NAME.py:laptop.")
+flags.DEFINE_string("config", None, "The stage: a shipped config or a file, NAME.py; with :laptop, shrunk.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and the trained model.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes: find the others first.")
 
@@ -39,13 +38,13 @@ def main(argv: list[str]) -> int:
     """Parse the command line, train, and return the exit code."""
     try:
         usage = "nextstep-jax train --config NAME --workdir DIR"
-        parse(argv, FLAGS, _CONFIG, {"config": _CONFIG, "workdir": _WORKDIR}, usage)
+        config = parse(argv, FLAGS, ("config", "workdir"), usage)
         if _DISTRIBUTED.value:
             code = watch()
             if code is not None:
                 return code
             _initialize_distributed()
-        train(_CONFIG.value, _WORKDIR.value)
+        train(config, _WORKDIR.value)
     except NextStepError as error:
         return _fail(str(error), error.exit_code)
     except jax.errors.JaxRuntimeError as error:

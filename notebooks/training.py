@@ -37,7 +37,8 @@ from nextstep_jax.data.sources import open_source
 from nextstep_jax.evaluation.latents import encode_latents
 from nextstep_jax.generation.load import builtin_checkpoint
 from nextstep_jax.generation.pipeline import Pipeline
-from nextstep_jax.training.loop import STAGES, train
+from nextstep_jax.training.config import resolve
+from nextstep_jax.training.loop import make_stage, train
 from nextstep_jax.training.run_logs import read_metrics, read_samples
 
 work = pathlib.Path(tempfile.mkdtemp())
@@ -117,7 +118,7 @@ for name in shown:
 # target: of the language head, of the flow head, or of none, as the sources of edits and images to be captioned.
 
 # %%
-stage = STAGES[config.objective](config)
+stage = make_stage(resolve(config))
 data = stage.training_data()
 (batch, kinds), names = next(data)
 data.close()

@@ -14,7 +14,7 @@ from nextstep_jax.generation.token_loop import SamplerConfig
 STEP_SCHEDULE_PIECES = 4  # in which a number of steps that changes along the image falls
 
 # Names that checkpoints of earlier versions use.
-_RENAMED = {
+RENAMED = {
     "positive": "prompt_suffix",
     "negative": "negative_prompt",
     "last_steps": "final_steps",
@@ -142,8 +142,8 @@ def recommended(release: str, overrides: Mapping[str, Any] | None = None, edit: 
     changes |= changes.pop("edit", {}) if edit else {}
     changes.pop("edit", None)
     unknown = set(changes) - {field.name for field in dataclasses.fields(GenerationConfig)}
-    if old := sorted(unknown & set(_RENAMED)):
-        names = ", ".join(f"{name} is now {_RENAMED[name]}" for name in old)
+    if old := sorted(unknown & set(RENAMED)):
+        names = ", ".join(f"{name} is now {RENAMED[name]}" for name in old)
         raise InputError(f"config.json: old names of generation settings: {names}")
     if unknown:
         raise InputError(f"config.json: unknown generation settings {', '.join(sorted(unknown))}")

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
-from ml_collections import ConfigDict
 
 from nextstep_jax.batch import Batch
 from nextstep_jax.config import NextStepConfig
@@ -28,10 +27,10 @@ from nextstep_jax.sharding.params import state_shardings, with_shardings
 from nextstep_jax.sharding.rules import shape_spec
 from nextstep_jax.sharding.topologies import GIB, Chip
 from nextstep_jax.training import multitask
-from nextstep_jax.training.config import model_config, require_valid
 from nextstep_jax.training.flops import Work, flow_head_forward, full_row_work, multitask_flops, transformer_forward
 from nextstep_jax.training.hlo_cost import read_cost
 from nextstep_jax.training.program import make_program
+from nextstep_jax.training.settings import MultitaskConfig, RunConfig
 
 
 class Lowered(NamedTuple):
@@ -50,17 +49,15 @@ class Lowered(NamedTuple):
     tokens: int
 
 
-def lower_train_step(config: ConfigDict, mesh: Mesh) -> Lowered:
+def lower_train_step(config: RunConfig, mesh: Mesh) -> Lowered:
     """The multitask training step that launch/train.py would run with `config` on `mesh`: same loss, optimizer, EMA, shardings
     and donation.
 
     Raises:
       InputError: settings that make no step, or rows that do not divide over the mesh.
     """
-    require_valid(config)
-    if config.objective != "multitask":
-        raise InputError(f"config.objective must be multitask to be compiled ahead of time, found {config.objective!r}")
-    model, rows, length = model_config(config.model), config.data.batch_size, config.data.seq_len
+    config = _multitask(config)
+    model, rows, length = config.model, config.data.batch_size, config.data.seq_len
     for what, parts, size in (
         ("config.data.batch_size", mesh.shape["data"] * mesh.shape["fsdp"] * config.grad_accum_steps, rows),
         ("config.data.seq_len", mesh.shape["sequence"], length),
@@ -81,6 +78,12 @@ def lower_train_step(config: ConfigDict, mesh: Mesh) -> Lowered:
     kinds = {"parameters": state.params, "optimizer": state.opt_state, "average": state.ema, "batch": batch}
     work = row_work(rows, length)
     return Lowered(lowered, {k: bytes_per_device(v) for k, v in kinds.items()}, multitask_flops(model, work), rows * length)
+
+
+def _multitask(config: RunConfig) -> MultitaskConfig:
+    if not isinstance(config, MultitaskConfig):
+        raise InputError(f"config.objective must be multitask to be compiled ahead of time, found {config.objective!r}")
+    return config
 
 
 def row_work(rows: int, length: int) -> Work:
@@ -106,7 +109,7 @@ def bytes_per_device(tree) -> int:
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def lower_generation(config: ConfigDict, mesh: Mesh, prompt: int = 128) -> Lowered:
+def lower_generation(config: RunConfig, mesh: Mesh, prompt: int = 128) -> Lowered:
     """The token loop for one image of the config's size at guidance 7.5, after a prompt of `prompt` positions; its figures are
     those of one image token. Parameters are bfloat16 and lie as in training, heads and MLPs split over `tensor`.
 
@@ -115,7 +118,7 @@ def lower_generation(config: ConfigDict, mesh: Mesh, prompt: int = 128) -> Lower
     """
     # Fused projections would have to be cut apart again on every device, in the middle of what it holds.
     changes = dict(dtype="bfloat16", scan_layers=False, fused_projections=False, remat="none")
-    model = model_config(config.model).with_transformer(**changes)
+    model = _multitask(config).model.with_transformer(**changes)
     settings = GenerationConfig(size=256).sampler_config(False)
     tokens = (model.latent_size // model.patch) ** 2
     rows = settings.branches

@@ -32,7 +32,7 @@ def parse_arg(config: ConfigDict, argument: str | None) -> ConfigDict:
 def shrink(config: ConfigDict) -> ConfigDict:
     """The same stage for a laptop: a tiny model, short rows, few steps, and the built-in dataset of shapes.
 
-    Pictures of shapes must be latents first, `DIR` being what `config.data.root` is set to ("shapes-data" here):
+    Images of shapes must be latents first, `DIR` being what `config.data.root` is set to ("shapes-data" here):
 
         for kind in pair caption edit thinking interleaved; do
           nextstep-jax data build shapes:$kind:train:1000 shapes-data/pixels/$kind

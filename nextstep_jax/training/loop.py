@@ -2,16 +2,21 @@
 
     state = train(config, workdir)
 
-The work directory gets `metrics.jsonl`, checkpoints (a run that was stopped continues from there without being asked),
-`samples/`, `profile/`, and at the end `export/`: the trained parameters (their EMA, if there is one) as a checkpoint folder.
+The work directory gets `config.json` (the settings), `metrics.jsonl`, checkpoints (a run that was stopped continues from there
+without being asked), `samples/`, `profile/`, and at the end `export/`: the trained parameters (their EMA, if there is one) as a
+checkpoint folder.
 """
 
 import contextlib
+import dataclasses
+import json
 import logging
 import os
 import pathlib
 import shutil
 import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -19,134 +24,202 @@ from ml_collections import ConfigDict
 
 from nextstep_jax.checkpoints.training import TrainCheckpointer
 from nextstep_jax.data.image_output import save_image
+from nextstep_jax.errors import InputError, NextStepError
 from nextstep_jax.sharding.mesh import global_batch, make_mesh, replicated
 from nextstep_jax.sharding.params import sharding_table, with_shardings
-from nextstep_jax.training import metrics, multitask, reconstruction
-from nextstep_jax.training.config import as_json, require_valid
+from nextstep_jax.training import metrics, multitask, reconstruction, run_record
+from nextstep_jax.training.config import resolve
+from nextstep_jax.training.evals import EvaluatorFactory, open_evaluators, run_evaluators
 from nextstep_jax.training.init import initial_params
 from nextstep_jax.training.program import make_program
+from nextstep_jax.training.schema import flatten, plain
+from nextstep_jax.training.settings import RunConfig
 from nextstep_jax.training.stage import Stage, export_run
 from nextstep_jax.training.state import TrainState
 from nextstep_jax.training.step import make_validation_step
 
 logger = logging.getLogger(__name__)
 
-STAGES = {"multitask": multitask.make_stage, "reconstruction": reconstruction.make_stage}
+STAGES: dict[str, Callable[[Any], Stage]] = {"multitask": multitask.make_stage, "reconstruction": reconstruction.make_stage}
 
 
-def train(config: ConfigDict, workdir: str | os.PathLike) -> TrainState:
+def train(
+    config: ConfigDict | Mapping[str, Any],
+    workdir: str | os.PathLike,
+    evaluators: Mapping[str, EvaluatorFactory] | None = None,
+) -> TrainState:
     """Run the stage that `config` describes to its last step; from the newest checkpoint in `workdir`, if there is one.
 
     Returns early, with everything saved, when the machine is about to be taken away (SIGTERM).
 
+    Args:
+      evaluators: what `config.evals` can call by name.
+
     Raises:
-      InputError: the config, its files or its mesh cannot make a run.
+      InputError: the config, its files or its mesh cannot make a run, or do not continue the one in `workdir`.
       DamagedDataError: a checkpoint or a data shard is not what was written.
-      NextStepError: `max_nonfinite_steps` steps in a row had a non-finite loss or gradient; the message names the batches.
+      NextStepError: `max_nonfinite_steps` steps in a row had a non-finite loss or gradient (the message names the batches), or
+        the last step could not be saved or exported.
     """
     with contextlib.ExitStack() as stack:
-        # --- The stage: parameters, loss and data ---------------------------------------------------------------------
-        require_valid(config)
+        # --- The settings ---------------------------------------------------------------------------------------------
+        run = resolve(config)
         workdir = pathlib.Path(workdir)
-        mesh = make_mesh(config.mesh)
+        require_possible(run)
+        evals = open_evaluators(run.evals, evaluators or {})
+        changes = run_record.changes_since_start(workdir, run)
+
+        # --- The stage: parameters, loss and data ---------------------------------------------------------------------
+        mesh = make_mesh(dataclasses.asdict(run.mesh))
         stack.enter_context(jax.set_mesh(mesh))
-        stage = STAGES[config.objective](config)
+        stage = make_stage(run)
         objective = stage.objective
         data = stack.enter_context(contextlib.closing(stage.training_data()))
 
         # --- The state, restored or made in its place on the mesh -----------------------------------------------------
-        key = jax.device_put(jax.random.key(config.seed), replicated(mesh))
-        program = make_program(config, objective, mesh)
+        key = jax.device_put(jax.random.key(run.seed), replicated(mesh))
+        program = make_program(run, objective, mesh)
         counts = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (program.params, program.trainable))
-        logger.info("%s: %.1fM parameters, %.1fM of them trained", config.name, *(count / 1e6 for count in counts))
+        logger.info("%s: %.1fM parameters, %.1fM of them trained", run.name, *(count / 1e6 for count in counts))
         if mesh.size > 1:
             logger.info("Parameters on the mesh %s:\n%s", dict(mesh.shape), sharding_table(program.params, mesh))
-        keep = {"keep_last": config.checkpoint.keep_last, "keep_every": config.checkpoint.keep_every or None}
-        kept_config = {"config": as_json(config), "checkpoint_config": stage.export().config}
-        checkpointer = stack.enter_context(TrainCheckpointer(workdir, **kept_config, **keep))
+        checkpointer = stack.enter_context(
+            TrainCheckpointer(
+                workdir,
+                config=plain(run),
+                checkpoint_config=stage.export().config,
+                keep_last=run.checkpoint.keep_last,
+                keep_every=run.checkpoint.keep_every or None,
+            )
+        )
         if restored := checkpointer.restore(with_shardings(program.state, program.state_shardings)):
             state = restored.state
             data.set_state(restored.data_states)
             logger.info("Continuing after step %d", restored.step)
+            for change in changes:
+                logger.warning("Changed since the run was last started: %s", change)
         else:
-            params = initial_params(config.init.checkpoint, config.init.reinit, objective.init, key, mesh)
+            params = initial_params(run.init, objective.init, key, mesh)
             state = jax.jit(program.create, out_shardings=program.state_shardings, donate_argnums=0)(params)
         first = int(state.step)
+        if first > run.steps:
+            raise InputError(f"config.steps is {run.steps}, but this run has done {first} steps already")
+        if jax.process_index() == 0:
+            run_record.write(workdir, run)
+        settings = "\n".join(f"  {name} = {json.dumps(value)}" for name, value in flatten(plain(run), "config"))
+        logger.info("Settings:\n%s", settings)
 
         # --- The compiled steps ---------------------------------------------------------------------------------------
         train_step = program.jit_step()
         validation_step = jax.jit(make_validation_step(objective))
 
         # --- The loop -------------------------------------------------------------------------------------------------
-        writer = stack.enter_context(
-            contextlib.closing(metrics.Writer(workdir, as_json(config), first, {**config.wandb, "name": config.name}))
-        )
-        accumulator, guard = metrics.MetricAccumulator(), metrics.NonFiniteGuard(config.max_nonfinite_steps)
+        trackers = {**dataclasses.asdict(run.wandb), "name": run.name}
+        writer = stack.enter_context(contextlib.closing(metrics.Writer(workdir, plain(run), first, trackers)))
+        accumulator = metrics.MetricAccumulator()
+        guard = metrics.NonFiniteGuard(run.max_nonfinite_steps, before=int(state.skipped_in_a_row))
         profiling = contextlib.ExitStack()
         stack.callback(profiling.close)
-        for step in range(first + 1, config.steps + 1):
+        for step in range(first + 1, run.steps + 1):
             began = time.perf_counter()
-            loaded = next(data)
+            host_batch = next(data)
             waited = time.perf_counter() - began
-            if step == config.profile.start:
+            if step == run.profile.start:
                 profiling.enter_context(jax.profiler.trace(workdir / "profile"))
-            with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, step_metrics = train_step(state, global_batch(loaded.arrays, mesh, objective.batch_axes), key)
+            # Nothing is copied between host and device but the batch, which `global_batch` does on purpose.
+            with jax.profiler.StepTraceAnnotation("train", step_num=step), jax.transfer_guard("disallow"):
+                batch = global_batch(host_batch.arrays, mesh, objective.batch_axes)
+                state, step_metrics = train_step(state, batch, key)
             accumulator.add(step, step_metrics, waited, timed=step > first + 1)
-            guard.remember(step, loaded.names)
+            guard.remember(step, host_batch.names)
             if step == first + 1:
                 jax.block_until_ready(state)
                 logger.info("Compiled and ran the first step in %.0f s", time.perf_counter() - began)
                 accumulator.restart_clock()
-            if step == config.profile.stop:
+            if step == run.profile.stop:
                 jax.block_until_ready(state)
                 profiling.close()
 
-            last, preempted = step == config.steps, checkpointer.reached_preemption(step)
-            save = _due(step, config.checkpoint.every) or last or preempted
-            validates = stage.validation_data is not None and _due(step, config.validation.every)
-            samples = _due(step, config.samples.every)
-            if _due(step, config.log_every) or last or preempted:
+            last, preempted = step == run.steps, checkpointer.reached_preemption(step)
+            save = _due(step, run.checkpoint.every) or last or preempted
+            validates = stage.validation_data is not None and _due(step, run.validation.every)
+            samples = _due(step, run.samples.every)
+            evaluates = [evaluation for evaluation in evals if _due(step, evaluation.every)]
+            if _due(step, run.log_every) or last or preempted:
                 values, finite = accumulator.report()
                 writer.scalars(step, values)
                 logger.info("step %d  %s", step, metrics.summary(values))
                 guard.check(finite)
-            if not (save or validates or samples):
+            if not (save or validates or samples or evaluates):
                 continue
             jax.block_until_ready(state)  # so that the steps' own time is not taken for a pause
             with accumulator.paused():
                 if save:
                     checkpointer.save(step, state, data.get_state())
                 if preempted:
+                    require_saved(checkpointer, step)
                     logger.warning("Told to stop: step %d is saved, the same command continues from it", step)
                     return state
                 if validates:
-                    writer.scalars(step, validate(stage, validation_step, state, key, config.validation.batches))
+                    writer.scalars(step, validate(stage, validation_step, state, key, run.validation.batches))
                 if samples:
                     log_samples(stage, state, workdir, step, writer)
+                if evaluates:
+                    writer.scalars(step, run_evaluators(evaluates, stage.inference(state.averaged_params)))
 
         # --- The result -----------------------------------------------------------------------------------------------
-        checkpointer.wait()
-        export(stage, workdir, config.export_dtype)
+        require_saved(checkpointer, run.steps)
+        export(stage, workdir, run.steps, run.export_dtype)
         return state
+
+
+def make_stage(run: RunConfig) -> Stage:
+    """The stage that a run's settings describe. InputError names an option that does not fit the others."""
+    return STAGES[run.objective](run)
+
+
+def require_possible(run: RunConfig) -> None:
+    """InputError for a run without training data, and for what several processes cannot do."""
+    if not run.data.has_sources():
+        raise InputError("config.data.sources: name at least one source of training data with a weight")
+    for name, every in (("samples", run.samples.every), *((f"evals.{name}", e.every) for name, e in run.evals.items())):
+        if every and jax.process_count() > 1:
+            raise InputError(
+                f"config.{name}.every is {every}, but a run of {jax.process_count()} processes cannot generate; set it to 0 "
+                "and generate from an export (nextstep-jax export-run)"
+            )
+
+
+def require_saved(checkpointer: TrainCheckpointer, step: int) -> None:
+    """Wait for the save under way. NextStepError unless the newest complete step is `step`."""
+    checkpointer.wait()
+    if checkpointer.last_good != step:
+        kept = "none" if checkpointer.last_good is None else checkpointer.last_good
+        raise NextStepError(
+            f"step {step} could not be saved (the reason is logged above), the newest complete step is {kept}; "
+            "the same command continues from there"
+        )
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def validate(stage: Stage, validation_step, state: TrainState, key: jax.Array, batches: int) -> dict[str, float]:
+def validate(
+    stage: Stage, validation_step: Callable[..., Any], state: TrainState, key: jax.Array, batches: int
+) -> dict[str, float]:
     """Means over the first validation batches, always the same ones with the same noise, of the averaged parameters."""
     mesh, means = jax.sharding.get_mesh(), []
+    assert stage.validation_data is not None
     with contextlib.closing(stage.validation_data()) as data:
-        for number, loaded in zip(range(batches), data, strict=False):
-            batch = global_batch(loaded.arrays, mesh, stage.objective.batch_axes)
+        for number, host_batch in zip(range(batches), data, strict=False):
+            batch = global_batch(host_batch.arrays, mesh, stage.objective.batch_axes)
             means.append(validation_step(state.averaged_params, batch, jax.random.fold_in(key, number)))
     return {f"validation/{name}": value for name, value in metrics.mean_values(jax.device_get(means)).items()}
 
 
 def log_samples(stage: Stage, state: TrainState, workdir: pathlib.Path, step: int, writer: metrics.Writer) -> None:
-    """Let the model draw, and keep the picture."""
+    """Write a grid of what the model makes now."""
     pixels = stage.draw_samples(state.averaged_params)
     if jax.process_index() == 0:
         (workdir / "samples").mkdir(exist_ok=True)
@@ -154,16 +227,25 @@ def log_samples(stage: Stage, state: TrainState, workdir: pathlib.Path, step: in
     writer.image(step, "samples", pixels)
 
 
-def export(stage: Stage, workdir: pathlib.Path, dtype: str) -> None:
-    """Write the newest step as `workdir/export`, in place of an earlier one. All processes call this together, after `wait`."""
+def export(stage: Stage, workdir: pathlib.Path, step: int, dtype: str) -> None:
+    """Write a step as `workdir/export`, in place of an earlier one. All processes call this together.
+
+    Raises:
+      NextStepError: it cannot be written.
+    """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("saved")
     if jax.process_index() == 0:
         directory, fresh = workdir / "export", workdir / ".export.new"
-        shutil.rmtree(fresh, ignore_errors=True)
-        step = export_run(stage, workdir, fresh, dtype=dtype)
-        shutil.rmtree(directory, ignore_errors=True)
-        os.replace(fresh, directory)
+        try:
+            shutil.rmtree(fresh, ignore_errors=True)
+            export_run(stage, workdir, fresh, step=step, dtype=dtype)
+            shutil.rmtree(directory, ignore_errors=True)
+            os.replace(fresh, directory)
+        except OSError as error:
+            shutil.rmtree(fresh, ignore_errors=True)
+            reason = f"cannot be written ({error.strerror or error})"
+            raise NextStepError(f"{directory}: {reason}; step {step} is complete, the same command exports it") from error
         logger.info("Wrote step %d to %s", step, directory)
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("exported")  # whoever ends with exit code 0 finds it
+        multihost_utils.sync_global_devices("exported")  # a process that ends with exit code 0 leaves the export behind

@@ -92,10 +92,14 @@ class NonFiniteGuard:
     """Stops a run whose losses or gradients stay non-finite, naming the batches.
 
     The steps themselves skip such updates on the device; what happened is read when metrics are, so nothing waits for it.
+
+    Args:
+      most: steps in a row that stop the run.
+      before: steps in a row that were not finite when the run was last stopped; the state counts them.
     """
 
-    def __init__(self, most: int):
-        self._most = most
+    def __init__(self, most: int, before: int = 0):
+        self._most, self._before = most, before
         self._names: dict[int, Sequence[str]] = {}
         self._bad: list[tuple[int, Sequence[str]]] = []
 
@@ -112,12 +116,15 @@ class NonFiniteGuard:
         for step, good in finite:
             names = self._names.pop(step, ())
             self._bad = [] if good else [*self._bad, (step, names)]
-            if not good:
+            if good:
+                self._before = 0
+            else:
                 logger.warning("step %d: loss or gradient is not finite, update skipped; batch: %s", step, _quote(names))
-            if len(self._bad) >= self._most:
+            if self._bad and self._before + len(self._bad) >= self._most:
                 (first, first_names), (last, last_names) = self._bad[0], self._bad[-1]
                 raise NextStepError(
-                    f"loss or gradient not finite in {len(self._bad)} steps in a row, {first} to {last}; "
+                    f"loss or gradient not finite in {self._before + len(self._bad)} steps in a row, "
+                    f"{first - self._before} to {last}; "
                     f"first batch: {_quote(first_names)}; last batch: {_quote(last_names)}"
                 )
 

@@ -5,15 +5,15 @@ Letters: B rows, S positions.
 
 import functools
 import pathlib
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from nextstep_jax import checkpoints
 from nextstep_jax.config import NextStepConfig
-from nextstep_jax.data.augment import AS_STORED, Augmentation
+from nextstep_jax.data.augment import AS_STORED
 from nextstep_jax.data.data_shards import DataShards
 from nextstep_jax.data.mixture import BatchIterator
 from nextstep_jax.data.packing import PackedBatch
@@ -22,25 +22,25 @@ from nextstep_jax.data.sources import open_source
 from nextstep_jax.data.streams import MixtureComponent, PackingConfig
 from nextstep_jax.data.vocabulary import Vocabulary
 from nextstep_jax.errors import InputError
-from nextstep_jax.generation.config import recommended
 from nextstep_jax.generation.load import load_image_tokenizer
 from nextstep_jax.generation.pipeline import Pipeline
 from nextstep_jax.models.nextstep import NextStep, init_params
 from nextstep_jax.models.param_layouts import fuse_projections
 from nextstep_jax.objectives.multitask import Targets, count_normalizers, draw_noise, multitask_loss
-from nextstep_jax.training.config import local_data_shards, model_config
 from nextstep_jax.training.flops import multitask_flops, work_of
+from nextstep_jax.training.hosts import local_data_shards
 from nextstep_jax.training.init import to_canonical
-from nextstep_jax.training.stage import Export, HostBatch, Stage, picture_grid
+from nextstep_jax.training.settings import MultitaskConfig, SourceConfig
+from nextstep_jax.training.stage import Export, HostBatch, Stage, image_grid
 from nextstep_jax.training.step import Objective, WeightedMean
 from nextstep_jax.training.vocabulary import open_vocabulary
 
 Array = jax.Array
 
 
-def make_stage(config: ConfigDict) -> Stage:
+def make_stage(config: MultitaskConfig) -> Stage:
     """The stage a config describes. InputError names an option whose model, vocabulary or data does not fit the others."""
-    model = model_config(config.model)
+    model = config.model
     if model.input_noise:
         raise InputError(f"config.model.input_noise is {model.input_noise}, but this stage trains on clean input tokens")
     vocabulary = open_vocabulary(config.data.vocabulary, config.init.checkpoint)
@@ -49,7 +49,8 @@ def make_stage(config: ConfigDict) -> Stage:
         objective=make_objective(model, **max_targets(config)),
         training_data=functools.partial(open_data, config, model, vocabulary),
         validation_data=functools.partial(open_validation_data, config, model, vocabulary) if config.data.validation else None,
-        draw_samples=functools.partial(draw_samples, config, model, vocabulary),
+        inference=functools.partial(inference, config, vocabulary),
+        draw_samples=functools.partial(draw_samples, config, vocabulary),
         export=functools.partial(export, config, model, vocabulary),
     )
 
@@ -94,11 +95,10 @@ def make_objective(model_config: NextStepConfig, max_text_targets: int, max_imag
     return Objective(init, normalizers, loss, counts, batch_axes=("batch", "sequence"))
 
 
-def max_targets(config: ConfigDict) -> dict[str, int]:
+def max_targets(config: MultitaskConfig) -> dict[str, int]:
     """The most text and image targets of a row, from `config.max_target_fraction`."""
-    return {
-        f"max_{head}_targets": round(fraction * config.data.seq_len) for head, fraction in config.max_target_fraction.items()
-    }
+    fractions = {"max_text_targets": config.max_target_fraction.text, "max_image_targets": config.max_target_fraction.image}
+    return {name: round(fraction * config.data.seq_len) for name, fraction in fractions.items()}
 
 
 def mean_losses(name: str, targets: Targets, kinds: Array) -> dict[str, WeightedMean]:
@@ -120,24 +120,20 @@ def mean_losses(name: str, targets: Targets, kinds: Array) -> dict[str, Weighted
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-def open_components(root: str, sources: ConfigDict, as_stored: bool = False) -> list[MixtureComponent]:
+def open_components(root: str, sources: Mapping[str, SourceConfig], as_stored: bool = False) -> list[MixtureComponent]:
     """The sources that have a weight, in the order of their names. InputError names one that cannot be opened."""
     components = []
-    for name, settings in sorted(sources.items()):
+    for _, settings in sorted(sources.items()):
         if not settings.weight:
             continue
-        if not settings.path:
-            raise InputError(f"config.data: the source {name} has a weight of {settings.weight} but no path")
         path = settings.path if ":" in settings.path else str(pathlib.Path(root) / settings.path)
-        augmentation = AS_STORED if as_stored else Augmentation(**settings.augmentation.to_dict())
+        augmentation = AS_STORED if as_stored else settings.augmentation
         source = open_source(path, settings.kind or None)
         components.append(MixtureComponent(source, settings.weight, augmentation, settings.thinking))
-    if not components:
-        raise InputError("config.data: no source has a weight")
     return components
 
 
-def packing_config(config: ConfigDict, model: NextStepConfig, data_shard: int, **changes) -> PackingConfig:
+def packing_config(config: MultitaskConfig, model: NextStepConfig, data_shard: int, **changes) -> PackingConfig:
     """How a data shard packs its rows of the step's batch."""
     data = config.data
     fields = {
@@ -148,7 +144,7 @@ def packing_config(config: ConfigDict, model: NextStepConfig, data_shard: int, *
         "seed": config.seed,
         "data_shard": data_shard,
         "data_shards": data.data_shards,
-        "grids": tuple(map(tuple, data.grids)) or None,
+        "grids": data.grids or None,
         "packing_buffer": data.packing_buffer,
     }
     if not data.grids:  # packing as the release does it knows no limit on targets: those beyond it are counted
@@ -156,7 +152,7 @@ def packing_config(config: ConfigDict, model: NextStepConfig, data_shard: int, *
     return PackingConfig(**fields | changes)
 
 
-def open_data(config: ConfigDict, model: NextStepConfig, vocabulary: Vocabulary) -> "PackedData":
+def open_data(config: MultitaskConfig, model: NextStepConfig, vocabulary: Vocabulary) -> "PackedData":
     """The training mixture, from its start."""
     components, mine = open_components(config.data.root, config.data.sources), local_data_shards(config)
     workers = -(-config.data.workers // len(mine))
@@ -166,7 +162,7 @@ def open_data(config: ConfigDict, model: NextStepConfig, vocabulary: Vocabulary)
     )
 
 
-def open_validation_data(config: ConfigDict, model: NextStepConfig, vocabulary: Vocabulary) -> "PackedData":
+def open_validation_data(config: MultitaskConfig, model: NextStepConfig, vocabulary: Vocabulary) -> "PackedData":
     """The validation mixture: stored order, no augmentation, the same batches every time."""
     components = open_components(config.data.root, config.data.validation, as_stored=True)
     shards = {
@@ -188,39 +184,47 @@ class PackedData(DataShards[PackedBatch]):
 # --- what comes out ---------------------------------------------------------------------------------------------------
 
 
-def tokenizer_checkpoint(config: ConfigDict) -> str:
+def tokenizer_checkpoint(config: MultitaskConfig) -> str:
     """The folder whose image tokenizer goes with the model; "" if none is known."""
     return config.image_tokenizer_checkpoint or config.init.checkpoint
 
 
-def draw_samples(config: ConfigDict, model: NextStepConfig, vocabulary: Vocabulary, params: dict) -> np.ndarray:
-    """Images of the config's prompts, side by side: [height, width, 3] uint8."""
+def inference(config: MultitaskConfig, vocabulary: Vocabulary, params: dict) -> Pipeline:
+    """The model in training, ready to generate with the settings of `config.samples.generation`.
+
+    Raises:
+      InputError: no image tokenizer is named.
+    """
     folder = tokenizer_checkpoint(config)
     if not folder:
-        raise InputError("config.samples: drawing needs config.image_tokenizer_checkpoint, a folder with an image tokenizer")
+        raise InputError("generating needs config.image_tokenizer_checkpoint, a folder with an image tokenizer")
     tokenizer, tokenizer_params = load_image_tokenizer(folder)
     mesh = jax.sharding.get_mesh()
     if not mesh.empty:  # beside the model's, on every device
         tokenizer_params = jax.device_put(tokenizer_params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    pipeline = Pipeline(
-        config=model.with_transformer(scan_layers=False, remat="none", fused_projections=True),
+    return Pipeline(
+        config=config.model.with_transformer(scan_layers=False, remat="none", fused_projections=True),
         params=jax.jit(lambda p: fuse_projections(to_canonical(p)["model"]))({"model": params["model"]}),
         tokenizer_config=tokenizer,
         tokenizer_params=tokenizer_params,
         special=vocabulary.special,
         vocabulary=vocabulary,
+        overrides=dict(config.samples.generation),
         name="the model in training",
     )
-    settings = recommended(model.release, config.samples.generation.to_dict())
-    images = pipeline.generate(list(config.samples.prompts), settings=settings)
-    return picture_grid([image.pixels for image in images])
 
 
-def export(config: ConfigDict, model: NextStepConfig, vocabulary: Vocabulary) -> Export:
+def draw_samples(config: MultitaskConfig, vocabulary: Vocabulary, params: dict) -> np.ndarray:
+    """Images of the config's prompts, side by side: [height, width, 3] uint8."""
+    images = inference(config, vocabulary, params).generate(list(config.samples.prompts))
+    return image_grid([image.pixels for image in images])
+
+
+def export(config: MultitaskConfig, model: NextStepConfig, vocabulary: Vocabulary) -> Export:
     """The image tokenizer's folder, the configs, the text tokenizer."""
     folder = tokenizer_checkpoint(config)
     stored = checkpoints.load_config(folder) if folder else {}
     values = {"model": model.to_released(), "image_tokenizer": stored.get("image_tokenizer")}
     if config.samples.generation:
-        values["generation"] = config.samples.generation.to_dict()
+        values["generation"] = dict(config.samples.generation)
     return Export(folder or None, values, {"tokenizer.json": vocabulary.to_bytes()})

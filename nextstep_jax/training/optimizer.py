@@ -33,7 +33,7 @@ def learning_rate_schedule(kind: str, peak: float, floor: float, warmup_steps: i
     if kind not in SCHEDULES:
         raise InputError(f"optimizer.schedule must be one of {', '.join(SCHEDULES)}, found {kind!r}")
     if not (0 <= floor <= peak and math.isfinite(peak) and peak > 0):
-        raise InputError(f"optimizer needs 0 <= min_learning_rate <= learning_rate, found {floor} and {peak}")
+        raise InputError(f"optimizer.min_learning_rate must be in [0, {peak}], the learning rate, found {floor}")
     if not 0 <= warmup_steps < max(steps, 1):
         raise InputError(f"optimizer.warmup_steps must be at least 0 and less than steps ({steps}), found {warmup_steps}")
     if kind == "constant":

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from nextstep_jax.sharding.params import state_shardings
-from nextstep_jax.training.optimizer import learning_rate_schedule, make_optimizer, split_frozen
+from nextstep_jax.training.optimizer import make_optimizer, split_frozen
+from nextstep_jax.training.settings import RunConfig
 from nextstep_jax.training.state import TrainState, create_state
 from nextstep_jax.training.step import Objective, make_train_step
 
@@ -39,7 +39,7 @@ class Program(NamedTuple):
         return jax.jit(self.step, out_shardings=(self.state_shardings, None), donate_argnums=0)
 
 
-def make_program(config: ConfigDict, objective: Objective, mesh: Mesh) -> Program:
+def make_program(config: RunConfig, objective: Objective, mesh: Mesh) -> Program:
     """The training that `config` describes.
 
     Raises:
@@ -48,11 +48,19 @@ def make_program(config: ConfigDict, objective: Objective, mesh: Mesh) -> Progra
     o = config.optimizer
     params = jax.eval_shape(objective.init, jax.eval_shape(lambda: jax.random.key(0)))
     trainable, _ = split_frozen(params, o.frozen)
-    schedule = learning_rate_schedule(o.schedule, o.learning_rate, o.min_learning_rate, o.warmup_steps, config.steps)
-    numbers = {
-        name: o[name] for name in ("b1", "b2", "eps", "weight_decay", "no_decay", "grad_clip_norm", "lr_multipliers", "muon")
-    }
-    optimizer = make_optimizer(trainable, schedule, **numbers)
+    schedule = config.learning_rate_schedule()
+    optimizer = make_optimizer(
+        trainable,
+        schedule,
+        b1=o.b1,
+        b2=o.b2,
+        eps=o.eps,
+        weight_decay=o.weight_decay,
+        no_decay=o.no_decay,
+        grad_clip_norm=o.grad_clip_norm,
+        lr_multipliers=o.lr_multipliers,
+        muon=o.muon,
+    )
     create = functools.partial(create_state, optimizer=optimizer, frozen=o.frozen, ema=config.ema_decay > 0)
     state = jax.eval_shape(create, params)
     step = make_train_step(
@@ -60,7 +68,7 @@ def make_program(config: ConfigDict, objective: Objective, mesh: Mesh) -> Progra
         optimizer,
         schedule,
         grad_accum_steps=config.grad_accum_steps,
-        frozen=tuple(o.frozen),
+        frozen=o.frozen,
         ema_decay=config.ema_decay,
     )
     return Program(params, trainable, create, state, state_shardings(state, mesh), step)

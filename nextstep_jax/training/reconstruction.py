@@ -1,67 +1,55 @@
-"""The image tokenizer's stage: reconstruct pictures from normalized, perturbed latents (paper section 4.2).
+"""The image tokenizer's stage: reconstruct images from normalized, perturbed latents (paper section 4.2).
 
-Letters: B pictures.
+Letters: B images.
 """
 
-import dataclasses
+import contextlib
 import functools
-import importlib
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from nextstep_jax.config import ImageTokenizerConfig
 from nextstep_jax.data.data_shards import DataShards
 from nextstep_jax.data.images import to_float, to_uint8
 from nextstep_jax.data.pixels import PixelBatch, PixelBatches
 from nextstep_jax.data.sources import open_source
-from nextstep_jax.errors import InputError
 from nextstep_jax.models.image_tokenizer import ImageTokenizer
 from nextstep_jax.objectives.reconstruction import Weights, discriminator_loss, draw_noise, reconstruction_loss
-from nextstep_jax.training.config import image_tokenizer_config, local_data_shards
+from nextstep_jax.training.evals import import_function
 from nextstep_jax.training.flops import reconstruction_flops
-from nextstep_jax.training.stage import Export, HostBatch, Stage, picture_grid
+from nextstep_jax.training.hosts import local_data_shards
+from nextstep_jax.training.settings import ReconstructionConfig
+from nextstep_jax.training.stage import Export, HostBatch, Stage, image_grid
 from nextstep_jax.training.step import Objective, WeightedMean
 
 Array = jax.Array
 
-SAMPLES = 8  # pictures in a grid of originals above reconstructions
+SAMPLES = 8  # images in a grid of originals above reconstructions
 
 
-def make_stage(config: ConfigDict) -> Stage:
+def make_stage(config: ReconstructionConfig) -> Stage:
     """The stage a config describes. InputError names an option whose model, networks or data do not fit."""
-    tokenizer = image_tokenizer_config(config.image_tokenizer)
-    if not config.data.sources:
-        raise InputError("config.data.sources: name at least one source of pictures")
-    weights = Weights(**{field.name: config.loss[field.name] for field in dataclasses.fields(Weights)})
-    perceptual = import_factory(config.loss.perceptual_network, "config.loss.perceptual_network")
-    discriminator = import_factory(config.loss.discriminator, "config.loss.discriminator")
+    tokenizer, model = config.image_tokenizer, inference(config.image_tokenizer)
+    perceptual = import_network(config.loss.perceptual_network, "config.loss.perceptual_network")
+    discriminator = import_network(config.loss.discriminator, "config.loss.discriminator")
     return Stage(
-        objective=make_objective(tokenizer, config.data.height, config.data.width, weights, perceptual, discriminator),
+        objective=make_objective(tokenizer, config.data.height, config.data.width, config.loss, perceptual, discriminator),
         training_data=functools.partial(open_data, config, config.data.sources),
         validation_data=functools.partial(open_data, config, config.data.validation) if config.data.validation else None,
-        draw_samples=functools.partial(draw_samples, config, tokenizer),
+        inference=model,
+        draw_samples=functools.partial(draw_samples, config, model),
         export=functools.partial(export, tokenizer),
     )
 
 
-def import_factory(name: str, option: str):
-    """What the function "package.module:function" returns; None for "".
-
-    Raises:
-      InputError: naming `option`, when there is no such function.
-    """
-    if not name:
-        return None
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"{option}: {name!r} is not package.module:function ({error})") from error
+def import_network(name: str, option: str) -> Any:
+    """What the function "package.module:function" returns; None for "". InputError names `option`."""
+    return import_function(name, option)() if name else None
 
 
 # --- loss -------------------------------------------------------------------------------------------------------------
@@ -125,7 +113,7 @@ def make_objective(
 
 
 class PixelData(DataShards[PixelBatch]):
-    """Pictures as the loop takes them, and their names."""
+    """Images as the loop takes them, and their names."""
 
     def __next__(self) -> HostBatch:
         batches = super().__next__()
@@ -133,8 +121,8 @@ class PixelData(DataShards[PixelBatch]):
         return HostBatch(np.concatenate([batch.pixels for batch in batches]), names)
 
 
-def open_data(config: ConfigDict, sources: tuple[str, ...]) -> PixelData:
-    """This host's pictures of the given sources, from their start."""
+def open_data(config: ReconstructionConfig, sources: tuple[str, ...]) -> PixelData:
+    """This host's images of the given sources, from their start."""
     data, mine = config.data, local_data_shards(config)
     opened, size = [open_source(source) for source in sources], data.batch_size // data.data_shards
     options = {"seed": config.seed, "data_shards": data.data_shards, "workers": -(-data.workers // len(mine))}
@@ -146,13 +134,18 @@ def open_data(config: ConfigDict, sources: tuple[str, ...]) -> PixelData:
 # --- what comes out ---------------------------------------------------------------------------------------------------
 
 
-def draw_samples(config: ConfigDict, tokenizer: ImageTokenizerConfig, params: dict) -> np.ndarray:
+def inference(tokenizer: ImageTokenizerConfig) -> Callable[[dict], Callable[[Array], Array]]:
+    """params -> (images [B, height, width, 3] in [-1, 1] -> their reconstructions)."""
+    apply = jax.jit(ImageTokenizer(tokenizer).apply)
+    return lambda params: functools.partial(apply, {"params": params["image_tokenizer"]})
+
+
+def draw_samples(config: ReconstructionConfig, model: Callable[[dict], Callable[[Array], Array]], params: dict) -> np.ndarray:
     """Originals and below them their reconstructions: [2 * height, n * width, 3] uint8."""
-    data = open_data(config, config.data.validation or config.data.sources)
-    pixels = next(data).arrays[:SAMPLES]
-    data.close()
-    made = jax.jit(ImageTokenizer(tokenizer).apply)({"params": params["image_tokenizer"]}, to_float(jnp.asarray(pixels)))
-    return picture_grid([*pixels, *to_uint8(np.asarray(made))], columns=len(pixels))
+    with contextlib.closing(open_data(config, config.data.validation or config.data.sources)) as data:
+        pixels = next(data).arrays[:SAMPLES]
+    made = model(params)(to_float(jnp.asarray(pixels)))
+    return image_grid([*pixels, *to_uint8(np.asarray(made))], columns=len(pixels))
 
 
 def export(tokenizer: ImageTokenizerConfig) -> Export:

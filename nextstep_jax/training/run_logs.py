@@ -31,6 +31,6 @@ def read_metrics(workdir: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.n
 
 
 def read_samples(workdir: str | os.PathLike) -> dict[int, np.ndarray]:
-    """{step: picture [height, width, 3] uint8} of all sample grids a run drew, in the order of the steps."""
+    """{step: image [height, width, 3] uint8} of all sample grids a run drew, in the order of the steps."""
     paths = sorted((pathlib.Path(workdir) / "samples").glob("step_*.png"))
     return {int(path.stem.removeprefix("step_")): np.asarray(load(path)) for path in paths}

@@ -33,13 +33,13 @@ class DataIterator(Protocol):
     def close(self) -> None: ...
 
 
-def picture_grid(pictures: Sequence[np.ndarray], columns: int = 8) -> np.ndarray:
-    """Pictures [height, width, 3] uint8 of one size, side by side in rows of `columns`; missing ones are white."""
-    height, width, _ = pictures[0].shape
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
+def image_grid(images: Sequence[np.ndarray], columns: int = 8) -> np.ndarray:
+    """Images [height, width, 3] uint8 of one size, side by side in rows of `columns`; missing ones are white."""
+    height, width, _ = images[0].shape
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
     grid = np.full((rows * columns, height, width, 3), 255, np.uint8)
-    grid[: len(pictures)] = np.stack(pictures)
+    grid[: len(images)] = np.stack(images)
     return grid.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
 
 
@@ -64,13 +64,16 @@ class Stage(NamedTuple):
       objective: parameters and loss.
       training_data: opens the training batches, at their start.
       validation_data: opens the validation batches, at their start; None without.
-      draw_samples: parameters -> a picture [height, width, 3] uint8 of what the model makes now.
+      inference: parameters -> the model for use: a Pipeline, or for an image tokenizer images [B, height, width, 3] in [-1, 1]
+        -> their reconstructions.
+      draw_samples: parameters -> an image [height, width, 3] uint8 of what the model makes now.
       export: the rest of the checkpoint folder.
     """
 
     objective: Objective
     training_data: Callable[[], DataIterator]
     validation_data: Callable[[], DataIterator] | None
+    inference: Callable[[Any], Any]
     draw_samples: Callable[[Any], np.ndarray]
     export: Callable[[], Export]
 

@@ -1,17 +1,24 @@
-"""The committed configs hold the paper's values (Table 1, Table 6, section 4.2)."""
+"""The committed configs hold the paper's values (Table 1, Table 6, section 4.2), and resolve to what is in resolved/.
+
+After a change to a config or to a default, write the resolved settings again and look at what changed:
+
+    python -m tests.training.test_configs && git diff tests/training/resolved
+"""
 
 import importlib
+import json
 import pathlib
 
 import pytest
 
 from nextstep_jax.config import preset
-from nextstep_jax.data.streams import PackingConfig
 from nextstep_jax.errors import InputError
-from nextstep_jax.training.config import as_json, image_tokenizer_config, model_config, require_valid
+from nextstep_jax.training.config import resolve
 from nextstep_jax.training.multitask import packing_config
+from nextstep_jax.training.schema import plain
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+RESOLVED = pathlib.Path(__file__).parent / "resolved"
 NAMES = sorted(path.stem for path in CONFIGS.glob("[a-z]*.py"))
 
 
@@ -44,7 +51,7 @@ def test_the_stages_follow_table_1(name, steps, warmup, rate, schedule, length, 
     assert (optimizer.b1, optimizer.b2, optimizer.eps, optimizer.grad_clip_norm) == (0.9, 0.95, 1e-8, 1.0)
     assert config.data.seq_len == length
     assert {name: source.weight for name, source in config.data.sources.items() if source.weight} == shares
-    model = model_config(config.model)
+    model = resolve(config).model
     assert (model.text_loss_weight, model.image_loss_weight) == (0.01, 1.0)
     assert model.transformer == preset("14b").with_transformer(dtype="bfloat16", remat="full", scan_layers=True).transformer
 
@@ -58,7 +65,7 @@ def test_the_stages_see_the_tokens_of_table_1(stage, tokens):
 @pytest.mark.parametrize("name, layers, width", [("40m", 6, 1024), ("157m", 12, 1536), ("528m", 24, 2048)])
 def test_the_flow_heads_follow_table_6(name, layers, width):
     ablation, stage = get(f"flow_head_{name}"), get("nextstep_14b_stage1")
-    head = model_config(ablation.model).flow_head
+    head = resolve(ablation).model.flow_head
     assert (head.layers, head.width) == (layers, width)
     ablation.model.flow_head = stage.model.flow_head
     ablation.name = stage.name
@@ -67,27 +74,38 @@ def test_the_flow_heads_follow_table_6(name, layers, width):
 
 def test_the_tokenizer_follows_section_4_2():
     config = get("tokenizer_f8ch16")
-    tokenizer = image_tokenizer_config(config.image_tokenizer)
+    tokenizer = resolve(config).image_tokenizer
     assert (tokenizer.downsample, tokenizer.latent_channels) == (8, 16)
     assert tokenizer.normalize and tokenizer.normalize_patch == 2 and tokenizer.perturbation == 0.5
     assert (config.steps, config.data.batch_size, config.optimizer.warmup_steps) == (50_000, 512, 1_000)
 
 
-@pytest.mark.parametrize("argument", [None, "laptop"])
+def resolved(name):
+    """The settings of a config and of its laptop form, as JSON."""
+    return json.dumps({form: plain(resolve(get(name, form))) for form in ("", "laptop")}, indent=1) + "\n"
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_every_config_is_valid(name, argument):
-    config = get(name, argument)
-    require_valid(config)
-    as_json(config)
-    if config.objective == "multitask":
-        model = model_config(config.model)
-        PackingConfig(config.data.batch_size, config.data.seq_len, model.token_channels, model.patch)
+def test_a_config_resolves_to_its_golden(name):
+    assert resolved(name) == (RESOLVED / f"{name}.json").read_text(encoding="utf-8"), "see the docstring of this file"
+
+
+def test_there_is_no_golden_without_a_config():
+    assert [path.stem for path in sorted(RESOLVED.iterdir())] == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_resolved_settings_resolve_to_themselves(name):
+    """What a run writes down can be read back."""
+    run = resolve(get(name))
+    assert resolve(json.loads(json.dumps(plain(run)))) == run
 
 
 @pytest.mark.parametrize("name, most", [("nextstep_14b_stage1", 12_288), ("nextstep_14b_stage2", 16_384)])
 def test_rows_are_packed_to_the_most_targets_of_the_heads(name, most):
     config = get(name)
-    found = packing_config(config, model_config(config.model), data_shard=0)
+    run = resolve(config)
+    found = packing_config(run, run.model, data_shard=0)
     assert (found.max_text_targets, found.max_image_targets) == (most, most)
 
 
@@ -102,3 +120,8 @@ def test_the_docstrings_say_how_to_launch_and_what_to_expect():
 def test_another_argument_is_an_error():
     with pytest.raises(InputError, match="laptop, found 'desktop'"):
         get("nextstep_14b_sft", "desktop")
+
+
+if __name__ == "__main__":
+    for golden in NAMES:
+        (RESOLVED / f"{golden}.json").write_text(resolved(golden), encoding="utf-8")

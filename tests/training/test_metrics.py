@@ -82,6 +82,15 @@ def test_a_run_of_bad_steps_stops_with_the_batches_names():
     assert error.value.exit_code == 1
 
 
+def test_bad_steps_before_a_restart_count():
+    guard = NonFiniteGuard(most=3, before=2)
+    with pytest.raises(NextStepError, match=r"3 steps in a row, 9 to 11; first batch: c; last batch: c"):
+        guard.remember(11, ["c"])
+        guard.check([(11, False)])
+    guard = NonFiniteGuard(most=3, before=2)
+    guard.check([(11, True), (12, False), (13, False)])
+
+
 def test_a_good_step_forgives_the_bad_ones_before():
     guard = NonFiniteGuard(most=2)
     guard.check([(1, False), (2, True), (3, False), (4, True)])

@@ -14,7 +14,7 @@ from nextstep_jax.data.images import to_float
 from nextstep_jax.errors import InputError
 from nextstep_jax.objectives.reconstruction import Weights, discriminator_loss, draw_noise, reconstruction_loss
 from nextstep_jax.training import reconstruction
-from nextstep_jax.training.reconstruction import import_factory, make_objective
+from nextstep_jax.training.reconstruction import import_network, make_objective
 
 CONFIG = ImageTokenizerConfig(channels=8, channel_multipliers=(1,), blocks_per_level=1, stem_patch=8, norm_groups=4)
 
@@ -40,14 +40,14 @@ def networks(monkeypatch):
 
 
 def test_networks_are_found_by_name(networks):
-    assert import_factory("", "config.loss.discriminator") is None
-    assert import_factory("my_networks:distance", "config.loss.perceptual_network") is distance
+    assert import_network("", "config.loss.discriminator") is None
+    assert import_network("my_networks:distance", "config.loss.perceptual_network") is distance
 
 
 @pytest.mark.parametrize("name", ["my_networks:nothing", "no_such_module:judge", "my_networks"])
 def test_a_network_that_is_not_there_is_an_error(networks, name):
     with pytest.raises(InputError, match=f"config.loss.discriminator: '{name}'"):
-        import_factory(name, "config.loss.discriminator")
+        import_network(name, "config.loss.discriminator")
 
 
 def test_each_network_learns_from_its_own_loss_alone():

@@ -1,0 +1,346 @@
+"""Every setting of a training run, its default, and what it may be.
+
+`config.py` makes these from a config file's values; from there on a run knows nothing else. Architectures are spelled out field
+by field, so that any of them can be changed from the command line (`--config.model.transformer.layers=2`).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
+from nextstep_jax.data.augment import Augmentation
+from nextstep_jax.errors import InputError
+from nextstep_jax.generation.config import GenerationConfig
+from nextstep_jax.objectives.reconstruction import Weights
+from nextstep_jax.training.optimizer import learning_rate_schedule
+from nextstep_jax.training.schema import NonNegative, Pattern, Positive, above, at_least, below, read
+
+Seed = Annotated[int, below(0, 2**32)]
+Fraction = Annotated[float, lambda value: "" if 0 < value <= 1 else "in (0, 1]"]
+
+
+@dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """Where the parameters come from.
+
+    Attributes:
+      checkpoint: a checkpoint folder (a converted NextStep or Qwen2.5 model, or a trained one); "": all parameters are randomly
+        initialized.
+      reinit: expressions for the parameters that are randomly initialized, whether the checkpoint has them or not. Only these
+        may be missing in it: for Qwen2.5 those of the image side.
+    """
+
+    checkpoint: str = ""
+    reinit: tuple[Pattern, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, or Muon, with the values of the February 2026 release. Expressions are searched in parameter paths.
+
+    Attributes:
+      min_learning_rate: where a cosine ends.
+      warmup_steps: updates over which the learning rate rises from 0.
+      no_decay: parameters without weight decay.
+      grad_clip_norm: largest global norm of the gradient; 0: no clipping.
+      muon: expressions for the matrices that Muon updates instead of AdamW.
+      lr_multipliers: (expression, factor on the learning rate); the first match counts.
+      frozen: expressions for the parameters that are not trained.
+    """
+
+    learning_rate: Annotated[float, above(0)] = 1e-4
+    min_learning_rate: Annotated[float, at_least(0)] = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: NonNegative = 0
+    b1: Annotated[float, below(0, 1)] = 0.9
+    b2: Annotated[float, below(0, 1)] = 0.95
+    eps: Annotated[float, above(0)] = 1e-8
+    weight_decay: Annotated[float, at_least(0)] = 0.1
+    no_decay: Pattern = r"(bias|scale)$"
+    grad_clip_norm: Annotated[float, at_least(0)] = 1.0
+    muon: tuple[Pattern, ...] = ()
+    lr_multipliers: tuple[tuple[Pattern, Annotated[float, at_least(0)]], ...] = ()
+    frozen: tuple[Pattern, ...] = ()
+
+
+MeshSize = Annotated[int, lambda value: "" if value >= 1 or value == -1 else "at least 1, or -1 for what is left"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of the mesh (see sharding/rules.py); one may be -1: whatever is left."""
+
+    data: MeshSize = 1
+    fsdp: MeshSize = -1
+    tensor: MeshSize = 1
+    sequence: MeshSize = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Saves every `every` steps (0: at the end only). The newest `keep_last` stay, and those of steps that are multiples of
+    `keep_every` (0: no others).
+    """
+
+    every: NonNegative = 1000
+    keep_last: Positive = 3
+    keep_every: NonNegative = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationConfig:
+    """The loss on the first `batches` batches of the validation data, every `every` steps (0: never)."""
+
+    every: NonNegative = 0
+    batches: Positive = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplesConfig:
+    """A grid of images every `every` steps (0: never)."""
+
+    every: NonNegative = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationSamplesConfig(SamplesConfig):
+    """Images of prompts, every `every` steps (0: never).
+
+    Attributes:
+      generation: fields of GenerationConfig that differ from the release's; they are exported with the checkpoint, too.
+    """
+
+    prompts: tuple[str, ...] = ()
+    generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """The steps between which the profiler runs; 0 and 0: never."""
+
+    start: NonNegative = 0
+    stop: NonNegative = 0
+
+    def __post_init__(self) -> None:
+        if self.start > self.stop:
+            raise InputError(f"start must be at most stop, found {self.start} and {self.stop}")
+
+
+@dataclasses.dataclass(frozen=True)
+class WandbConfig:
+    """Weights & Biases; without a project it is not used."""
+
+    project: str = ""
+    mode: Literal["offline", "online"] = "offline"
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """An evaluation during training.
+
+    Attributes:
+      evaluator: a name that the launcher knows ("shapes", "reconstruction"), or "python:package.module:function".
+      every: steps between two; 0: never.
+      settings: keyword arguments of the evaluator.
+    """
+
+    evaluator: str = ""
+    every: NonNegative = 0
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """One source of a mixture.
+
+    Attributes:
+      path: what data/sources.py can open, images as latents; relative to `data.root`.
+      weight: of the mixture's tokens, relative to the other sources'; 0 leaves the source out.
+      kind: what WebDataset samples with several images are.
+      thinking: texts may spell the thinking and prompt-refinement tokens.
+    """
+
+    path: str = ""
+    weight: Annotated[float, at_least(0)] = 1.0
+    kind: Literal["", "edit", "interleaved"] = ""
+    thinking: bool = False
+    augmentation: Augmentation = Augmentation()
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What every kind of training data has.
+
+    Attributes:
+      batch_size: rows (or images) of a step, over all hosts.
+      data_shards: parts in which a batch is read (data/data_shards.py): a run keeps their number, and can run on as many
+        hosts as divide it.
+      workers: reader processes of a host for each source; 0 reads in threads.
+    """
+
+    batch_size: Positive = 8
+    data_shards: Positive = 1
+    workers: NonNegative = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.data_shards:
+            raise InputError(f"batch_size ({self.batch_size}) is not a multiple of data_shards ({self.data_shards})")
+
+    def has_sources(self) -> bool:
+        """Whether there is anything to train on."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureConfig(DataConfig):
+    """Packed mixed sequences.
+
+    Attributes:
+      root: folder that relative paths of sources start from.
+      vocabulary: a tokenizer.json; "": that of `init.checkpoint`; "shapes": the built-in dataset's.
+      seq_len: positions of a row.
+      packing_buffer: rows held open while packing: more waste less.
+      grids: (h, w) of every image, for packing as the February 2026 release does it; (): samples do not see each other.
+      sources, validation: sources by names of the user's choice.
+    """
+
+    root: str = ""
+    vocabulary: str = ""
+    seq_len: Positive = 16384
+    packing_buffer: Positive = 16
+    grids: tuple[tuple[Positive, Positive], ...] = ()
+    sources: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
+    validation: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for group, sources in (("sources", self.sources), ("validation", self.validation)):
+            for name, source in sources.items():
+                if source.weight and not source.path:
+                    raise InputError(f"{group}.{name}.path is missing: a source with a weight needs one")
+
+    def has_sources(self) -> bool:
+        return any(source.weight for source in self.sources.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelsConfig(DataConfig):
+    """Images of one size.
+
+    Attributes:
+      sources, validation: what data/sources.py can open.
+    """
+
+    batch_size: Positive = 32
+    sources: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    height: Positive = 256
+    width: Positive = 256
+
+    def has_sources(self) -> bool:
+        return bool(self.sources)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What every stage has.
+
+    Attributes:
+      name: of the run, for the trackers.
+      grad_accum_steps: parts that a step's batch is run in.
+      ema_decay: of the moving average of the parameters; 0: none.
+      max_nonfinite_steps: steps in a row with a non-finite loss or gradient that stop the run.
+      evals: evaluations during training, by names of the user's choice (training/evals.py).
+      export_dtype: of the trained parameters in the checkpoint folder written at the end.
+    """
+
+    objective: str = ""
+    name: str = ""
+    seed: Seed = 42
+    steps: Positive = 1000
+    init: InitConfig = InitConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    grad_accum_steps: Positive = 1
+    ema_decay: Annotated[float, below(0, 1)] = 0.0
+    max_nonfinite_steps: Positive = 20
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    export_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    log_every: Positive = 10
+    validation: ValidationConfig = ValidationConfig()
+    samples: SamplesConfig = SamplesConfig()
+    evals: Mapping[str, EvaluationConfig] = dataclasses.field(default_factory=dict)
+    profile: ProfileConfig = ProfileConfig()
+    wandb: WandbConfig = WandbConfig()
+    data: DataConfig = DataConfig()
+
+    def __post_init__(self) -> None:
+        self.learning_rate_schedule()
+
+    def learning_rate_schedule(self):
+        """Update -> learning rate. InputError for numbers that make no schedule."""
+        o = self.optimizer
+        return learning_rate_schedule(o.schedule, o.learning_rate, o.min_learning_rate, o.warmup_steps, self.steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaxTargetFraction:
+    """The most targets of each head in a row, as a fraction of its positions. Rows are packed so as to keep to it: fewer
+    targets cost less, and leave more padding where the data has more targets of a kind than that.
+    """
+
+    text: Fraction = 1.0
+    image: Fraction = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class MultitaskConfig(RunConfig):
+    """NextStep on packed mixed sequences (training/multitask.py).
+
+    Attributes:
+      image_tokenizer_checkpoint: decodes sample images and is exported with the model; "": that of `init.checkpoint`.
+    """
+
+    objective: Literal["multitask"] = "multitask"
+    samples: GenerationSamplesConfig = GenerationSamplesConfig()
+    data: MixtureConfig = MixtureConfig()
+    model: NextStepConfig = NextStepConfig()
+    image_tokenizer_checkpoint: str = ""
+    max_target_fraction: MaxTargetFraction = MaxTargetFraction()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        generation = dict(self.samples.generation)
+        for path, values in (("", generation), (".edit", generation.pop("edit", {}))):
+            read(GenerationConfig, values, f"config.samples.generation{path}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReconstructionLossConfig(Weights):
+    """Weights of the terms of objectives/reconstruction.py. The networks behind the last two are named
+    "package.module:function": the function returns (images, reconstructions) -> [B] distances, or a Linen module images ->
+    logits.
+    """
+
+    perceptual_network: str = ""
+    discriminator: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReconstructionConfig(RunConfig):
+    """An image tokenizer on images (training/reconstruction.py)."""
+
+    objective: Literal["reconstruction"] = "reconstruction"
+    data: PixelsConfig = PixelsConfig()
+    image_tokenizer: ImageTokenizerConfig = ImageTokenizerConfig()
+    loss: ReconstructionLossConfig = ReconstructionLossConfig()
+
+
+RUNS: dict[str, type[RunConfig]] = {"multitask": MultitaskConfig, "reconstruction": ReconstructionConfig}
