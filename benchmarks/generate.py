@@ -227,7 +227,12 @@ def figures_of(config, settings, params: dict, programs: Programs, seconds: dict
 
 
 def random_params(config, dtype: str) -> dict:
-    """Parameters for decoding, fused if `config` says so, drawn leaf by leaf on the device in their final dtype."""
+    """Parameters for decoding, drawn leaf by leaf on the device in their final dtype."""
+    return draw_like(param_shapes(config, dtype))
+
+
+def param_shapes(config, dtype: str) -> dict:
+    """Shapes and dtypes of parameters for decoding, fused if `config` says so, quantized if `dtype` is int8."""
     import jax
 
     from nextstep_jax.models.nextstep import init_params
@@ -240,7 +245,7 @@ def random_params(config, dtype: str) -> dict:
         params = jax.tree.map(lambda leaf: leaf.astype(config.transformer.dtype), params)
         return quantize_kernels(params) if dtype == "int8" else params
 
-    return draw_like(jax.eval_shape(make, jax.random.key(0)))
+    return jax.eval_shape(make, jax.random.key(0))
 
 
 def draw_like(shapes):

@@ -90,6 +90,8 @@ def peak_memory() -> int:
 def compiled_memory(compiled) -> dict[str, int]:
     """The compiler's account of a program's bytes: arguments, temporaries, and the peak as their sum with new outputs."""
     m = compiled.memory_analysis()
+    if m is None:  # of a program that was read from a cache, some backends know nothing
+        return {}
     outputs = m.output_size_in_bytes - m.alias_size_in_bytes
     return {
         "arguments": m.argument_size_in_bytes,

@@ -109,14 +109,12 @@ class Training:
         import optax
 
         from benchmarks.generate import draw_like
-        from nextstep_jax.training.multitask import make_objective
         from nextstep_jax.training.optimizer import make_optimizer
         from nextstep_jax.training.state import create_state
         from nextstep_jax.training.step import make_train_step
 
         self._config, self._shape = config, (rows, length)
-        places = length // SAMPLE * IMAGE / length
-        self.objective = make_objective(config, 1.0 - places, places, length)
+        self.objective = make_objective_for(config, length)
         self.key = jax.random.key(0)
         self.batch = jax.device_put(packed_batch(config, rows, length))
         self.normalizers = self.objective.normalizers(self.batch)
@@ -155,6 +153,14 @@ class Training:
             "compiler_memory": measure.compiled_memory(self.step),
             "peak_bytes": measure.peak_memory(),
         }
+
+
+def make_objective_for(config, length: int):
+    """The multitask objective with room for just the targets that `packed_batch` has."""
+    from nextstep_jax.training.multitask import make_objective
+
+    images = length // SAMPLE * IMAGE
+    return make_objective(config, length - images, images)
 
 
 def packed_batch(config, rows: int, length: int):

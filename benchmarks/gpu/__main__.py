@@ -8,19 +8,22 @@ as soon as it has it and is stopped at its deadline; what it had measured by the
 that is named after the card and is rewritten after every part:
 
     card, scale, started, seconds   which device, "full" or "tiny", when, and how long the run took
+    times_faster                    seconds of a token of each PyTorch loop over ours, in the same setting in bfloat16
     parts.NAME.status               "ok"; "failed": something in it raised, the rest ran on; "out of time": stopped; "skipped"
     parts.NAME.seconds, .flags      wall-clock seconds; the XLA_FLAGS that the process was given
     parts.NAME.figures              what was measured; {"error": traceback} or {"skipped": why} in place of a figure
     parts.NAME.error                the end of the process's output, where the status is not "ok"
 
 Parts run in the order of PARTS, which is by worth. Compiled programs and tuning results are kept in a folder that the parts
-share (`--cache`), so a second run on the same machine compiles little; `compile_seconds` then means reading the cache.
+share (`--cache`), so a second run on the same machine compiles little; `compile_seconds` then means reading the cache. With
+`--resume` it runs only the parts that are not ok yet in the file that is there.
 
 Exit codes: 0 every part is ok, 1 some part is not, 2 an option that cannot be used.
 """
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import pathlib
@@ -56,16 +59,16 @@ class Part(NamedTuple):
 
 PARTS = {
     "environment": Part("environment", (), 30),
-    "parity": Part("parity", (), 75),
+    "parity": Part("parity", (), 80),
     "builtin": Part("builtin", (), 45),
-    "loops": Part("loops", (), 50),
-    "generate_bfloat16": Part("decoding", ("--dtype", "bfloat16"), 110),
+    "loops": Part("loops", (), 70),
+    "generate_bfloat16": Part("decoding", ("--dtype", "bfloat16"), 130),
     "torch": Part("torch_loop", (), 75),
-    "generate_int8": Part("decoding", ("--dtype", "int8"), 70),
-    "train_1.5b": Part("training", ("--model", "1.5b"), 60, training=True),
-    "image_tokenizer": Part("tokenizer", (), 40),
-    "attention": Part("attention", (), 40, training=True),
-    "train_3b": Part("training", ("--model", "3b"), 60, training=True),
+    "generate_int8": Part("decoding", ("--dtype", "int8"), 100),
+    "train_1.5b": Part("training", ("--model", "1.5b"), 80, training=True),
+    "image_tokenizer": Part("tokenizer", (), 45),
+    "attention": Part("attention", (), 45, training=True),
+    "train_3b": Part("training", ("--model", "3b"), 80, training=True),
     "release_compiled": Part("torch_loop", ("--compiled",), 120, release=True),
 }
 
@@ -76,6 +79,7 @@ def main() -> None:
     parser.add_argument("--preset-scale", default="full", choices=["full", "tiny"], help="tiny: tiny models, for a trial run")
     parser.add_argument("--parts", help=f"only these, separated by commas, of {', '.join(PARTS)}")
     parser.add_argument("--seconds", type=float, default=470, help="the whole run's limit; parts beyond it are skipped")
+    parser.add_argument("--resume", action="store_true", help="only the parts that are not ok in the file in --out")
     parser.add_argument("--peer", help="checkout of the PyTorch release: its own loop is timed beside the reference loop")
     parser.add_argument("--peer-packages", help="folder of Python packages for the release's process alone")
     parser.add_argument("--cache", default=f"{tempfile.gettempdir()}/nextstep_jax_gpu_cache", help="of compiled programs")
@@ -101,14 +105,33 @@ def run(a: argparse.Namespace, names: list[str]) -> bool:
         "parts": {},
     }
     file = out / f"{re.sub(r'[^a-z0-9]+', '-', result['card'].lower()).strip('-')}{'-tiny' * (a.preset_scale == 'tiny')}.json"
+    if a.resume and file.exists():
+        result["parts"] = json.loads(file.read_text())["parts"]
     for name in names:
+        if result["parts"].get(name, {}).get("status") == "ok":
+            continue
         left = a.seconds - (time.monotonic() - began)
         result["parts"][name] = run_part(PARTS[name], a, left, quickest_loop(result["parts"]))
-        result["seconds"] = time.monotonic() - began
+        result["seconds"], result["times_faster"] = time.monotonic() - began, times_faster(result["parts"])
         write(file, result)
         print(f"{result['seconds']:6.1f} s  {name}: {result['parts'][name]['status']}", flush=True)
     print(f"wrote {file}", flush=True)
     return all(part["status"] == "ok" for part in result["parts"].values())
+
+
+def times_faster(parts: dict) -> dict[str, float]:
+    """Of our token loop over every PyTorch loop that was measured in the same run."""
+    figures = parts.get("torch", {}).get("figures", {}) | parts.get("release_compiled", {}).get("figures", {})
+    setting = figures.get("setting", {})
+    ours = (
+        parts.get("generate_bfloat16", {})
+        .get("figures", {})
+        .get(f"{setting.get('tokens')} tokens, {setting.get('steps')} steps")
+    )
+    if not ours or "seconds" not in ours:
+        return {}
+    loops = {name: figure["seconds"] for name, figure in figures.items() if isinstance(figure, dict) and "seconds" in figure}
+    return {name: seconds["a_token"] / ours["seconds"]["a_token"] for name, seconds in loops.items()}
 
 
 def quickest_loop(parts: dict) -> str:
@@ -179,6 +202,7 @@ def training_flags() -> str:
     return environment("hopper")["XLA_FLAGS"]
 
 
+@functools.cache
 def card_name() -> str:
     """What the driver calls the first GPU; "cpu" without one."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]

@@ -1,8 +1,8 @@
 """Parts "generate_bfloat16" and "generate_int8": what a token of the 14B model costs, with random weights made on the device.
 
-Figures are those of benchmarks/generate.py. The first setting is compiled twice if `--variant` names a quicker one of
-benchmarks/gpu/loops.py; the others take the quicker of the two. `written_in_loop`: arrays of a megabyte and more that a token
-writes besides its cache; int8 kernels widened in memory would show here.
+Figures are those of benchmarks/generate.py; the first setting is measured again under the variant that was the quickest in
+benchmarks/gpu/loops.py. `written_in_loop`: arrays of a megabyte and more that a token writes besides its cache; int8 kernels
+widened in memory would show here.
 """
 
 import os
@@ -28,35 +28,34 @@ def measure(record: Record, a) -> None:
     params = generate.random_params(config, a.dtype)
     programs = {}
 
-    def setting(name, parts, variant, tokens=size["tokens"], sampler="ab2", steps=size["steps"], batch=1, rounds=ROUNDS):
+    def setting(name, parts, variant="default", tokens=size["tokens"], sampler="ab2", steps=size["steps"], batch=1):
         settings = sampler_config(sampler, steps)
         found = generate.compile_programs(
             config, settings, params, batch, tokens, size["prompt"], CFG, size["chunk"], parts, **VARIANTS[variant]
         )
         programs[name] = found
-        seconds = generate.per_token(timing.alternate(found.runs, rounds), size["chunk"])
+        seconds = generate.per_token(timing.alternate(found.runs, ROUNDS), size["chunk"])
         return {"variant": variant} | generate.figures_of(config, settings, params, found, seconds, batch, tokens)
 
-    main = f"{size['tokens']} tokens, ab2 {size['steps']} steps"
-    first = record.attempt(main, lambda: setting(main, generate.PARTS, "default"), needs=20)
-    best = "default"
-    if a.variant != "default":
-        name = f"{main}, {a.variant}"
-        other = record.attempt(name, lambda: setting(name, ("a_token",), a.variant), needs=20)
-        if other and (not first or other["seconds"]["a_token"] < first["seconds"]["a_token"]):
-            best = a.variant
+    tokens, steps = size["tokens"], size["steps"]
+    main = f"{tokens} tokens, ab2 {steps} steps"
+    record.attempt(main, lambda: setting(main, generate.PARTS), needs=20)
     if main in programs:
         record.attempt("written_in_loop", lambda: written(programs[main].loop), needs=1)
-    for name, changes in {
-        f"{size['tokens']} tokens, {size['more_steps']} steps": dict(
-            parts=("a_token", "flow_head"), sampler="august2025", steps=size["more_steps"]
-        ),
-        f"{size['more_tokens']} tokens, ab2 {size['steps']} steps": dict(parts=("a_token",), tokens=size["more_tokens"]),
-        **{f"batch {batch}": dict(parts=("a_token", "prefill"), batch=batch) for batch in BATCHES},
-    }.items():
-        record.attempt(name, lambda name=name, changes=changes: setting(name, variant=best, **changes), needs=20)
+    name = f"{tokens} tokens, {size['more_steps']} steps"
+    slow = dict(sampler="august2025", steps=size["more_steps"])
+    record.attempt(name, lambda: setting(name, ("a_token", "flow_head"), **slow), needs=15)
+    longer = f"{size['more_tokens']} tokens, ab2 {steps} steps"
+    record.attempt(longer, lambda: setting(longer, ("a_token", "prefill"), tokens=size["more_tokens"]), needs=15)
+    for batch in BATCHES:
+        name = f"batch {batch}"
+        record.attempt(name, lambda name=name, batch=batch: setting(name, ("a_token", "prefill"), batch=batch), needs=35)
+    # Last, because they may end the process: options that have crashed in some release, and the profiler.
+    if a.variant != "default":
+        other = f"{main}, {a.variant}"
+        record.attempt(other, lambda: setting(other, ("a_token",), a.variant), needs=15)
     if main in programs:
-        record.attempt("trace", lambda: largest_entries(programs[main].runs["a_token"]), needs=8)
+        record.attempt("trace", lambda: largest_entries(programs[main].runs["a_token"]), needs=5)
 
 
 def sampler_config(sampler: str, steps: int):

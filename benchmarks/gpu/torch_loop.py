@@ -142,7 +142,9 @@ class ReferenceLoop:
         q, k, v = y.view(ROWS, -1, 1, t.head_dim).split([t.heads, t.kv_heads, t.kv_heads], 1)
         keys.index_copy_(2, position, rotate(k))
         values.index_copy_(2, position, v.contiguous())
-        y = F.scaled_dot_product_attention(rotate(q), keys, values, attn_mask=mask, enable_gqa=True)
+        grouped = rotate(q).view(ROWS, t.kv_heads, -1, t.head_dim)  # all query heads of a key head in one product
+        scores = (grouped @ keys.transpose(2, 3)).float() * t.head_dim**-0.5
+        y = scores.masked_fill(~mask, -torch.inf).softmax(-1).to(x.dtype) @ values
         x = x + F.linear(y.reshape(ROWS, -1), weights["o"])
         y = F.linear(F.rms_norm(x, (t.width,), weights["norms"][1], t.rms_norm_eps), weights["gate_up"])
         gate, up = y.chunk(2, -1)

@@ -34,7 +34,13 @@ def test_a_failing_part_and_a_slow_one_leave_the_others_alone(tmp_path, monkeypa
     write = gpu.write
     monkeypatch.setattr(gpu, "write", lambda file, result: (write(file, result), written.append(list(result["parts"]))))
     a = argparse.Namespace(
-        out=str(tmp_path), preset_scale="tiny", seconds=200.0, peer=None, peer_packages=None, cache=str(tmp_path / "cache")
+        out=str(tmp_path),
+        preset_scale="tiny",
+        seconds=200.0,
+        resume=False,
+        peer=None,
+        peer_packages=None,
+        cache=str(tmp_path / "cache"),
     )
     assert not gpu.run(a, list(parts))
     result = json.loads((tmp_path / "nvidia-h100-80gb-hbm3-tiny.json").read_text())
@@ -73,6 +79,30 @@ def test_the_quickest_loop_is_the_one_decoding_gets():
     figures = {"default": {"token_seconds": 2.0}, "static chunk": {"token_seconds": 1.0}, "broken": {"error": "no"}}
     assert gpu.quickest_loop({"loops": {"figures": figures}}) == "static chunk"
     assert gpu.quickest_loop({}) == "default"
+
+
+def test_times_faster_compares_the_same_setting():
+    torch = {
+        "setting": {"tokens": 256, "steps": 28},
+        "reference loop, eager": {"seconds": {"a_token": 0.06}},
+        "release": {"error": ""},
+    }
+    ours = {"256 tokens, 28 steps": {"seconds": {"a_token": 0.02}}, "256 tokens, ab2 8 steps": {"seconds": {"a_token": 0.01}}}
+    parts = {"torch": {"figures": torch}, "generate_bfloat16": {"figures": ours}}
+    assert gpu.times_faster(parts) == pytest.approx({"reference loop, eager": 3.0})
+    assert gpu.times_faster({"torch": {"figures": torch}}) == {}
+
+
+def test_resuming_runs_what_is_not_ok(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(gpu, "card_name", lambda: "cpu")
+    monkeypatch.setattr(gpu, "run_part", lambda part, *_: ran.append(part.module) or {"status": "ok", "figures": {}})
+    before = {"environment": {"status": "ok", "figures": {"kept": 1}}, "parity": {"status": "failed", "figures": {}}}
+    (tmp_path / "cpu.json").write_text(json.dumps({"parts": before}))
+    a = argparse.Namespace(out=str(tmp_path), preset_scale="full", seconds=100.0, resume=True)
+    assert gpu.run(a, ["environment", "parity", "builtin"])
+    assert ran == ["parity", "builtin"]
+    assert json.loads((tmp_path / "cpu.json").read_text())["parts"]["environment"]["figures"] == {"kept": 1}
 
 
 def test_parts_of_the_release_need_its_folder(monkeypatch):
