@@ -14,8 +14,8 @@
 # %% [markdown]
 # # Anatomy of one image
 # One prompt is followed by hand through the built-in model, with nothing but `apply`: ids, embeddings, hidden states, the flow
-# head's way from noise to an image token, tokens, latents, pixels. At the end: which words each image token looks at, and where
-# the time goes.
+# head's path from noise to an image token, tokens, latents, pixels. At the end: which words each image token attends to, and
+# where the time goes.
 
 # %%
 import jax
@@ -61,7 +61,7 @@ plt.show()
 
 # %% [markdown]
 # ## Ids
-# The prompt, then the announcement of an image of 4x4 tokens: `<|image_area|>4*4<|begin_of_image|>`.
+# The prompt, then the markers that open an image of 4x4 tokens: `<|image_area|>4*4<|begin_of_image|>`.
 
 # %%
 row = frame_prompt([prompt, image_prefix(special, h, w)], special, config, pipeline.vocabulary)
@@ -124,10 +124,10 @@ difference = np.abs(np.asarray(token[0]) - image.tokens[0]).max()
 print(f"largest difference from the first token that Pipeline.generate drew: {difference:.1e}")
 
 # %% [markdown]
-# ## The way of one token
+# ## The path of one token
 # The sixth token, from eight noises, in the two directions in which the ends differ most from the beginnings (principal
 # directions of all points of the finest draw). Dots are where the draws start, crosses where they end. `ode` and `heun` carry a
-# noise to the same end if they take enough steps; `1.1` and `sde` add noise on the way, so their ends differ.
+# noise to the same end if they take enough steps; `1.1` and `sde` add noise on the path, so their ends differ.
 
 # %%
 traced = trace(pipeline, [prompt], seed=seed)
@@ -165,7 +165,7 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# How far the end is from the one of the finest `ode` draw from the same noise, and how much of the noise is left in it: the
+# How far each end is from that of the finest `ode` draw from the same noise, and how much of the noise is left in it: the
 # spread of the eight ends.
 
 # %%
@@ -210,9 +210,9 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# ## What each image token looks at
+# ## What each image token attends to
 # For every word, the attention that the sixteen positions that predict the image's tokens pay to it: mean over all heads of
-# a block, laid out as the image is; colors follow the square root of the weight, so that faint looks show. The rest of a
+# a block, laid out as the image is; colors follow the square root of the weight, so that faint ones show. The rest of a
 # position's attention goes to the image's markers and to earlier tokens.
 
 # %%

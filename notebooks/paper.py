@@ -91,8 +91,8 @@ axis.legend()
 plt.show()
 
 # %% [markdown]
-# ## How latents are spread (Figure 7)
-# A flow head starts at a standard normal distribution; the nearer the latents are to one, the shorter its way. The built-in
+# ## The distribution of latents (Figure 7)
+# A flow head starts at a standard normal distribution; the nearer the latents are to one, the shorter its path. The built-in
 # tokenizer's latents with the per-token normalization, and without it (then shifted and scaled as a whole, as other tokenizers
 # do), over held-out images. `KS` is the largest distance between the distribution functions.
 

@@ -93,8 +93,8 @@ show([image for _, image in chosen], [f"{n} of 16 tokens" if n > 1 else "1 token
 
 # %% [markdown]
 # ## Edits
-# An image and an instruction in, an image out. In between the model writes down a plan, which is kept in the image's record:
-# what is in each of nine places, what becomes of what, and what is where then. Below the images, the plan of the first.
+# An image and an instruction in, an image out. In between the model thinks in words, which are kept in the image's record:
+# what lies in each of nine places, the change, and what lies there afterwards. Below the images, the words of the first.
 
 # %%
 edits = default_prompts(8)[-16:-8][: 2 if FAST else 8]

@@ -14,7 +14,7 @@
 # %% [markdown]
 # # Training from nothing
 # A small model learns to draw in a few minutes, with the loop and the config that made the built-in one. Below: the mixture of
-# data and how it is packed, as images; losses by kind of output and of data; what it draws as it learns; and the same run
+# data and how it is packed, as plots; losses by kind of output and of data; what it draws as it learns; and the same run
 # with one value of the config changed.
 
 # %%
