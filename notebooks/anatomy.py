@@ -109,9 +109,9 @@ plt.show()
 # %%
 nothing = frame_prompt([settings.negative_prompt, image_prefix(special, h, w)], special, config, pipeline.vocabulary)
 conditions = jnp.concatenate([apply(params, apply(params, row_batch(r))[:, -1], method="project_out") for r in (row, nothing)])
-sampler = settings.sampler_config(has_image=False)
+sampler_config = settings.sampler_config(has_image=False)
 key = jax.random.fold_in(jax.random.key(seed), 0)
-noise = token_loop.draw_noise(key[None], h * w, sampler.num_noise_draws, config.token_channels)  # [tokens, arrays, 1, C]
+noise = token_loop.draw_noise(key[None], h * w, sampler_config.num_noise_draws, config.token_channels)  # [tokens, arrays, 1, C]
 
 x, times = noise[0, 0], timesteps(settings.sampler, settings.steps)
 for t, dt in zip(times, np.diff([*times, 1.0]), strict=True):
@@ -238,7 +238,7 @@ plt.show()
 # runs once a token, the flow head `steps` times; guidance runs both with two rows.
 
 # %%
-state = token_loop.prefill(config, params, align_rows([row, nothing]), sampler.branches, h * w)
+state = token_loop.prefill(config, params, align_rows([row, nothing]), sampler_config.branches, h * w)
 one_step = jax.jit(
     lambda params, state: token_loop.transformer_step(
         config, params, state.embedding, state.positions, state.cache, state.valid
@@ -249,8 +249,8 @@ parts = {"transformer step": seconds(one_step, params, state)}
 for steps in (5, 20) if FAST else (5, 20, 50):
     fewer = settings.replace(steps=steps).sampler_config(has_image=False)
     flow = jax.jit(
-        lambda params, c, n, sampler=fewer: token_loop.flow_step(
-            config, sampler, params, c, token_loop.embed_times(config, sampler, params), n, 3.0, 1.0
+        lambda params, c, n, fewer=fewer: token_loop.flow_step(
+            config, fewer, params, c, token_loop.embed_times(config, fewer, params), n, 3.0, 1.0
         )
     )
     parts[f"flow head, {steps} steps"] = seconds(flow, params, condition, noise[0])
