@@ -13,7 +13,14 @@ import click
 from nextstep_jax import __version__, cli_generate, cli_launch, cli_streams
 from nextstep_jax.cli_data import data
 from nextstep_jax.cli_evaluate import evaluate
-from nextstep_jax.cli_shared import Group, keep_compiled_programs, progress_bar, readable_bytes, require_writable
+from nextstep_jax.cli_shared import (
+    Group,
+    keep_compiled_programs,
+    leave_out_absent_tpus,
+    readable_bytes,
+    require_writable,
+    updating_bar,
+)
 from nextstep_jax.errors import NextStepError
 
 # jax and the networks are imported inside the commands: `--help` and bad usage answer at once.
@@ -47,6 +54,7 @@ for _command in (
 
 def main() -> None:
     """Entry point: every error a person can act on is one line and an exit code, never a traceback."""
+    leave_out_absent_tpus()
     with cli_streams.prepared():
         try:
             code = _run(sys.argv[1:])
@@ -100,7 +108,7 @@ def convert(src: str, dst: pathlib.Path, vae: str | None, text_tokenizer: str | 
     """
     from nextstep_jax.conversion.from_torch import convert as run
 
-    with progress_bar("converting") as update:
+    with updating_bar("converting") as update:
         result = run(src, dst, vae=vae, text_tokenizer=text_tokenizer, dtype=dtype, progress=update)
     for warning in result.warnings:
         click.echo(f"warning: {warning}", err=True)
@@ -116,7 +124,7 @@ def export(src: pathlib.Path, dst: pathlib.Path):
     """Write a checkpoint folder SRC as safetensors in the released layout."""
     from nextstep_jax.conversion.to_torch import export as run
 
-    with progress_bar("exporting") as update:
+    with updating_bar("exporting") as update:
         run(src, dst, progress=update)
     click.echo(str(dst))
 

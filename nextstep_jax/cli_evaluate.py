@@ -15,8 +15,8 @@ from nextstep_jax.cli_shared import (
     Number,
     keep_compiled_programs,
     load_pipeline,
-    progress_bar,
     require_writable,
+    updating_bar,
 )
 
 
@@ -58,7 +58,7 @@ def shapes(checkpoint, prompts_file, per_category, seed, dtype, json_file, **cha
     else:
         prompts = shape_eval.default_prompts(per_category or shape_eval.PER_CATEGORY, seed=seed)
     pipeline = load_pipeline(checkpoint, dtype).with_overrides(changes)
-    with progress_bar("generating", unit="prompt") as update:
+    with updating_bar("generating", unit="prompt") as update:
         responses = generate_responses(pipeline, prompts, seed, update)
     report = shape_eval.evaluate(prompts, responses)
     if json_file is not None:

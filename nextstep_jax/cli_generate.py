@@ -5,6 +5,8 @@ import json
 import pathlib
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,6 +23,9 @@ from nextstep_jax.cli_shared import (
     require_writable,
 )
 from nextstep_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _BEGAN = time.perf_counter()
 _SIDE = click.IntRange(min=1)
@@ -79,7 +84,7 @@ def generate(prompts: tuple[str, ...], **options):
     """Draw an image of each PROMPT."""
     with _profile(options["profile"]):
         pipeline, settings, size = _prepare(options, edit=False)
-        with _chunk_bar(options, pipeline) as on_chunk:
+        with _chunk_bar(options, len(prompts) * options["count"]) as on_chunk:
             images = pipeline.generate(
                 prompts, n=options["count"], seed=options["seed"], settings=settings, on_chunk=on_chunk, **size
             )
@@ -101,7 +106,7 @@ def edit(image: pathlib.Path, instruction: str, more: tuple[pathlib.Path, ...], 
         sources = pipeline.load_images([image, *more], settings)
         for path, pixels in zip((image, *more), sources, strict=True):
             click.echo(f"{path}: read at {pixels.shape[1]}x{pixels.shape[0]} pixels", err=True)
-        with _chunk_bar(options, pipeline) as on_chunk:
+        with _chunk_bar(options, options["count"]) as on_chunk:
             images = pipeline.edit(
                 sources, instruction, n=options["count"], seed=options["seed"], settings=settings, on_chunk=on_chunk, **size
             )
@@ -259,18 +264,28 @@ def _paths(out: pathlib.Path, count: int) -> list[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def _chunk_bar(options: dict, pipeline):
-    """A progress bar over image tokens that also keeps the preview file: yields on_chunk, None if nobody watches."""
-    from tqdm import tqdm
+def _chunk_bar(options: dict, images: int) -> Iterator:
+    """A progress bar over image tokens that also keeps the preview file: yields on_chunk, None if nobody watches.
 
+    Images are drawn in batches, each of which reports its own tokens from 0.
+
+    Args:
+      images: how many will be drawn.
+    """
     from nextstep_jax.data.image_output import save_image
+    from nextstep_jax.generation.pipeline import MAX_BATCH
+    from nextstep_jax.progress import progress_bar
 
     watched = sys.stderr.isatty() or options["preview"] is not None
-    with tqdm(desc="tokens", unit="tok", file=sys.stderr, disable=None) as bar:
+    with progress_bar("tokens", "tok") as bar:
+        finished = 0  # tokens of the batches before this one
 
-        def on_chunk(done: int, total: int, partial) -> None:
-            bar.total = total
-            bar.update(done - bar.n if done >= bar.n else done)
+        def on_chunk(done: int, total: int, partial: "Callable[[], Sequence[np.ndarray]]") -> None:
+            nonlocal finished
+            bar.total = total * -(-images // MAX_BATCH)
+            bar.update(finished + done - bar.n)
+            if done == total:
+                finished += total
             if options["preview"] is not None:
                 save_image(options["preview"], partial()[0])
 

@@ -1,5 +1,6 @@
 """The verbs that start runs: train, export-run, submit and aot, over the programs in launch/."""
 
+import os
 import pathlib
 import sys
 
@@ -69,7 +70,12 @@ def train(ctx: click.Context, config: str, workdir: str, distributed: bool):
 
     program.configure_logging()
     argv = ["nextstep-jax train", f"--config={config}", f"--workdir={workdir}", *ctx.args]
-    sys.exit(program.main([*argv, "--distributed"] if distributed else argv))
+    try:
+        code = program.main([*argv, "--distributed"] if distributed else argv)
+    except KeyboardInterrupt:
+        click.echo("error: interrupted", err=True)
+        os._exit(130)  # threads that compile or read data would outlive the interpreter, and crash
+    sys.exit(code)
 
 
 @click.command(cls=_RunCommand, context_settings=_PASS_ON)

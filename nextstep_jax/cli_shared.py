@@ -2,11 +2,12 @@
 
 import contextlib
 import difflib
+import glob
+import importlib.util
 import math
 import os
 import pathlib
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -87,8 +88,6 @@ class Name(click.ParamType):
         self.name, self._module, self._attribute = kind, module, attribute
 
     def names(self) -> list[str]:
-        import importlib
-
         return list(getattr(importlib.import_module(self._module), self._attribute))
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
@@ -121,6 +120,19 @@ def load_pipeline(checkpoint: pathlib.Path | None, dtype: str | None):
 
     keep_compiled_programs()
     return Pipeline.from_checkpoint(checkpoint, dtype)
+
+
+def leave_out_absent_tpus() -> None:
+    """Keep JAX from starting libtpu on a machine without a TPU, where it prints a page of complaints.
+
+    To be called before JAX is imported. What the user chose stays.
+    """
+    if "JAX_PLATFORMS" in os.environ or "JAX_FORCE_TPU_INIT" in os.environ or importlib.util.find_spec("libtpu") is None:
+        return
+    vendors = (path.read_text().strip() for path in pathlib.Path("/sys/bus/pci/devices").glob("*/vendor"))
+    nodes = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia*", "/dev/dxg")
+    if "0x1ae0" not in vendors and not any(glob.glob(node) for node in nodes):
+        os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 def keep_compiled_programs() -> None:
@@ -166,11 +178,11 @@ def make_folder(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def progress_bar(label: str, unit: str = "B") -> Iterator:
+def updating_bar(description: str, unit: str = "B") -> Iterator[Callable[[int, int], None]]:
     """A progress bar, over bytes unless told otherwise: yields update(done, total)."""
-    from tqdm import tqdm
+    from nextstep_jax.progress import progress_bar
 
-    with tqdm(desc=label, unit=unit, unit_scale=unit == "B", file=sys.stderr, disable=None) as bar:
+    with progress_bar(description, unit) as bar:
 
         def update(done: int, total: int) -> None:
             bar.total = total

@@ -99,3 +99,25 @@ def test_a_folder_that_is_gone_is_one_line(tmp_path):
         ["bash", "-c", script, "bash", gone, *COMMAND, "generate", "a", "--out", "x.png"], capture_output=True, text=True
     )
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_a_bar_is_shown_on_a_terminal_that_does_not_tell_its_size(tiny_checkpoint, tmp_path):
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()  # 0 columns and rows
+    options = ["--n", "2", "--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path / "x.png")]
+    done = subprocess.run([*COMMAND, "generate", "a red circle", *options], stderr=theirs, stdout=subprocess.PIPE, check=False)
+    os.close(theirs)
+    shown = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert done.returncode == 0 and "16/16" in shown
+
+
+def test_libtpu_is_left_alone_without_a_tpu(monkeypatch):
+    monkeypatch.setattr(cli_shared.importlib.util, "find_spec", lambda name: object())
+    for devices, platforms, expected in (([], None, "cpu"), (["/dev/accel0"], None, None), ([], "tpu", "tpu")):
+        monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+        if platforms:
+            monkeypatch.setenv("JAX_PLATFORMS", platforms)
+        monkeypatch.setattr(cli_shared.glob, "glob", lambda pattern, devices=devices: devices)
+        cli_shared.leave_out_absent_tpus()
+        assert os.environ.get("JAX_PLATFORMS") == expected

@@ -12,12 +12,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import tqdm
-
 from nextstep_jax.data import files, images, records, shard_job
 from nextstep_jax.data.shard_job import Finished, Skipped
 from nextstep_jax.data.source import Source, Unused
 from nextstep_jax.errors import InputError, NextStepError
+from nextstep_jax.progress import progress_bar
 
 REPORT = "report.json"
 _LISTED = 10_000  # skipped samples named in the report; progress/ names them all
@@ -76,7 +75,7 @@ def build(
     jobs = [(number, start, min(start + shard_samples, total)) for number, start in enumerate(range(0, total, shard_samples))]
     with (
         shard_job.locked(out, plan) as out,
-        tqdm.tqdm(total=total, desc=source.name, unit="sample", disable=None if progress else True) as bar,
+        progress_bar(source.name, "sample", total, progress) as bar,
     ):
         done: dict[int, Finished] = {}
         skipped = 0

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from nextstep_jax.data import images, records, shard_job, shards
 from nextstep_jax.errors import InputError
+from nextstep_jax.progress import progress_bar
 
 # [B, height, width, 3] float32 in [-1, 1] -> [B, h, w, c] latents as `patchify` takes them.
 EncodeFn = Callable[[np.ndarray], np.ndarray]
@@ -59,7 +59,7 @@ def encode(
     latents = {"area": area, "dtype": dtype, **(encoder or {})}
     plan = {"source": source.name, "samples": len(source), "latents": latents}
     done, start = [], 0
-    bar = tqdm.tqdm(total=len(source), desc=source.name, unit="sample", disable=None if progress else True)
+    bar = progress_bar(source.name, "sample", len(source), progress)
     with shard_job.locked(out, plan) as out, concurrent.futures.ThreadPoolExecutor(threads) as pool, bar:
         for number, shard in enumerate(source.index["shards"]):
             shards.verify_shard(directory, shard)

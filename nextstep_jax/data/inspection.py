@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import tqdm
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from nextstep_jax.data import build, images, records, shards
 from nextstep_jax.data.image_output import output_format, save_image
 from nextstep_jax.data.source import Source, Unused
 from nextstep_jax.errors import InputError
+from nextstep_jax.progress import progress_bar
 
 # The contact sheet, in pixels.
 _CELL = 240
@@ -51,11 +51,14 @@ def inspect(
     if sheet is not None:
         output_format(sheet)
     tally = _Tally()
-    for index in tqdm.tqdm(_spread(len(source), limit), source.name, unit="sample", disable=None if progress else True):
-        try:
-            tally.add(source[index])
-        except InputError as error:
-            tally.skipped[build.reason_for(error)] += 1
+    indices = _spread(len(source), limit)
+    with progress_bar(source.name, "sample", len(indices), progress) as bar:
+        for index in indices:
+            try:
+                tally.add(source[index])
+            except InputError as error:
+                tally.skipped[build.reason_for(error)] += 1
+            bar.update()
     tally.unused.update(source.unused)
     result = {"name": source.name, "samples": len(source), **tally.result(), "unused": tally.unused.to_json()}
     if isinstance(source, shards.ArrayRecordSource):

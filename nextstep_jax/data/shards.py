@@ -28,6 +28,7 @@ from typing import Any
 from nextstep_jax.data import files, records
 from nextstep_jax.data.source import Unused
 from nextstep_jax.errors import DamagedDataError, InputError
+from nextstep_jax.progress import progress_bar
 
 FORMAT = "nextstep_jax dataset"
 VERSION = 1
@@ -213,10 +214,10 @@ class ArrayRecordSource:
 
     def verify(self, progress: bool = False) -> None:
         """Check every shard's digest."""
-        import tqdm
-
-        for shard in tqdm.tqdm(self._shards, "verifying", unit="shard", disable=None if progress else True):
-            verify_shard(self.directory, shard)
+        with progress_bar("verifying", "shard", len(self._shards), progress) as bar:
+            for shard in self._shards:
+                verify_shard(self.directory, shard)
+                bar.update()
 
     def _reader(self, number: int):
         from array_record.python import array_record_module

@@ -119,7 +119,7 @@ def lower_generation(config: RunConfig, mesh: Mesh, prompt: int = 128) -> Lowere
     # Fused projections would have to be cut apart again on every device, in the middle of what it holds.
     changes = dict(dtype="bfloat16", scan_layers=False, fused_projections=False, remat="none")
     model = _multitask(config).model.with_transformer(**changes)
-    settings = GenerationConfig(size=256).sampler_config(False)
+    settings = GenerationConfig(image_size=256).sampler_config(False)
     tokens = (model.latent_size // model.patch) ** 2
     rows = settings.branches
     with jax.set_mesh(mesh):

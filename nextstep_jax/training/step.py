@@ -102,7 +102,7 @@ def make_train_step(
         value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
         key = jax.random.fold_in(key, state.step)
         loss, means, grads = accumulate_gradients(value_and_grad, trainable, batch, key, grad_accum_steps)
-        gradient_norm = optax.global_norm(grads)
+        gradient_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
 
         def keep(new, old):
@@ -125,7 +125,7 @@ def make_train_step(
         means = means | {
             "loss": WeightedMean(loss, 1.0),
             "gradient_norm": WeightedMean(gradient_norm, 1.0),
-            "update_norm": WeightedMean(optax.global_norm(updates), 1.0),
+            "update_norm": WeightedMean(optax.tree.norm(updates), 1.0),
             "learning_rate": WeightedMean(schedule(state.updates), 1.0),
         }
         means = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), means)

@@ -40,7 +40,7 @@ def steps(run, count):
     return [sum((next(part) for part in run), []) for _ in range(count)]
 
 
-@pytest.mark.parametrize("before, after", itertools.product((1, 2, 4), repeat=2))
+@pytest.mark.parametrize("before, after", list(itertools.product((1, 2, 4), repeat=2)))
 def test_another_number_of_processes_continues_with_the_very_next_batch(before, after):
     assert steps(run := processes(before), 3) == [[0, 1, 2, 3], [10, 11, 12, 13], [20, 21, 22, 23]]
     saved = json.loads(json.dumps([part.get_state() for part in run]))
