@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import sys
+import warnings
 
 import click
 
@@ -21,7 +22,7 @@ from nextstep_jax.cli_shared import (
     require_writable,
     updating_bar,
 )
-from nextstep_jax.errors import NextStepError
+from nextstep_jax.errors import NextStepError, UnfamiliarWarning
 
 # jax and the networks are imported inside the commands: `--help` and bad usage answer at once.
 
@@ -55,6 +56,7 @@ for _command in (
 def main() -> None:
     """Entry point: every error a person can act on is one line and an exit code, never a traceback."""
     leave_out_absent_tpus()
+    _show_warnings_in_one_line()
     with cli_streams.prepared():
         try:
             code = _run(sys.argv[1:])
@@ -92,6 +94,20 @@ def _run(arguments: list[str]) -> int:
 def _fail(message: str, code: int) -> int:
     click.echo(f"error: {' '.join(message.split())}", err=True)
     return code
+
+
+def _show_warnings_in_one_line() -> None:
+    """The library's own warnings as "warning: ...", the others as Python shows them."""
+    show = warnings.showwarning
+
+    def shown(message, category, *arguments, **more) -> None:
+        if issubclass(category, UnfamiliarWarning):
+            click.echo(f"warning: {message}", err=True)
+        else:
+            show(message, category, *arguments, **more)
+
+    warnings.showwarning = shown
+    warnings.simplefilter("always", UnfamiliarWarning)
 
 
 @cli.command()

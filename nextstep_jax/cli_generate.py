@@ -21,6 +21,7 @@ from nextstep_jax.cli_shared import (
     load_pipeline,
     make_folder,
     require_writable,
+    updating_bar,
 )
 from nextstep_jax.errors import InputError
 
@@ -84,7 +85,7 @@ def generate(prompts: tuple[str, ...], **options):
     """Draw an image of each PROMPT."""
     with _profile(options["profile"]):
         pipeline, settings, size = _prepare(options, edit=False)
-        with _chunk_bar(options, len(prompts) * options["count"]) as on_chunk:
+        with _chunk_bar(options) as on_chunk:
             images = pipeline.generate(
                 prompts, n=options["count"], seed=options["seed"], settings=settings, on_chunk=on_chunk, **size
             )
@@ -106,7 +107,7 @@ def edit(image: pathlib.Path, instruction: str, more: tuple[pathlib.Path, ...], 
         sources = pipeline.load_images([image, *more], settings)
         for path, pixels in zip((image, *more), sources, strict=True):
             click.echo(f"{path}: read at {pixels.shape[1]}x{pixels.shape[0]} pixels", err=True)
-        with _chunk_bar(options, options["count"]) as on_chunk:
+        with _chunk_bar(options) as on_chunk:
             images = pipeline.edit(
                 sources, instruction, n=options["count"], seed=options["seed"], settings=settings, on_chunk=on_chunk, **size
             )
@@ -216,21 +217,22 @@ def _profile(wanted: bool):
 
 
 def _prepare(options: dict, edit: bool):
-    """(pipeline, settings, size): everything that can be refused is refused before anything is drawn."""
+    """(pipeline, settings, size): everything that can be refused is refused before anything is loaded."""
+    from nextstep_jax.generation.load import require_usable
+
     require_writable(_paths(options["out"], 1)[0])
     if options["preview"] is not None:
         from nextstep_jax.data.image_output import output_format
 
         output_format(options["preview"])
         require_writable(options["preview"])
-    pipeline = load_pipeline(options["checkpoint"], options["dtype"])
     names = ("cfg", "image_cfg", "schedule", "sampler", "steps", "final_steps", "shift", "noise_level", "thinking")
     names += ("prompt_suffix", "negative_prompt")
-    changes = {name: options[name] for name in names if name in options}
-    settings = pipeline.settings(edit, normalize_tokens=options["use_norm"], **changes)
+    changes = {name: options[name] for name in names if name in options} | {"normalize_tokens": options["use_norm"]}
     size = {name: options[name] for name in ("height", "width", "aspect")}
-    if not edit or any(size.values()):
-        pipeline.grid(settings, **size)
+    require_usable(options["checkpoint"], edit, changes, **size)
+    pipeline = load_pipeline(options["checkpoint"], options["dtype"])
+    settings = pipeline.settings(edit, **changes)
     return pipeline, settings, size
 
 
@@ -264,29 +266,15 @@ def _paths(out: pathlib.Path, count: int) -> list[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def _chunk_bar(options: dict, images: int) -> Iterator:
-    """A progress bar over image tokens that also keeps the preview file: yields on_chunk, None if nobody watches.
-
-    Images are drawn in batches, each of which reports its own tokens from 0.
-
-    Args:
-      images: how many will be drawn.
-    """
+def _chunk_bar(options: dict) -> Iterator:
+    """A progress bar over image tokens that also keeps the preview file: yields on_chunk, None if nobody watches."""
     from nextstep_jax.data.image_output import save_image
-    from nextstep_jax.generation.pipeline import MAX_BATCH
-    from nextstep_jax.progress import progress_bar
 
-    watched = sys.stderr.isatty() or options["preview"] is not None
-    with progress_bar("tokens", "tok") as bar:
-        finished = 0  # tokens of the batches before this one
+    with updating_bar("tokens", "tok") as update:
 
         def on_chunk(done: int, total: int, partial: "Callable[[], Sequence[np.ndarray]]") -> None:
-            nonlocal finished
-            bar.total = total * -(-images // MAX_BATCH)
-            bar.update(finished + done - bar.n)
-            if done == total:
-                finished += total
+            update(done, total)
             if options["preview"] is not None:
                 save_image(options["preview"], partial()[0])
 
-        yield on_chunk if watched else None
+        yield on_chunk if sys.stderr.isatty() or options["preview"] is not None else None

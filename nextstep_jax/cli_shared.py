@@ -30,7 +30,7 @@ CHECKPOINT = click.option(
 DTYPE = click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "int8"]), help="Of the weights.  [default: as stored]"
 )
-SEED = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+SEED = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 
 
 class Command(click.Command):

@@ -21,3 +21,7 @@ class DamagedDataError(NextStepError):
     """Stored data that was whole once and is not any more (digest mismatch, truncated or missing file)."""
 
     exit_code = 3
+
+
+class UnfamiliarWarning(UserWarning):
+    """A prompt or a size that a model was not trained with. The command line prints it as one line."""

@@ -102,7 +102,7 @@ def test_bad_input_is_exit_2_and_one_line(run, tiny_checkpoint, tmp_path, trunca
         (("generate", "a", "--steps", 0, *ckpt), "steps"),
         (("generate", "a", "--sampler", "best", *ckpt), "'best' is not one of august2025, 1.1"),
         (("generate", "a", "--n", 0, *ckpt), "'--n': 0 is not in the range x>=1"),
-        (("generate", "a", "--seed", -1, *ckpt), "'--seed': -1 is not in the range 0<=x<=4294967295"),
+        (("generate", "a", "--seed", -1, *ckpt), "'--seed': -1 is not in the range 0<=x<=9223372036854775807"),
         (("generate", "a", "--height", 0, *ckpt), "'--height': 0 is not"),
         (("generate", "a", "--shift", "nan", *ckpt), "'nan' is not a finite number"),
         (("generate", "a", "--schedule", "up", *ckpt), "not one of constant, linear, rising"),

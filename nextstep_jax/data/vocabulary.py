@@ -76,6 +76,11 @@ class SpecialIds:
             times=times,
         )
 
+    @property
+    def thinking(self) -> tuple[int, ...]:
+        """The ids of the thinking tokens; empty in a vocabulary without them."""
+        return tuple(id for id in (self.begin_of_thinking, self.end_of_thinking) if id is not None)
+
     def area_ids(self, h: int, w: int) -> list[int]:
         """`<|image_area|>` and the text "h*w"; h and w in image tokens."""
         if not (0 < h <= MAX_AREA and 0 < w <= MAX_AREA):
@@ -170,6 +175,30 @@ class Vocabulary:
         """Text of `ids`. Special tokens are left out unless asked for; ids beyond the vocabulary are left out always."""
         size = self.size
         return self._tokenizer.decode([int(id) for id in ids if 0 <= id < size], skip_special_tokens=not special)
+
+    @property
+    def words(self) -> list[str]:
+        """The words of a word-level vocabulary (`word_vocabulary`), sorted; empty for others, which know any text."""
+        if not isinstance(self._tokenizer.model, models.WordPiece):
+            return []
+        return sorted(
+            token for token in self._tokenizer.get_vocab(with_added_tokens=False) if re.fullmatch("[a-z]{2,}|a", token)
+        )
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of `text` that a word-level vocabulary has no id for, so that it spells them letter by letter; each once.
+
+        Words in double quotes are not counted: they are there to be spelled. Empty for other vocabularies.
+        """
+        if not isinstance(self._tokenizer.model, models.WordPiece):
+            return []
+        text = re.sub('["“][^"“”]*["”]', lambda quoted: " " * len(quoted[0]), text)
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        spans: dict[int, list[tuple[int, int]]] = {}
+        for word, span in zip(encoding.word_ids, encoding.offsets, strict=True):
+            spans.setdefault(word, []).append(span)
+        spelled = (text[parts[0][0] : parts[-1][1]] for parts in spans.values() if len(parts) > 1)
+        return list(dict.fromkeys(spelled))
 
     def area_ids(self, h: int, w: int) -> list[int]:
         """`<|image_area|>` and the ids of "h*w"; h and w in image tokens."""

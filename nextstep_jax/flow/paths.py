@@ -11,6 +11,8 @@ from nextstep_jax.errors import InputError
 
 Array = jax.Array
 
+MAX_SHIFT = 1e4  # far beyond use; larger ones lose the last times to rounding
+
 
 def interpolate(x: Array, noise: Array, t: Array) -> Array:
     """The point [..., C] at times t [...] on the path from noise [..., C] to data x [..., C]."""
@@ -37,8 +39,8 @@ def shift_times(t: Array | np.ndarray, shift: float) -> Array | np.ndarray:
     """t / (shift - (shift - 1) t): moves times towards noise for shift > 1 and keeps 0 and 1 where they are.
 
     Raises:
-      InputError: the shift is not a positive number.
+      InputError: the shift is not in (0, MAX_SHIFT].
     """
-    if not (np.isfinite(shift) and shift > 0):
-        raise InputError(f"timestep shift must be a positive number, found {shift}")
+    if not 0 < shift <= MAX_SHIFT:
+        raise InputError(f"timestep shift must be a positive number of at most {MAX_SHIFT:g}, found {shift}")
     return t / (shift - (shift - 1) * t)

@@ -35,6 +35,7 @@ Array = jax.Array
 Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 LAST_STEP = 0.04  # of "august2025", fixed in that release
+MAX_STEPS = 10_000
 
 
 def timesteps(sampler: str, steps: int, shift: float = 1.0, last_step: float = LAST_STEP) -> np.ndarray:
@@ -173,8 +174,10 @@ def _check(sampler: str, steps: int) -> None:
     if sampler not in SAMPLERS:
         raise InputError(f"sampler must be one of {', '.join(SAMPLERS)}, found {sampler!r}")
     least = 2 if sampler == "august2025" else 1
-    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < least:
-        raise InputError(f"sampler {sampler!r} takes a whole number of at least {least} steps, found {steps!r}")
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or not least <= steps <= MAX_STEPS:
+        raise InputError(
+            f"sampler {sampler!r} takes a whole number of at least {least} steps, at most {MAX_STEPS}, found {steps!r}"
+        )
 
 
 def _euler_maruyama(t: np.ndarray, s: np.ndarray, level: float) -> Columns:

@@ -1,7 +1,9 @@
 """How to generate: guidance, sampler and prompts around the prompt, with each release's recommended values."""
 
 import dataclasses
-from collections.abc import Mapping
+import difflib
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,11 +11,12 @@ import numpy as np
 from nextstep_jax.errors import InputError
 from nextstep_jax.flow.guidance import SCHEDULES, num_branches, schedule
 from nextstep_jax.flow.samplers import timesteps
+from nextstep_jax.generation.arguments import require_bool, require_float, require_int, require_str
 from nextstep_jax.generation.token_loop import SamplerConfig
 
-STEP_SCHEDULE_PIECES = 4  # in which a number of steps that changes along the image falls
+STEP_SCHEDULE_PIECES = 4  # stages in which a number of steps that changes along the image falls
 
-# Names that checkpoints of earlier versions use.
+# Old names -> the ones that took their place.
 RENAMED = {
     "positive": "prompt_suffix",
     "negative": "negative_prompt",
@@ -33,16 +36,19 @@ class GenerationConfig:
       schedule: how cfg and image_cfg change along the tokens, one of flow.guidance.SCHEDULES.
       sampler, steps, shift, noise_level: the flow sampler, see flow.samplers.
       final_steps: steps of an image's last tokens; the number falls to it from `steps` in a few stages (`steps_along`). 0: no
-        change. Later tokens have seen more of the image and leave less to the flow head.
+        change. Later tokens depend on more of the image and leave less for the flow head to decide.
       normalize_tokens: LayerNorm over each sampled token (the releases' use_norm).
       rescale: shrink guided velocities to the conditional norm.
       prompt_suffix: appended to the prompt, after a space.
       negative_prompt: what the unconditional branch reads.
       sources_last: an edit's input images follow the instruction instead of coming first, where it does not place them itself.
-        A model that was trained so reads its input knowing what to look for.
-      thinking: the model writes a plan between the thinking tokens before it draws (self-CoT, paper section 4.2). Not where it
-        writes text and images in turn (`interleaved.generate_interleaved`).
+        A model trained this way reads its input knowing what to look for.
+      thinking: the model thinks in text before it draws (self-CoT, paper section 4.2). Does not apply where it writes text and
+        images in turn (`interleaved.generate_interleaved`).
       image_size: side in pixels of the square whose area an image has when only its aspect (or nothing) is given.
+
+    Raises:
+      InputError: a value of another type, out of range, or one that the sampler cannot run with.
     """
 
     cfg: float = 7.5
@@ -62,6 +68,8 @@ class GenerationConfig:
     image_size: int = 512
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
         if self.schedule not in SCHEDULES:
             raise InputError(f"guidance schedule must be one of {', '.join(SCHEDULES)}, found {self.schedule!r}")
         num_branches(self.cfg, self.image_cfg)
@@ -69,8 +77,6 @@ class GenerationConfig:
             timesteps(self.sampler, steps, self.shift)  # refuses what the sampler cannot run with
         if self.final_steps > self.steps:
             raise InputError(f"final_steps must be at most steps ({self.steps}), found {self.final_steps}")
-        if not 0 <= self.noise_level <= 1:
-            raise InputError(f"noise level must be in [0, 1], found {self.noise_level}")
 
     def sampler_config(self, has_image: bool) -> SamplerConfig:
         """What the compiled loop is specialized to."""
@@ -85,7 +91,7 @@ class GenerationConfig:
         )
 
     def steps_along(self, tokens: int) -> list[tuple[int, int]]:
-        """(stop, steps) of each stage: its tokens end before `stop` and take so many steps, by a program of their own."""
+        """(stop, steps) of each stage: tokens before `stop` take that many steps. Every stage has a compiled program."""
         if not self.final_steps:
             return [(tokens, self.steps)]
         stages = min(STEP_SCHEDULE_PIECES, tokens)
@@ -100,8 +106,36 @@ class GenerationConfig:
         return np.asarray(rows, np.float32)
 
     def replace(self, **changes) -> "GenerationConfig":
-        """A copy with some values changed; None leaves a value as it is."""
+        """A copy with some values changed; None leaves a value as it is.
+
+        Raises:
+          InputError: a setting that does not exist, or a value that cannot be used.
+        """
+        _require_known(changes)
         return dataclasses.replace(self, **{name: value for name, value in changes.items() if value is not None})
+
+
+def _checked(field: dataclasses.Field, value: Any) -> Any:
+    """The value of a setting as its declared type."""
+    if field.type is bool:
+        return require_bool(field.name, value)
+    if field.type is str:
+        return require_str(field.name, value)
+    if field.type is int:
+        return require_int(field.name, value, 1 if field.name == "image_size" else 0)
+    return require_float(field.name, value, 0, 1 if field.name == "noise_level" else math.inf)
+
+
+def _require_known(names: Iterable[str], source: str = "") -> None:
+    """InputError for a setting that does not exist, with its new name or the nearest one."""
+    known = [field.name for field in dataclasses.fields(GenerationConfig)]
+    unknown = sorted(set(names) - set(known))
+    if old := [name for name in unknown if name in RENAMED]:
+        raise InputError(source + "; ".join(f"{name} is now {RENAMED[name]}" for name in old))
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+        raise InputError(f"{source}unknown generation settings {', '.join(unknown)}{hint}")
 
 
 _NEGATIVE = (
@@ -130,7 +164,8 @@ def recommended(release: str, overrides: Mapping[str, Any] | None = None, edit: 
 
     Args:
       release: NextStepConfig.release.
-      overrides: the `generation` entry of the checkpoint's config.json; its `edit` entry counts when editing.
+      overrides: the `generation` entry of the checkpoint's config.json: settings, with those of edits in `edit`, and
+        `trained_sizes` (sizes.py).
 
     Raises:
       InputError: a release or setting that does not exist.
@@ -139,14 +174,11 @@ def recommended(release: str, overrides: Mapping[str, Any] | None = None, edit: 
     if name not in RECOMMENDED:
         raise InputError(f"release must be one of {', '.join(RECOMMENDED)}, found {release!r}")
     changes = dict(overrides or {})
-    changes |= changes.pop("edit", {}) if edit else {}
-    changes.pop("edit", None)
-    unknown = set(changes) - {field.name for field in dataclasses.fields(GenerationConfig)}
-    if old := sorted(unknown & set(RENAMED)):
-        names = ", ".join(f"{name} is now {RENAMED[name]}" for name in old)
-        raise InputError(f"config.json: old names of generation settings: {names}")
-    if unknown:
-        raise InputError(f"config.json: unknown generation settings {', '.join(sorted(unknown))}")
+    changes.pop("trained_sizes", None)
+    of_edits = changes.pop("edit", None) or {}
+    _require_known([*changes, *of_edits], "config.json: generation: ")
+    if edit:
+        changes |= of_edits
     settings = RECOMMENDED[name].replace(**changes)
     # Image guidance means something in edits only.
     return settings if edit else dataclasses.replace(settings, image_cfg=1.0)

@@ -7,9 +7,15 @@ import jax
 
 from nextstep_jax.data import images as image_files
 from nextstep_jax.data.sequence import ImageTokens
+from nextstep_jax.generation.arguments import require_int
 from nextstep_jax.generation.config import GenerationConfig
-from nextstep_jax.generation.pipeline import GeneratedImage, ImageSource, Pipeline, require_seed
-from nextstep_jax.generation.prompts import Part, describe
+from nextstep_jax.generation.generated_image import GeneratedImage
+from nextstep_jax.generation.pipeline import ImageSource, Pipeline, require_sampling
+from nextstep_jax.generation.prompts import Part, describe, require_prompt
+from nextstep_jax.generation.sizes import bucket_area
+from nextstep_jax.seeds import require_seed, seed_key
+
+_TEXT_FOLD = 2**31 - 2  # fold_in index of the text's key, out of reach of image indices
 
 
 def generate_interleaved(
@@ -27,39 +33,55 @@ def generate_interleaved(
     """Text and images in the order the model writes them.
 
     Where it writes `<|image_area|>h*w` an image of that grid follows inside the same sequence, then text goes on. Each
-    image is guided against the negative prompt alone; up to `max_images` are drawn.
+    image is guided against the negative prompt alone. What the model thinks on the way is left out. The sequence ends
+      - where the model ends it, or after a text of `max_tokens` ids;
+      - with `max_images` images: a text that leads to a further image is left out;
+      - before a text that is in it already, word for word: a model that repeats itself does not come to an end.
+
+    Raises:
+      InputError: nothing to continue, a setting out of range, a prompt longer than the window, or no image tokenizer.
     """
-    settings = settings or pipeline.settings()
-    has_image = not (isinstance(images, list | tuple) and not images)
-    encoded = pipeline.encode_images(pipeline.load_images(images, settings), seed) if has_image else []
-    parts: list[Part] = [*encoded, prompt]
+    has_image = image_files.is_source(images) or not (isinstance(images, Sequence) and not images)
+    if not (has_image and isinstance(prompt, str) and not prompt):
+        require_prompt(prompt)
+    max_images, seed = require_int("max_images", max_images, 0), require_seed(seed)
+    sampling = require_sampling(max_tokens, temperature, top_p)
+    settings, special, key = pipeline.require_settings(settings), pipeline.special, seed_key(seed)
+    pipeline.grid(settings)  # refuses a checkpoint without an image tokenizer before anything is written
+    parts: list[Part] = [*(pipeline.encode_images(pipeline.load_images(images, settings), seed) if has_image else []), prompt]
     results: list[str | GeneratedImage] = []
+    texts: set[str] = set()
     for j in range(max_images + 1):
-        stops = [pipeline.special.eos] + ([pipeline.special.image_area] if j < max_images else [])
-        ids, met = pipeline.generate_ids(parts, stops, max_tokens, temperature, top_p, seed + j)
-        if ids:
-            results.append(pipeline.text(ids))
-        if met != pipeline.special.image_area:
-            return results
-        h, w = _read_area(pipeline, [*parts, ids, [met]], settings, seed)
+        text_key = jax.random.fold_in(jax.random.fold_in(key, _TEXT_FOLD), j)
+        stops = [special.eos, special.image_area]
+        ids, met = pipeline.generate_ids(parts, stops, text_key, *sampling, allowed_special=special.thinking)
+        text, draws = pipeline.text(ids), met == special.image_area
+        if text in texts or (draws and j == max_images):
+            break
+        if text:
+            texts.add(text)
+            results.append(text)
+        if not draws:
+            break
+        h, w = _read_area(pipeline, [*parts, ids, [met]], settings)
         parts.append(ids)
-        key = jax.random.fold_in(jax.random.key(require_seed(seed)), j)
-        tokens = pipeline.sample_tokens(
-            [[parts, [settings.negative_prompt], [settings.negative_prompt]]], h, w, key[None], settings, False
-        )
+        branches = [parts, [settings.negative_prompt], [settings.negative_prompt]]
+        tokens = pipeline.sample_tokens([branches], h, w, jax.random.fold_in(key, j)[None], settings, False)
         parts.append(ImageTokens(tokens[0], h, w))
         record = {"prompt": describe(prompt), "seed": seed, "index": j, "settings": dataclasses.asdict(settings)}
         results.append(GeneratedImage(pipeline.decode_images(tokens, h, w)[0], tokens[0], record | {"model": pipeline.name}))
     return results
 
 
-def _read_area(pipeline: Pipeline, parts: Sequence[Part], settings: GenerationConfig, seed: int) -> tuple[int, int]:
+def _read_area(pipeline: Pipeline, parts: Sequence[Part], settings: GenerationConfig) -> tuple[int, int]:
     """(h, w) that the model writes after `<|image_area|>`: the first known grid its digits spell, else the default.
 
-    Begin-of-image is no training target, so nothing tells where the digits end but the grids that exist.
+    Begin-of-image is no training target, so only the grids that exist tell where the digits end.
     """
-    ids, _ = pipeline.generate_ids(parts, [pipeline.special.begin_of_image, pipeline.special.end_of_image], 9, seed=seed)
-    known = {tuple(side // image_files.TOKEN for side in size) for size in image_files.buckets(pipeline.bucket_area(settings))}
+    stops = [pipeline.special.begin_of_image, pipeline.special.end_of_image]
+    ids, _ = pipeline.generate_ids(parts, stops, jax.random.key(0), 9)
+    buckets = image_files.buckets(bucket_area(settings, pipeline.token_pixels))
+    known = {tuple(side // image_files.TOKEN for side in size) for size in buckets}
     for length in range(3, len(ids) + 1):
         area = pipeline.special.parse_area(ids[:length])
         if area in known:

@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -9,6 +11,8 @@ from nextstep_jax import checkpoints
 from nextstep_jax.config import DTYPES, ImageTokenizerConfig, NextStepConfig
 from nextstep_jax.data.vocabulary import SpecialIds, Vocabulary
 from nextstep_jax.errors import InputError
+from nextstep_jax.generation.config import recommended
+from nextstep_jax.generation.sizes import image_grid, trained_sizes
 from nextstep_jax.models.param_layouts import fuse_projections, quantize_kernels
 
 
@@ -43,7 +47,8 @@ def load_image_tokenizer(checkpoint: str | os.PathLike | None = None) -> tuple[I
 
 
 def load_model(checkpoint: str | os.PathLike | None = None, dtype: str | None = None) -> dict:
-    """The fields of a Pipeline, read from a checkpoint folder (None: the built-in model).
+    """The fields of a Pipeline, read from a checkpoint folder (None: the built-in model). A checkpoint without an image
+    tokenizer, such as a converted language model, still writes text.
 
     Args:
       dtype: of the model's parameters and compute; None keeps the parameters as stored and computes in the decoder's dtype
@@ -51,7 +56,7 @@ def load_model(checkpoint: str | os.PathLike | None = None, dtype: str | None = 
         rest as for None.
 
     Raises:
-      InputError: not a checkpoint, or one without a model or an image tokenizer.
+      InputError: not a checkpoint, or one without a model.
       DamagedDataError: parameters that are not what was saved.
     """
     if dtype is not None and dtype not in (*DTYPES, "int8"):
@@ -61,9 +66,7 @@ def load_model(checkpoint: str | os.PathLike | None = None, dtype: str | None = 
     config, tokenizer_config, values = read_configs(checkpoint)
     if config is None:
         raise InputError(f"{checkpoint}: holds an image tokenizer only, no model to generate with")
-    if tokenizer_config is None:
-        raise InputError(f"{checkpoint}: has no image tokenizer; convert it with --vae")
-    if tokenizer_config.latent_channels != config.latent_channels:
+    if tokenizer_config is not None and tokenizer_config.latent_channels != config.latent_channels:
         found = f"{tokenizer_config.latent_channels} and {config.latent_channels}"
         raise InputError(f"{checkpoint}: image tokenizer and model differ in latent channels, found {found}")
     stored = checkpoints.abstract_params(checkpoint, "model")["decoder"]["layers_0"]["attention"]["q"]["kernel"].dtype.name
@@ -72,16 +75,14 @@ def load_model(checkpoint: str | os.PathLike | None = None, dtype: str | None = 
     params = checkpoints.load_params(checkpoint, dtype={"model": dtype, "image_tokenizer": "float32"})
     config = config.with_transformer(dtype=dtype or stored, fused_projections=True, scan_layers=False, remat="none")
     fused = fuse_projections(params["model"])
-    tokenizer_json = checkpoints.load_file(checkpoint, "tokenizer.json")
-    vocabulary = None
-    if tokenizer_json is not None:
-        vocabulary = Vocabulary.from_bytes(tokenizer_json, str(checkpoint / "tokenizer.json"))
+    vocabulary = _load_vocabulary(checkpoint)
+    if vocabulary is not None:
         vocabulary.require_match(config)
     return dict(
         config=config,
         params=quantize_kernels(fused) if quantized else fused,
         tokenizer_config=tokenizer_config,
-        tokenizer_params=params["image_tokenizer"],
+        tokenizer_params=params.get("image_tokenizer"),
         special=vocabulary.special if vocabulary else SpecialIds.from_config(config),
         vocabulary=vocabulary,
         overrides=values.get("generation") or {},
@@ -89,9 +90,27 @@ def load_model(checkpoint: str | os.PathLike | None = None, dtype: str | None = 
     )
 
 
+def require_usable(
+    checkpoint: str | os.PathLike | None,
+    edit: bool,
+    changes: Mapping[str, Any],
+    height: int | None = None,
+    width: int | None = None,
+    aspect: str | None = None,
+) -> None:
+    """InputError for settings and a size that the checkpoint cannot draw with; reads its config alone, no parameter."""
+    checkpoint = builtin_checkpoint() if checkpoint is None else checkpoint
+    model, tokenizer, values = read_configs(checkpoint)
+    if model is None or tokenizer is None:
+        return  # said with everything else that such a checkpoint cannot do, see `load_model` and `Pipeline`
+    settings = recommended(model.release, values.get("generation"), edit).replace(**changes)
+    settings.sampler_config(has_image=edit)
+    image_grid(settings, tokenizer.downsample * model.patch, height, width, aspect)
+
+
 def describe(checkpoint: str | os.PathLike) -> dict:
-    """What `info` prints: sizes, parameters by part, bytes by dtype. Reads the manifest only, no parameter."""
-    model, tokenizer, _ = read_configs(checkpoint)
+    """What `info` prints: sizes, what the model knows, parameters by part, bytes by dtype. Reads no parameter."""
+    model, tokenizer, config = read_configs(checkpoint)
     values: dict = {"checkpoint": str(checkpoint)}
     if model is not None:
         t, head = model.transformer, model.flow_head
@@ -112,6 +131,8 @@ def describe(checkpoint: str | os.PathLike) -> dict:
             "latent channels": tokenizer.latent_channels,
             "normalize": str(tokenizer.normalize),
         }
+    if model is not None:
+        values["knows"] = _knowledge(checkpoint, config)
     parameters: dict[str, int] = {}
     memory: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(checkpoints.abstract_params(checkpoint)):
@@ -122,3 +143,21 @@ def describe(checkpoint: str | os.PathLike) -> dict:
     values["memory as stored"] = memory
     values["memory by dtype"] = {name: sum(parameters.values()) * size for name, size in (("float32", 4), ("bfloat16", 2))}
     return values
+
+
+def _load_vocabulary(checkpoint: str | os.PathLike) -> Vocabulary | None:
+    data = checkpoints.load_file(checkpoint, "tokenizer.json")
+    return None if data is None else Vocabulary.from_bytes(data, os.path.join(checkpoint, "tokenizer.json"))
+
+
+def _knowledge(checkpoint: str | os.PathLike, config: Mapping[str, Any]) -> dict[str, str]:
+    """What prompts and sizes the model was made for, as far as its folder tells."""
+    vocabulary = _load_vocabulary(checkpoint)
+    if vocabulary is None:
+        language = "no text tokenizer: prompts are ids"
+    elif words := vocabulary.words:
+        language = f"{len(words)} words, others are spelled letter by letter: {' '.join(words)}"
+    else:
+        language = "any text"
+    sizes = [f"{width}x{height}" for height, width in trained_sizes(config.get("generation") or {})]
+    return {"language": language, "sizes": ", ".join(sizes) or "not recorded"}

@@ -8,6 +8,7 @@ Letters: B images of one device batch, n image tokens, C channels of a token.
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,69 +18,49 @@ import numpy as np
 
 from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
 from nextstep_jax.data import images as image_files
-from nextstep_jax.data.image_output import save_image
-from nextstep_jax.data.sequence import ImageTokens, image_prefix
+from nextstep_jax.data.sequence import ImageTokens, Segment, image_prefix
 from nextstep_jax.data.vocabulary import SpecialIds, Vocabulary
 from nextstep_jax.errors import InputError
 from nextstep_jax.generation import text, token_loop
+from nextstep_jax.generation.arguments import require_float, require_instance, require_int
 from nextstep_jax.generation.config import GenerationConfig, recommended
+from nextstep_jax.generation.generated_image import GeneratedImage, Pixels
 from nextstep_jax.generation.load import load_model
 from nextstep_jax.generation.profiling import part
-from nextstep_jax.generation.prompts import (
-    Part,
-    align_rows,
-    describe,
-    frame_prompt,
-    place_images,
-    require_prompt,
-)
+from nextstep_jax.generation.prompts import Part, align_rows, as_prompts, describe, frame_prompt, place_images, require_prompt
+from nextstep_jax.generation.sizes import bucket_area, bucket_pixels, image_grid
 from nextstep_jax.generation.tokenizer import decode_images, encode_images
+from nextstep_jax.generation.unfamiliar import warn_of_size, warn_of_words
+from nextstep_jax.seeds import require_seed, seed_key
 
 Array = jax.Array
-Pixels = np.ndarray  # [height, width, 3] uint8
 ImageSource = image_files.Source
-# Called after each chunk with (tokens done, tokens in all, a function that decodes the partial images).
+# Called after each chunk with (tokens done, tokens in all, a function that decodes the partial images of the current batch).
+# Images of one batch count as one.
 OnChunk = Callable[[int, int, Callable[[], list[Pixels]]], None]
 
 MAX_BATCH = 16
-MAX_THINKING_TOKENS = 512  # of a plan at most
-CHUNKS = 16  # per image, when somebody watches
-
-
-@dataclasses.dataclass(frozen=True)
-class GeneratedImage:
-    """One image and what made it.
-
-    Attributes:
-      pixels: [height, width, 3] uint8.
-      tokens: [n, C] float32.
-      record: prompt, plan if there was one, seed, index and settings, JSON-able; `save` writes it into the PNG.
-    """
-
-    pixels: Pixels
-    tokens: np.ndarray
-    record: dict
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write a PNG, JPEG or WebP file, by the path's suffix, that carries `record` (`data.image_output.read_record`)."""
-        save_image(path, self.pixels, self.record)
+MAX_THINKING_TOKENS = 512
+CHUNKS = 16  # per image, when there is an `on_chunk`
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """A model ready to decode, its image tokenizer and, if the checkpoint has one, its text tokenizer.
+    """A model ready to decode, with the image tokenizer and the text tokenizer that its checkpoint has.
 
     Attributes:
       config: in decoding form (unrolled, fused).
       params: of the model, in that form.
-      overrides: generation settings the checkpoint asks for, see `settings.recommended`.
+      tokenizer_config, tokenizer_params: of the image tokenizer. Without one (a converted language model) there is text only.
+      vocabulary: without one, prompts are ids and so is what `generate_ids` returns.
+      overrides: generation settings the checkpoint asks for, see `config.recommended`.
       name: what error messages and records call it.
     """
 
     config: NextStepConfig
     params: dict
-    tokenizer_config: ImageTokenizerConfig
-    tokenizer_params: dict
+    tokenizer_config: ImageTokenizerConfig | None
+    tokenizer_params: dict | None
     special: SpecialIds
     vocabulary: Vocabulary | None = None
     overrides: dict = dataclasses.field(default_factory=dict)
@@ -99,14 +80,21 @@ class Pipeline:
     # --- sizes --------------------------------------------------------------------------------------------------------
 
     @property
+    def image_tokenizer(self) -> tuple[ImageTokenizerConfig, dict]:
+        """Config and parameters of the image tokenizer. InputError without one."""
+        if self.tokenizer_config is None or self.tokenizer_params is None:
+            raise InputError(f"{self.name} has no image tokenizer and writes text only; convert it with --vae")
+        return self.tokenizer_config, self.tokenizer_params
+
+    @property
     def token_pixels(self) -> int:
         """Pixels along one side of an image token."""
-        return self.tokenizer_config.downsample * self.config.patch
+        return self.image_tokenizer[0].downsample * self.config.patch
 
     def settings(self, edit: bool = False, **changes) -> GenerationConfig:
         """The checkpoint's recommended settings with some changed; None leaves one as it is.
 
-        Without a text tokenizer the recommended positive and negative prompts are left out: nothing could read them.
+        Without a text tokenizer the recommended prompt suffix and negative prompt are left out: nothing could read them.
         """
         settings = recommended(self.config.release, self.overrides, edit)
         if self.vocabulary is None:
@@ -126,23 +114,8 @@ class Pipeline:
     def grid(
         self, settings: GenerationConfig, height: int | None = None, width: int | None = None, aspect: str | None = None
     ) -> tuple[int, int]:
-        """(h, w) in tokens of a size in pixels, or of an aspect-ratio bucket such as "16:9", or of the default size."""
-        if aspect is not None:
-            if height or width:
-                raise InputError("give either a height and width or an aspect, not both")
-            height, width = self._in_pixels(image_files.bucket_for_aspect(aspect, self.bucket_area(settings)))
-        height, width = height or width or settings.image_size, width or height or settings.image_size
-        for name, side in (("height", height), ("width", width)):
-            if side % self.token_pixels or side <= 0:
-                raise InputError(f"{name} must be a positive multiple of {self.token_pixels} pixels, found {side}")
-        return height // self.token_pixels, width // self.token_pixels
-
-    def bucket_area(self, settings: GenerationConfig) -> int:
-        """Side of the square that `data.images` makes buckets of: they are for 16-pixel tokens, other tokenizers scale them."""
-        return settings.image_size // self.token_pixels * image_files.TOKEN
-
-    def _in_pixels(self, size: tuple[int, int]) -> tuple[int, int]:
-        return tuple(side // image_files.TOKEN * self.token_pixels for side in size)
+        """(h, w) in tokens of a size in pixels, of an aspect ratio such as "16:9" or of the default size; see `image_grid`."""
+        return image_grid(settings, self.token_pixels, height, width, aspect)
 
     # --- images -------------------------------------------------------------------------------------------------------
 
@@ -167,15 +140,20 @@ class Pipeline:
           height, width: pixels, multiples of `token_pixels`; or `aspect`; default `settings.image_size` squared.
 
         Raises:
-          InputError: an empty prompt, a size or setting that cannot be used, a prompt longer than the window.
+          InputError: an empty prompt, ids out of range, a size or setting that cannot be used, a prompt longer than the window.
+
+        Warns:
+          UnfamiliarWarning: words or a size that the model was not trained with.
         """
-        settings = settings or self.settings()
+        settings = self.require_settings(settings)
         h, w = self.grid(settings, height, width, aspect)
-        branches, prompts = [], _as_list(prompts)
+        prompts = as_prompts(prompts)
+        branches = []
         for prompt in prompts:
-            require_prompt(prompt)
-            branches.append([self._append_suffix(prompt, settings), [settings.negative_prompt], [settings.negative_prompt]])
-        return self._generate_batch(branches, [describe(p) for p in prompts], h, w, n, seed, settings, False, on_chunk)
+            suffixed = [prompt, " " + settings.prompt_suffix] if settings.prompt_suffix else [prompt]
+            conditional = ["".join(suffixed)] if isinstance(prompt, str) else suffixed
+            branches.append([conditional, [settings.negative_prompt], [settings.negative_prompt]])
+        return self._generate_batches(branches, prompts, h, w, n, seed, settings, False, on_chunk)
 
     def edit(
         self,
@@ -195,9 +173,16 @@ class Pipeline:
         Input images are resized to the nearest aspect-ratio bucket; the result has the first one's size unless another is
         given. "<image>" or, counted from 0, "<image_1>" in the instruction says where an input image belongs; without them all
         come first, or last where the settings say so.
+
+        Raises:
+          InputError: an image that cannot be read; else as `generate`.
+
+        Warns:
+          UnfamiliarWarning: as `generate`.
         """
-        settings = settings or self.settings(edit=True)
+        settings = self.require_settings(settings, edit=True)
         require_prompt(instruction)
+        require_seed(seed)
         sources = self.load_images(images, settings)
         if height is width is aspect is None:
             height, width = sources[0].shape[:2]
@@ -208,43 +193,40 @@ class Pipeline:
         if settings.prompt_suffix:
             parts.append(" " + settings.prompt_suffix)
         branches = [[parts, [*placed, settings.negative_prompt], [settings.negative_prompt]]]
-        return self._generate_batch(branches, [describe(instruction)], h, w, n, seed, settings, True, on_chunk)
+        return self._generate_batches(branches, [instruction], h, w, n, seed, settings, True, on_chunk)
 
     def load_images(self, images: ImageSource | Sequence[ImageSource], settings: GenerationConfig) -> list[Pixels]:
         """Input images as uint8 arrays, resized and cropped to buckets of the settings' area."""
+        if not image_files.is_source(images) and not isinstance(images, Sequence):
+            raise InputError(f"images must be files, Pillow images or arrays, found {images!r:.100}")
         sources = [images] if image_files.is_source(images) else list(images)
         if not sources:
             raise InputError("an edit needs at least one input image")
-        pixels = []
+        area, pixels = bucket_area(settings, self.token_pixels), []
         for source in sources:
             image = image_files.load(source)
-            size = image_files.bucket_for(width=image.width, height=image.height, area=self.bucket_area(settings))
-            pixels.append(np.asarray(image_files.resize_crop(image, *self._in_pixels(size))))
+            bucket = image_files.bucket_for(width=image.width, height=image.height, area=area)
+            pixels.append(np.asarray(image_files.resize_crop(image, *bucket_pixels(bucket, self.token_pixels))))
         return pixels
 
     def encode_images(self, images: Sequence[Pixels], seed: int = 0) -> list[ImageTokens]:
         """Image tokens of uint8 images, as the transformer reads them."""
-        key = jax.random.fold_in(jax.random.key(seed), _POSTERIOR_FOLD)
+        config, params = self.image_tokenizer
+        key = jax.random.fold_in(seed_key(seed), _POSTERIOR_FOLD)
         encoded = []
         for i, pixels in enumerate(images):
+            values, noise_key = image_files.to_float(pixels)[None], jax.random.fold_in(key, i)
             with part("encode") as done:
-                tokens = done(
-                    encode_images(
-                        self.tokenizer_config,
-                        self.config.patch,
-                        self.tokenizer_params,
-                        image_files.to_float(pixels)[None],
-                        jax.random.fold_in(key, i),
-                    )
-                )
+                tokens = done(encode_images(config, self.config.patch, params, values, noise_key))
             side = self.token_pixels
             encoded.append(ImageTokens(np.asarray(tokens[0]), pixels.shape[0] // side, pixels.shape[1] // side))
         return encoded
 
     def decode_images(self, tokens: np.ndarray | Array, h: int, w: int) -> list[Pixels]:
         """uint8 images of tokens [B, h * w, C]."""
+        config, params = self.image_tokenizer
         with part("decode") as done:
-            pixels = done(decode_images(self.tokenizer_config, self.config.patch, h, w, self.tokenizer_params, tokens))
+            pixels = done(decode_images(config, self.config.patch, h, w, params, tokens))
         return list(image_files.to_uint8(np.asarray(pixels)))
 
     def sample_tokens(
@@ -268,16 +250,15 @@ class Pipeline:
         used = {1: (0,), 2: (0, 2), 3: (0, 1, 2)}[sampler_config.branches]
         padded = list(branches) + [branches[-1]] * (_power_of_two(count) - count)
         prefix = image_prefix(self.special, h, w)
-        rows = [frame_prompt([*row[b], prefix], self.special, self.config, self.vocabulary) for b in used for row in padded]
-        self._require_window(max(map(len, rows)), tokens)
+        rows = [self._frame([*row[b], prefix], tokens) for b in used for row in padded]
         keys = keys[np.minimum(np.arange(len(padded)), count - 1)]
         with part("prefill") as done:
             noise = token_loop.draw_noise(keys, tokens, sampler_config.num_noise_draws, self.config.token_channels)
             state = done(token_loop.prefill(self.config, self.params, align_rows(rows), sampler_config.branches, tokens))
         chunk = tokens if on_chunk is None else max(1, tokens // CHUNKS)
-        plan = settings.steps_along(tokens)
-        for stop in sorted({*range(chunk, tokens, chunk), *(stop for stop, _ in plan)}):
-            steps = next(steps for last, steps in plan if stop <= last)
+        stages = settings.steps_along(tokens)
+        for stop in sorted({*range(chunk, tokens, chunk), *(stop for stop, _ in stages)}):
+            steps = next(steps for last, steps in stages if stop <= last)
             now = dataclasses.replace(sampler_config, steps=steps)
             draws = noise[:, : now.num_noise_draws]
             with part("tokens") as done:
@@ -289,29 +270,41 @@ class Pipeline:
                 on_chunk(stop, tokens, lambda partial=partial: self.decode_images(partial, h, w))
         return np.asarray(state.tokens[:count])
 
-    def _generate_batch(self, branches, descriptions, h, w, n, seed, settings, has_image, on_chunk) -> list[GeneratedImage]:
-        if n < 1:
-            raise InputError(f"the number of images must be at least 1, found {n}")
-        plans = [self.think(row[0], seed) if settings.thinking else [] for row in branches]
-        branches = [[[*row[0], plan], *row[1:]] for row, plan in zip(branches, plans, strict=True)]
+    def _generate_batches(
+        self,
+        branches: list[list[list[Part]]],
+        prompts: Sequence[str | Sequence[int]],
+        h: int,
+        w: int,
+        n: int,
+        seed: int,
+        settings: GenerationConfig,
+        has_image: bool,
+        on_chunk: OnChunk | None,
+    ) -> list[GeneratedImage]:
+        """n images of each prompt, in batches of at most MAX_BATCH; `branches` as in `sample_tokens`."""
+        n, seed, count = require_int("n", n, 1), require_seed(seed), h * w
+        height, width = h * self.token_pixels, w * self.token_pixels
+        for row in branches:  # whatever is wrong with the last prompt is said before the first is drawn
+            for parts in row:
+                self._frame([*parts, image_prefix(self.special, h, w)], count)
+        warn_of_words(self.name, self.vocabulary, prompts)
+        warn_of_size(self.name, self.overrides, height, width)
+        thoughts = [self.think(row[0]) if settings.thinking else [] for row in branches]
+        branches = [[[*row[0], ids], *row[1:]] for row, ids in zip(branches, thoughts, strict=True)]
         wanted = [(p, j) for p in range(len(branches)) for j in range(n)]
-        key, results = jax.random.key(require_seed(seed)), []
-        for first in range(0, len(wanted), MAX_BATCH):
-            batch = wanted[first : first + MAX_BATCH]
+        batches = [wanted[first : first + MAX_BATCH] for first in range(0, len(wanted), MAX_BATCH)]
+        key, results = seed_key(seed), []
+        shared = {"seed": seed, "height": height, "width": width, "model": self.name, "settings": dataclasses.asdict(settings)}
+        for b, batch in enumerate(batches):
             keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(np.asarray([j for _, j in batch]))
-            tokens = self.sample_tokens([branches[p] for p, _ in batch], h, w, keys, settings, has_image, on_chunk)
-            pixels = self.decode_images(tokens, h, w)
-            for (p, j), image_tokens, image in zip(batch, tokens, pixels, strict=True):
-                record = {"prompt": descriptions[p], "seed": seed, "index": j, "height": h * self.token_pixels}
-                record |= {"width": w * self.token_pixels, "model": self.name, "settings": dataclasses.asdict(settings)}
-                record |= {"thinking": self.text(plans[p])} if plans[p] else {}
-                results.append(GeneratedImage(image, image_tokens, record))
+            in_all = on_chunk and functools.partial(_count_all, on_chunk, b * count, len(batches) * count)
+            tokens = self.sample_tokens([branches[p] for p, _ in batch], h, w, keys, settings, has_image, in_all)
+            for (p, j), image_tokens, pixels in zip(batch, tokens, self.decode_images(tokens, h, w), strict=True):
+                record = {"prompt": describe(prompts[p]), "index": j} | shared
+                record |= {"thinking": self.text(thoughts[p][1:-1])} if thoughts[p] else {}
+                results.append(GeneratedImage(pixels, image_tokens, record))
         return results
-
-    def _append_suffix(self, prompt, settings: GenerationConfig) -> list[Part]:
-        if not settings.prompt_suffix:
-            return [prompt]
-        return [f"{prompt} {settings.prompt_suffix}"] if isinstance(prompt, str) else [prompt, " " + settings.prompt_suffix]
 
     # --- text ---------------------------------------------------------------------------------------------------------
 
@@ -326,36 +319,40 @@ class Pipeline:
         seed: int = 0,
         settings: GenerationConfig | None = None,
     ) -> str:
-        """Text that continues a prompt, after input images if there are any (captioning)."""
-        if not len(prompt) and (isinstance(images, list | tuple) and not images):
-            raise InputError("a prompt must not be empty")
-        encoded = []
-        if not (isinstance(images, list | tuple) and not images):
-            encoded = self.encode_images(self.load_images(images, settings or self.settings()), seed)
-        parts = [*encoded, prompt]
-        ids, _ = self.generate_ids(parts, [self.special.eos], max_tokens, temperature, top_p, seed)
+        """Text that continues a prompt, after input images if there are any (captioning).
+
+        The text ends where the model ends it or would rather draw an image, at the latest after `max_tokens` ids. What the
+        model thinks on the way is left out.
+
+        Raises:
+          InputError: nothing to continue, a setting out of range, or a prompt longer than the window.
+        """
+        has_image = image_files.is_source(images) or not (isinstance(images, Sequence) and not images)
+        if not (has_image and isinstance(prompt, str) and not prompt):
+            require_prompt(prompt)
+        sampling = require_sampling(max_tokens, temperature, top_p)
+        key, settings = seed_key(seed), self.require_settings(settings)
+        encoded = self.encode_images(self.load_images(images, settings), seed) if has_image else []
+        stops = [self.special.eos, self.special.image_area]
+        ids, _ = self.generate_ids([*encoded, prompt], stops, key, *sampling, allowed_special=self.special.thinking)
         return self.text(ids)
 
     def generate_ids(
         self,
         parts: Sequence[Part],
         stop_ids: Sequence[int],
+        key: Array,
         max_tokens: int = 256,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int = 0,
         allowed_special: Sequence[int] = (),
     ) -> tuple[list[int], int | None]:
         """Ids that continue `parts`, without the stop id, and the stop id met (None: the length ran out).
 
         Markers of images and thinking are written only if they are stop ids or in `allowed_special`.
         """
-        if max_tokens < 1:
-            raise InputError(f"the number of tokens to write must be at least 1, found {max_tokens}")
-        if not (temperature >= 0 and 0 < top_p <= 1):
-            raise InputError(f"temperature must be >= 0 and top-p in (0, 1], found {temperature} and {top_p}")
-        row = frame_prompt(parts, self.special, self.config, self.vocabulary)
-        self._require_window(len(row), max_tokens)
+        max_tokens, temperature, top_p = require_sampling(max_tokens, temperature, top_p)
+        row = self._frame(parts, max_tokens)
         size = self.vocabulary.size if self.vocabulary else self.config.transformer.vocab_size
         allowed = np.arange(self.config.transformer.vocab_size) < size
         markers = {i for i in dataclasses.astuple(self.special) if isinstance(i, int)} - {self.special.times}
@@ -363,55 +360,65 @@ class Pipeline:
         prompt = align_rows([row])
         with part("prefill") as done:
             state = done(text.prefill_ids(self.config, self.params, prompt, _power_of_two(max_tokens)))
-        keys = jax.random.key(require_seed(seed))[None]
         stops = np.asarray(stop_ids, np.int32)
         with part("text") as done:
-            arguments = (keys, float(temperature), float(top_p), allowed, stops, max_tokens)
+            arguments = (key[None], temperature, top_p, allowed, stops, max_tokens)
             state = done(text.decode_ids(self.config, self.params, state, *arguments))
         ids = np.asarray(state.ids)[0, : int(state.lengths[0])].tolist()
         return (ids[:-1], ids[-1]) if ids and ids[-1] in set(stop_ids) else (ids, None)
 
-    def think(self, parts: Sequence[Part], seed: int = 0) -> list[int]:
-        """What the model thinks before it draws (self-CoT, paper section 4.2): ids, those of the thinking tokens around them.
-        A plan that does not end within `MAX_THINKING_TOKENS` is cut there.
+    def think(self, parts: Sequence[Part]) -> list[int]:
+        """What the model thinks before it draws (self-CoT, paper section 4.2): its most likely ids between the thinking tokens.
+        Thinking that does not end within `MAX_THINKING_TOKENS` is cut there.
 
         Raises:
           InputError: a checkpoint without thinking tokens.
         """
         begin, end = self.special.begin_of_thinking, self.special.end_of_thinking
         if begin is None or end is None:
-            raise InputError(f"{self.name} cannot plan: its text tokenizer has no thinking tokens")
-        ids, _ = self.generate_ids([*parts, [begin]], [end, self.special.eos], MAX_THINKING_TOKENS, seed=seed)
+            raise InputError(f"{self.name} cannot think before it draws: its text tokenizer has no thinking tokens")
+        ids, _ = self.generate_ids([*parts, [begin]], [end, self.special.eos], jax.random.key(0), MAX_THINKING_TOKENS)
         return [begin, *ids, end]
 
     def text(self, ids: Sequence[int]) -> str:
-        """Text of ids, special ones left out. InputError without a text tokenizer."""
+        """Text of ids, without special ones and without what stands between the thinking tokens.
+
+        Raises:
+          InputError: a checkpoint without a text tokenizer.
+        """
         if self.vocabulary is None:
             raise InputError(f"{self.name} has no text tokenizer (tokenizer.json): call generate_ids for ids")
-        return self.vocabulary.decode(ids)
+        return self.vocabulary.decode(text.without_thinking(ids, self.special))
 
-    def _require_window(self, length: int, new: int) -> None:
-        window = self.config.transformer.max_positions
-        if length + new > window:
-            raise InputError(f"a prompt of {length} ids and {new} new positions do not fit the model's window of {window}")
+    # --- checks -------------------------------------------------------------------------------------------------------
+
+    def _frame(self, parts: Sequence[Part], new: int) -> Segment:
+        """The parts as one sequence. InputError where it and `new` further positions do not fit the model's window."""
+        row, window = frame_prompt(parts, self.special, self.config, self.vocabulary), self.config.transformer.max_positions
+        if len(row) + new > window:
+            raise InputError(f"a prompt of {len(row)} ids and {new} new positions do not fit the model's window of {window}")
+        return row
+
+    def require_settings(self, settings: GenerationConfig | None, edit: bool = False) -> GenerationConfig:
+        """The settings, those that the checkpoint recommends for None. InputError for anything but a GenerationConfig."""
+        return self.settings(edit) if settings is None else require_instance("settings", settings, GenerationConfig)
 
 
 _POSTERIOR_FOLD = 2**31 - 1  # fold_in index of encoding noise, out of reach of image indices
 
 
-def _as_list(prompts) -> list:
-    if isinstance(prompts, str):
-        return [prompts]
-    prompts = list(prompts)
-    if not prompts:
-        raise InputError("give at least one prompt")
-    return [prompts] if not isinstance(prompts[0], str) and not hasattr(prompts[0], "__len__") else prompts
+def require_sampling(max_tokens: int, temperature: float, top_p: float) -> tuple[int, float, float]:
+    """How ids are sampled, each as its type. InputError for one out of range."""
+    max_tokens = require_int("max_tokens", max_tokens, 1)
+    temperature, top_p = require_float("temperature", temperature, 0), require_float("top_p", top_p, 0, 1)
+    if top_p == 0:
+        raise InputError("top_p must be above 0, found 0")
+    return max_tokens, temperature, top_p
 
 
-def require_seed(seed: int) -> int:
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed must be in [0, 2**32), found {seed}")
-    return seed
+def _count_all(on_chunk: OnChunk, before: int, total: int, done: int, _: int, partial: Callable[[], list[Pixels]]) -> None:
+    """Report the progress of one batch as that of all batches."""
+    on_chunk(before + done, total, partial)
 
 
 def _power_of_two(count: int) -> int:

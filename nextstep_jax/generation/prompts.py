@@ -25,9 +25,26 @@ LENGTH_BUCKET = 64
 
 Part = str | Sequence[int] | ImageTokens
 
+PLACEHOLDER = re.compile(r"<image(?:_(\d+))?>")  # of an input image, in an instruction
+
+
+def as_prompts(prompts: str | Sequence[int] | Sequence[str | Sequence[int]]) -> list[str | Sequence[int]]:
+    """One or several prompts as a list. InputError for what is neither text nor ids, and for a prompt with nothing in it."""
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence | np.ndarray):
+        several = [prompts]
+    elif not len(prompts):
+        raise InputError("give at least one prompt")
+    else:
+        several = list(prompts) if isinstance(prompts[0], str | Sequence | np.ndarray) else [prompts]
+    for prompt in several:
+        require_prompt(prompt)
+    return several
+
 
 def require_prompt(prompt: str | Sequence[int]) -> None:
-    """InputError for a text or ids with nothing in it."""
+    """InputError for what is neither text nor ids, or has nothing in it."""
+    if isinstance(prompt, bytes) or not isinstance(prompt, str | Sequence | np.ndarray):
+        raise InputError(f"a prompt must be text or a list of ids, found {prompt!r:.100}")
     if not (prompt.strip() if isinstance(prompt, str) else len(prompt)):
         raise InputError("a prompt must not be empty")
 
@@ -44,11 +61,11 @@ def place_images(instruction: str | Sequence[int], images: Sequence[ImageTokens]
     Raises:
       InputError: a placeholder without an image, or an image without a placeholder.
     """
-    if not isinstance(instruction, str) or not re.search(r"<image(?:_\d+)?>", instruction):
+    if not isinstance(instruction, str) or not PLACEHOLDER.search(instruction):
         return [instruction, *images] if last else [*images, instruction]
     parts, used = [], []
     for piece in re.split(r"(<image(?:_\d+)?>)", instruction):
-        if match := re.fullmatch(r"<image(?:_(\d+))?>", piece):
+        if match := PLACEHOLDER.fullmatch(piece):
             used.append(int(match[1]) if match[1] else len(used))
             if not 0 <= used[-1] < len(images):
                 raise InputError(

@@ -4,12 +4,14 @@ Letters: B rows, T cache slots, D width, V vocabulary, n new ids.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from nextstep_jax.config import NextStepConfig
+from nextstep_jax.data.vocabulary import SpecialIds
 from nextstep_jax.generation.token_loop import Prompt, prefill_cache, transformer_step
 from nextstep_jax.models.nextstep import NextStep
 from nextstep_jax.models.transformer import Cache
@@ -38,6 +40,21 @@ class TextState(NamedTuple):
     lengths: Array
     done: Array
     step: Array
+
+
+def without_thinking(ids: Sequence[int], special: SpecialIds) -> list[int]:
+    """Ids without what stands between the thinking tokens, and without these. Thinking that does not end goes to the end;
+    what stands before an end without a beginning is thinking, too.
+    """
+    kept, thinking = [], False
+    for id in ids:
+        if id == special.begin_of_thinking:
+            thinking = True
+        elif id == special.end_of_thinking:
+            kept, thinking = (kept if thinking else []), False
+        elif not thinking:
+            kept.append(id)
+    return kept
 
 
 def sample_ids(key: Array, logits: Array, temperature: Array, top_p: Array) -> Array:

@@ -237,3 +237,23 @@ def test_the_built_in_datasets_texts_decode_exactly(kind):
     texts = [part.text for index in range(60) for part in shapes.sample(kind, index).texts]
     texts = [re.sub(r"<\|\w+\|>", "", text) for text in texts]  # a plan's marks are no text
     assert texts and [vocabulary.decode(vocabulary.encode(text)) for text in texts] == texts
+
+
+@pytest.mark.parametrize(
+    ("text", "unknown"),
+    [
+        ("a red circle", []),
+        ("a red Cat, a cat of dogs", ["Cat", "cat", "dogs"]),
+        ('the "cat" of a circle', ["the"]),
+        ("a “hat” of “red", []),
+        ("12*4 .", []),
+        ("a circle’s", []),
+        ("", []),
+    ],
+)
+def test_words_that_a_word_vocabulary_can_only_spell(tiny_vocabulary, text, unknown):
+    assert tiny_vocabulary.unknown_words(text) == unknown
+
+
+def test_words_of_a_word_vocabulary(tiny_vocabulary):
+    assert tiny_vocabulary.words == ["a", "blue", "circle", "left", "of", "red", "square"]

@@ -28,7 +28,7 @@ def test_number_of_branches(cfg, image_cfg, expected):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0.5,), "at least 1, found 0.5"),
+        ((0.5,), "at least 1 and at most 1000, found 0.5"),
         ((-3.0,), "at least 1"),
         ((float("nan"),), "at least 1"),
         ((float("inf"),), "at least 1"),

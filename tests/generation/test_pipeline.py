@@ -10,7 +10,6 @@ from PIL import Image
 from nextstep_jax.errors import InputError
 from nextstep_jax.generation import profiling
 from nextstep_jax.generation.config import RECOMMENDED, GenerationConfig, recommended
-from nextstep_jax.generation.interleaved import generate_interleaved
 from nextstep_jax.generation.pipeline import Pipeline
 
 
@@ -108,22 +107,24 @@ def test_ids_serve_callers_without_a_text_tokenizer(tiny_pipeline):
         blind.generate("a red circle")
 
 
-def test_write_is_repeatable_and_reads_images(tiny_pipeline, picture):
+def test_progress_counts_all_batches(tiny_pipeline, monkeypatch):
+    monkeypatch.setattr("nextstep_jax.generation.pipeline.MAX_BATCH", 2)
+    seen = []
+    settings = tiny_pipeline.settings(steps=1, cfg=1.0)
+    tiny_pipeline.generate(
+        ["a red circle", "blue"], n=2, height=32, width=32, settings=settings, on_chunk=lambda *now: seen.append(now[:2])
+    )
+    assert seen == [(done, 8) for done in range(1, 9)]
+
+
+def test_generate_text_is_repeatable_and_reads_images(tiny_pipeline, picture):
     text = tiny_pipeline.generate_text("a red", max_tokens=6)
     assert text == tiny_pipeline.generate_text("a red", max_tokens=6)
     assert isinstance(tiny_pipeline.generate_text("", images=[picture], max_tokens=6), str)
 
 
-def test_compose_draws_where_the_model_writes_an_area(tiny_pipeline, monkeypatch):
-    special = tiny_pipeline.special
-    script = iter([([5], special.image_area), (special.area_ids(4, 4)[1:], None), ([6], special.eos)])
-    monkeypatch.setattr(Pipeline, "generate_ids", lambda self, *args, **kwargs: next(script))
-    before, image, after = generate_interleaved(tiny_pipeline, "a red circle")
-    assert isinstance(before, str) and isinstance(after, str) and image.pixels.shape == (64, 64, 3)
-
-
 @pytest.mark.parametrize("kind", ["generate", "edit"])
-def test_a_plan_comes_before_the_picture(kind, tiny_pipeline, picture, monkeypatch):
+def test_thinking_comes_before_the_image(kind, tiny_pipeline, picture, monkeypatch):
     special, seen, read = tiny_pipeline.special, [], []
 
     def generate_ids(self, parts, stops, *args, **kwargs):
@@ -139,7 +140,7 @@ def test_a_plan_comes_before_the_picture(kind, tiny_pipeline, picture, monkeypat
     settings = tiny_pipeline.settings(edit=kind == "edit", thinking=True)
     asked = (["a red circle", "a star"],) if kind == "generate" else (picture, "a red circle")
     images = getattr(tiny_pipeline, kind)(*asked, n=2, settings=settings)
-    assert len(seen) == (2 if kind == "generate" else 1)  # one plan a prompt, for all its pictures
+    assert len(seen) == (2 if kind == "generate" else 1)  # once a prompt, for all its images
     for branches, (parts, stops) in zip(read[::2], seen, strict=True):
         assert branches[0] == [*parts[:-1], [special.begin_of_thinking, 20, 21, special.end_of_thinking]]
         assert parts[-1] == [special.begin_of_thinking] and special.end_of_thinking in stops
@@ -147,7 +148,7 @@ def test_a_plan_comes_before_the_picture(kind, tiny_pipeline, picture, monkeypat
     assert all(image.record["thinking"] == tiny_pipeline.text([20, 21]) for image in images)
 
 
-def test_no_plan_without_thinking_tokens(tiny_pipeline):
+def test_no_thinking_without_thinking_tokens(tiny_pipeline):
     special = dataclasses.replace(tiny_pipeline.special, begin_of_thinking=None, end_of_thinking=None)
     with pytest.raises(InputError, match="no thinking tokens"):
         dataclasses.replace(tiny_pipeline, special=special).generate("a", settings=tiny_pipeline.settings(thinking=True))

@@ -1,0 +1,66 @@
+"""Checkpoints of which a part is missing, and what `info` says of the others."""
+
+import json
+
+import pytest
+
+from nextstep_jax import checkpoints
+from nextstep_jax.errors import InputError, UnfamiliarWarning
+from nextstep_jax.generation.load import builtin_checkpoint, describe, require_usable
+from nextstep_jax.generation.pipeline import Pipeline
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory, tiny_config, tiny_params, tiny_vocabulary):
+    """A folder without an image tokenizer, as converting a language model makes it."""
+    folder = tmp_path_factory.mktemp("language") / "model"
+    config = {"model": tiny_config.to_released(), "image_tokenizer": None}
+    checkpoints.save_params(folder, {"model": tiny_params}, config, {"tokenizer.json": tiny_vocabulary.to_bytes()})
+    return folder
+
+
+def test_a_language_model_writes_text_and_says_what_images_need(language_model, tiny_pipeline):
+    pipeline = Pipeline.from_checkpoint(language_model)
+    assert pipeline.generate_text("a red", max_tokens=4) == tiny_pipeline.generate_text("a red", max_tokens=4)
+    for call in (
+        lambda: pipeline.generate("a red circle"),
+        lambda: pipeline.edit("none.png", "a red circle"),
+        lambda: pipeline.generate_text("", ["none.png"]),
+    ):
+        with pytest.raises(InputError, match="has no image tokenizer .* --vae"):
+            call()
+
+
+def test_settings_are_refused_from_the_config_alone(tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(checkpoints, "load_params", None)
+    require_usable(tiny_checkpoint, False, {"steps": 2}, 64, 64)
+    for changes, size, message in (
+        ({"final_steps": 4}, {}, "final_steps must be at most steps"),
+        ({"image_cfg": 2.0}, {}, "needs an input image"),
+        ({}, {"height": 20}, "multiple of 16"),
+        ({}, {"aspect": "square"}, "aspect must be"),
+    ):
+        with pytest.raises(InputError, match=message):
+            require_usable(tiny_checkpoint, False, changes, **size)
+
+
+def test_info_says_what_the_model_knows(language_model, tiny_checkpoint):
+    knows = describe(builtin_checkpoint())["knows"]
+    assert knows["sizes"] == "64x64" and " triangle " in knows["language"] and "letter by letter" in knows["language"]
+    assert describe(language_model)["knows"]["sizes"] == "not recorded"
+    assert "##" not in json.dumps(knows)
+
+
+def test_unfamiliar_words_and_sizes_are_warned_of(tiny_pipeline, recwarn):
+    import dataclasses
+
+    known = dataclasses.replace(tiny_pipeline, overrides={**tiny_pipeline.overrides, "trained_sizes": [[32, 64], [64, 64]]})
+    known.generate("a red circle")
+    assert not [w for w in recwarn if issubclass(w.category, UnfamiliarWarning)]
+    with pytest.warns(UnfamiliarWarning, match="not trained with 'cat', 'Dog';") as caught:
+        known.generate(["a red cat", "a Dog of cat"], height=32, width=64)
+    assert [w.filename for w in caught] == [__file__]
+    with pytest.warns(UnfamiliarWarning, match="not trained to draw images of 32x64 pixels, only of 64x32, 64x64"):
+        known.generate("a red circle", height=64, width=32)
+    with pytest.warns(UnfamiliarWarning, match="'cat'"):
+        known.edit(known.generate("a red circle")[0].pixels, "<image> a cat")
