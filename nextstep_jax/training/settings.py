@@ -12,6 +12,7 @@ from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
 from nextstep_jax.data.augment import Augmentation
 from nextstep_jax.errors import InputError
 from nextstep_jax.generation.config import GenerationConfig
+from nextstep_jax.generation.sizes import trained_sizes
 from nextstep_jax.objectives.reconstruction import Weights
 from nextstep_jax.training.optimizer import learning_rate_schedule
 from nextstep_jax.training.schema import NonNegative, Pattern, Positive, above, at_least, below, read
@@ -108,7 +109,8 @@ class GenerationSamplesConfig(SamplesConfig):
     """Images of prompts, every `every` steps (0: never).
 
     Attributes:
-      generation: fields of GenerationConfig that differ from the release's; they are exported with the checkpoint, too.
+      generation: fields of GenerationConfig that differ from the release's, those of edits in `edit`, and `trained_sizes`, the
+        (height, width) of the images trained on; they are exported with the checkpoint, too.
     """
 
     prompts: tuple[str, ...] = ()
@@ -318,6 +320,8 @@ class MultitaskConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         generation = dict(self.samples.generation)
+        trained_sizes(generation)
+        generation.pop("trained_sizes", None)
         for path, values in (("", generation), (".edit", generation.pop("edit", {}))):
             read(GenerationConfig, values, f"config.samples.generation{path}")
 
