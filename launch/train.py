@@ -22,6 +22,7 @@ from absl import flags
 from absl import logging as absl_logging
 
 from nextstep_jax.errors import InputError, NextStepError
+from nextstep_jax.evaluation.evaluators import EVALUATORS
 from nextstep_jax.launch.flag_parsing import parse
 from nextstep_jax.launch.watch import watch
 from nextstep_jax.training.loop import train
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
             if code is not None:
                 return code
             _initialize_distributed()
-        train(config, _WORKDIR.value)
+        train(config, _WORKDIR.value, EVALUATORS)
     except NextStepError as error:
         return _fail(str(error), error.exit_code)
     except jax.errors.JaxRuntimeError as error:

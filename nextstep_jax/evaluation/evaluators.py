@@ -1,5 +1,6 @@
 """Evaluations of a model in memory, as a run calls them while it trains: settings -> (model -> numbers by name)."""
 
+import dataclasses
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from nextstep_jax.errors import InputError
 from nextstep_jax.evaluation import shapes as shape_eval
 from nextstep_jax.evaluation import tokenizer
 from nextstep_jax.evaluation.responses import generate_responses
+from nextstep_jax.generation.config import GenerationConfig
 from nextstep_jax.generation.pipeline import Pipeline
 
 Numbers = dict[str, float]
@@ -25,10 +27,13 @@ def shapes_evaluator(
       generation: changes of the pipeline's generation settings, such as steps.
 
     Raises:
-      InputError: a category that does not exist, or not so many prompts of one.
+      InputError: a category or setting that does not exist, or not so many prompts of a category.
     """
     if not categories or per_category < 1:
         raise InputError(f"expected at least one category and one prompt of each, found {list(categories)} and {per_category}")
+    known = [field.name for field in dataclasses.fields(GenerationConfig)]
+    if unknown := [name for name in generation if name not in known]:
+        raise InputError(f"no generation setting is called {unknown[0]!r}; there are {', '.join(known)}")
     prompts = [p for name in categories for p in shapes.prompts("heldout", name, per_category, seed=seed)]
 
     def evaluate(pipeline: Pipeline) -> Numbers:

@@ -80,6 +80,7 @@ def test_reconstruction_of_a_random_subset():
         ("shapes", {"categories": ("poems",)}, "no such category: 'poems'"),
         ("shapes", {"categories": ()}, "at least one category"),
         ("shapes", {"per_category": 0}, "at least one category and one prompt"),
+        ("shapes", {"stepz": 3}, "no generation setting is called 'stepz'; there are cfg, "),
         ("reconstruction", {"source": "/no/such"}, "/no/such"),
         ("reconstruction", {"area": 60}, "multiple of 16, found 60"),
         ("reconstruction", {"limit": 0}, "limit and batch must be at least 1"),

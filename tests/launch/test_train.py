@@ -24,7 +24,7 @@ def fresh_flags():
 def trained(monkeypatch):
     """What `train` was called with, instead of training."""
     calls = []
-    monkeypatch.setattr(launch_train, "train", lambda config, workdir: calls.append((config, workdir)))
+    monkeypatch.setattr(launch_train, "train", lambda config, workdir, evaluators: calls.append((config, workdir)))
     return calls
 
 

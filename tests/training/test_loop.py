@@ -15,9 +15,10 @@ from nextstep_jax import checkpoints
 from nextstep_jax.data.images import load
 from nextstep_jax.data.sequence import KIND_IDS
 from nextstep_jax.errors import InputError, NextStepError
+from nextstep_jax.evaluation.evaluators import EVALUATORS
 from nextstep_jax.launch import export
 from nextstep_jax.training import loop
-from nextstep_jax.training.config import resolve
+from nextstep_jax.training.config import evaluation, resolve
 from nextstep_jax.training.init import to_canonical
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -151,6 +152,22 @@ def test_samples_validation_and_a_profile_are_written(laptop, tmp_path):
     assert load(tmp_path / "samples" / "step_00000030.png").size == (8 * 64, 2 * 64)
     assert [line["step"] for line in metrics(tmp_path) if "validation/psnr" in line] == [15, 30]
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "numbers"),
+    [
+        ("shapes_tokenizer", evaluation("reconstruction", 2, limit=4, batch=4), {"psnr", "ssim", "scene_accuracy", "images"}),
+        ("shapes_nextstep", evaluation("shapes", 2, per_category=1, categories=("colors",), steps=1), {"colors", "overall"}),
+    ],
+)
+def test_evaluations_during_training(name, entry, numbers, laptop, tmp_path):
+    config = laptop(name)
+    config.steps, config.evals.held_out = 4, entry
+    loop.train(config, tmp_path, EVALUATORS)
+    found = {line["step"]: {key for key in line if key.startswith("held_out/")} for line in metrics(tmp_path)}
+    assert {step for step, keys in found.items() if keys} == {2, 4}
+    assert {f"held_out/{number}" for number in numbers} <= found[2]
 
 
 def test_the_model_in_training_draws_its_prompts(laptop):
