@@ -70,7 +70,7 @@ def test_mistakes_are_one_line_and_exit_code_2(run, arguments, message, trained,
 
 
 def test_damaged_data_is_exit_code_3(run, monkeypatch, tmp_path, capsys):
-    def train(config, workdir):
+    def train(config, workdir, evaluators):
         raise DamagedDataError("step 10: state/x is cut short")
 
     monkeypatch.setattr(launch_train, "train", train)
