@@ -106,7 +106,7 @@ def base():
             "normalize_tokens": True,
             "negative_prompt": "",
             "prompt_suffix": "",
-            "trained_sizes": ((64, 64),),
+            "trained_sizes": [[64, 64]],
             "edit": {"sources_last": True},
         }
     )

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from nextstep_jax.conversion.to_torch import export
     from nextstep_jax.data.sources import open_source
     from nextstep_jax.data.vocabulary import Vocabulary
-    from nextstep_jax.errors import DamagedDataError, InputError, NextStepError
+    from nextstep_jax.errors import DamagedDataError, InputError, NextStepError, UnfamiliarWarning
     from nextstep_jax.generation.config import GenerationConfig
+    from nextstep_jax.generation.generated_image import GeneratedImage
     from nextstep_jax.generation.interleaved import generate_interleaved
-    from nextstep_jax.generation.pipeline import GeneratedImage, Pipeline
+    from nextstep_jax.generation.pipeline import Pipeline
     from nextstep_jax.models.image_tokenizer import ImageTokenizer
     from nextstep_jax.models.nextstep import NextStep
     from nextstep_jax.training.loop import train
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "DamagedDataError": "errors",
     "FlowHeadConfig": "config",
-    "GeneratedImage": "generation.pipeline",
+    "GeneratedImage": "generation.generated_image",
     "GenerationConfig": "generation.config",
     "ImageTokenizer": "models.image_tokenizer",
     "ImageTokenizerConfig": "config",
@@ -41,6 +42,7 @@ _MODULES = {
     "NextStepError": "errors",
     "Pipeline": "generation.pipeline",
     "TransformerConfig": "config",
+    "UnfamiliarWarning": "errors",
     "Vocabulary": "data.vocabulary",
     "convert": "conversion.from_torch",
     "export": "conversion.to_torch",
@@ -66,6 +68,7 @@ __all__ = [
     "NextStepError",
     "Pipeline",
     "TransformerConfig",
+    "UnfamiliarWarning",
     "Vocabulary",
     "convert",
     "export",
