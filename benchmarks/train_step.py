@@ -158,9 +158,10 @@ class Training:
 def make_objective_for(config, length: int):
     """The multitask objective with room for just the targets that `packed_batch` has."""
     from nextstep_jax.training.multitask import make_objective
+    from nextstep_jax.training.settings import MultitaskLossConfig
 
     images = length // SAMPLE * IMAGE
-    return make_objective(config, length - images, images)
+    return make_objective(config, length - images, images, MultitaskLossConfig())
 
 
 def packed_batch(config, rows: int, length: int):

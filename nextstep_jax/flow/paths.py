@@ -1,10 +1,14 @@
-"""The straight path from noise to data, and the laws that times are drawn from (paper section 4.2).
+"""The straight path from noise to data, and the timestep distributions of training (paper section 4.2).
 
 t = 0 is noise, t = 1 is data: x_t = t x + (1 - t) noise, velocity = x - noise.
 Letters: C channels of one image token.
 """
 
+import dataclasses
+from typing import Literal
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nextstep_jax.errors import InputError
@@ -12,6 +16,7 @@ from nextstep_jax.errors import InputError
 Array = jax.Array
 
 MAX_SHIFT = 1e4  # far beyond use; larger ones lose the last times to rounding
+ERROR_TARGETS = ("velocity", "data", "noise")
 
 
 def interpolate(x: Array, noise: Array, t: Array) -> Array:
@@ -25,14 +30,56 @@ def velocity_target(x: Array, noise: Array) -> Array:
     return x - noise
 
 
-def logit_normal_times(key: Array, shape: tuple[int, ...], mean: float = 0.0, std: float = 1.0) -> Array:
-    """Times sigmoid(N(mean, std^2)) in (0, 1), float32: both releases' training law at mean 0 and std 1."""
-    return jax.nn.sigmoid(mean + std * jax.random.normal(key, shape))
+def error_weight(target: str, t: Array) -> Array:
+    """What turns the squared error of a velocity at times t into that of the data or the noise which it implies.
+
+    x = x_t + (1 - t) v and noise = x_t - t v, so their squared errors are (1 - t)^2 and t^2 times the velocity's.
+
+    Args:
+      target: one of ERROR_TARGETS.
+    """
+    return {"velocity": jnp.ones_like(t), "data": jnp.square(1 - t), "noise": jnp.square(t)}[target]
 
 
-def uniform_times(key: Array, shape: tuple[int, ...]) -> Array:
-    """Times U[0, 1), float32."""
-    return jax.random.uniform(key, shape)
+@dataclasses.dataclass(frozen=True)
+class TimestepDistribution:
+    """How training draws times. The defaults are both releases'.
+
+    Attributes:
+      distribution: "logit_normal": sigmoid(N(mean, std^2)); "uniform": U[0, 1).
+      mean, std: of the logit-normal; a higher mean moves times towards data.
+      shift: applied to what is drawn, see `shift_times`; more than 1 moves times towards noise.
+      stratified: the draws along the last axis share the distribution out among them, one from each of equally likely parts.
+    """
+
+    distribution: Literal["logit_normal", "uniform"] = "logit_normal"
+    mean: float = 0.0
+    std: float = 1.0
+    shift: float = 1.0
+    stratified: bool = False
+
+    def __post_init__(self) -> None:
+        if self.distribution not in ("logit_normal", "uniform"):
+            raise InputError(f"distribution must be logit_normal or uniform, found {self.distribution!r}")
+        if not np.isfinite(self.mean):
+            raise InputError(f"mean must be a finite number, found {self.mean}")
+        for name in ("std", "shift"):
+            if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise InputError(f"{name} must be a positive number, found {getattr(self, name)}")
+
+    def sample(self, key: Array, shape: tuple[int, ...]) -> Array:
+        """Times of a shape, float32 in [0, 1]."""
+        normal = self.distribution == "logit_normal"
+        if self.stratified:
+            parts = (jnp.arange(shape[-1]) + jax.random.uniform(key, shape)) / shape[-1]
+            drawn = jax.scipy.special.ndtri(parts) if normal else parts
+        else:
+            drawn = jax.random.normal(key, shape) if normal else jax.random.uniform(key, shape)
+        t = jax.nn.sigmoid(self.mean + self.std * drawn) if normal else drawn
+        return t if self.shift == 1 else shift_times(t, self.shift)
+
+
+RELEASED_TIMESTEPS = TimestepDistribution()
 
 
 def shift_times(t: Array | np.ndarray, shift: float) -> Array | np.ndarray:

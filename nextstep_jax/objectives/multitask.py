@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from nextstep_jax.batch import Batch
 from nextstep_jax.errors import InputError
-from nextstep_jax.flow.paths import interpolate, logit_normal_times, velocity_target
+from nextstep_jax.flow.paths import RELEASED_TIMESTEPS, TimestepDistribution, error_weight, interpolate, velocity_target
 from nextstep_jax.models.nextstep import NextStep
 from nextstep_jax.objectives.cross_entropy import cross_entropy
 from nextstep_jax.sharding.rules import constrain
@@ -81,6 +81,7 @@ def multitask_loss(
     max_image_targets: int | None = None,
     normalizers: Normalizers | None = None,
     token_length_weight: bool = False,
+    error_target: str = "velocity",
     input_tokens: Array | None = None,
 ) -> tuple[Array, Metrics]:
     """The loss of a batch, and what it is made of.
@@ -91,6 +92,7 @@ def multitask_loss(
       normalizers: of the batch that this one is a part of; None: its own.
       token_length_weight: weigh the two means by the number of text targets and of image tokens as well (an option of the
         February 2026 release), instead of by their lambdas alone.
+      error_target: whose squared error the flow head's loss is, one of flow.paths.ERROR_TARGETS: a weight over times.
       input_tokens: [B, S, C] the image tokens as the transformer sees them, where these are noised; targets stay clean.
 
     Returns:
@@ -111,7 +113,7 @@ def multitask_loss(
     seen = batch if input_tokens is None else dataclasses.replace(batch, image_tokens=input_tokens)
     hidden = call("__call__", seen)
     text = _text_losses(call, hidden, batch, max_text_targets)
-    image = _image_losses(call, hidden, batch, max_image_targets, noise, t, config.train_out_projector)
+    image = _image_losses(call, hidden, batch, max_image_targets, noise, t, config.train_out_projector, error_target)
 
     lm_loss = _over(jnp.sum(text.weights * text.losses), normalizers.text)
     im_loss = _over(jnp.sum(image.weights * image.losses), normalizers.image)
@@ -126,18 +128,33 @@ def multitask_loss(
 
 
 def draw_noise(
-    key: Array, rows: int, slots: int, draws: int, channels: int, sample_times: Callable = logit_normal_times
+    key: Array, rows: int, slots: int, draws: int, channels: int, timesteps: TimestepDistribution = RELEASED_TIMESTEPS
 ) -> tuple[Array, Array]:
     """Noise [B, n, M, C] and times [B, n, M] for `multitask_loss`.
 
     Args:
       rows, slots, draws, channels: B, n, M, C.
-      sample_times: (key, shape) -> times, the timestep distribution (flow/paths.py).
+      timesteps: their distribution.
     """
     noise_key, time_key = jax.random.split(key)
     shape = (rows, slots, draws)
     noise = constrain(jax.random.normal(noise_key, (*shape, channels)), "batch", "sequence", None, None)
-    return noise, constrain(sample_times(time_key, shape), "batch", "sequence", None)
+    return noise, constrain(timesteps.sample(time_key, shape), "batch", "sequence", None)
+
+
+def add_input_noise(key: Array, batch: Batch, strength: float) -> Array:
+    """Image tokens [B, S, C] as the transformer sees them with noise on its input: normal noise of deviation
+    strength * k / (n - 1) on token k of an image of n, in raster order (the February 2026 release ramps over latent pixels).
+    """
+    inside = batch.is_image & (batch.segment_ids > 0)
+    place = jnp.arange(inside.shape[1])
+    before = jnp.pad(inside[:, :-1], ((0, 0), (1, 0)))
+    first = jax.lax.cummax(jnp.where(inside & ~before, place, 0), axis=1)
+    after = jnp.pad(inside[:, 1:], ((0, 0), (0, 1)))
+    last = jax.lax.cummin(jnp.where(inside & ~after, place, inside.shape[1]), axis=1, reverse=True)
+    ramp = jnp.where(inside, (place - first) / jnp.maximum(last - first, 1), 0)
+    noise = constrain(jax.random.normal(key, batch.image_tokens.shape), "batch", "sequence", None)
+    return batch.image_tokens + strength * ramp[..., None] * noise
 
 
 def count_normalizers(batch: Batch, max_text_targets: int | None = None, max_image_targets: int | None = None) -> Normalizers:
@@ -184,7 +201,7 @@ def _text_losses(call: Callable, hidden: Array, batch: Batch, limit: int | None)
 
 
 def _image_losses(
-    call: Callable, hidden: Array, batch: Batch, limit: int | None, noise: Array, t: Array, project_out: bool
+    call: Callable, hidden: Array, batch: Batch, limit: int | None, noise: Array, t: Array, project_out: bool, target: str
 ) -> Targets:
     _, weights = target_weights(batch)
     indices, mask, dropped = gather_positions(weights, limit)
@@ -197,7 +214,8 @@ def _image_losses(
         condition = call("project_out", condition)
     points = interpolate(x, noise, t).reshape(-1, noise.shape[3])
     velocity = call("velocity", points, t.reshape(-1), condition.reshape(-1, condition.shape[-1])).reshape(noise.shape)
-    losses = jnp.mean(jnp.square(velocity - velocity_target(x, noise)), axis=(2, 3))
+    errors = jnp.mean(jnp.square(velocity - velocity_target(x, noise)), axis=3)
+    losses = jnp.mean(errors * error_weight(target, t), axis=2)
     return Targets(indices + 1, _take(weights, indices) * mask, losses, dropped)
 
 

@@ -65,7 +65,7 @@ def lower_train_step(config: RunConfig, mesh: Mesh) -> Lowered:
         if size < 1 or size % parts:
             raise InputError(f"{what} must be a multiple of {parts} on this mesh, found {size}")
     with jax.set_mesh(mesh):
-        objective = multitask.make_objective(model, **multitask.max_targets(config))
+        objective = multitask.make_objective(model, **multitask.max_targets(config), settings=config.loss)
         program = make_program(config, objective, mesh)
         batch = (abstract_batch(model, rows, length), jax.ShapeDtypeStruct((rows, length), jnp.int8))
         state, batch = (

@@ -26,27 +26,27 @@ from nextstep_jax.generation.load import load_image_tokenizer
 from nextstep_jax.generation.pipeline import Pipeline
 from nextstep_jax.models.nextstep import NextStep, init_params
 from nextstep_jax.models.param_layouts import fuse_projections
-from nextstep_jax.objectives.multitask import Targets, count_normalizers, draw_noise, multitask_loss
+from nextstep_jax.objectives.multitask import Targets, add_input_noise, count_normalizers, draw_noise, multitask_loss
 from nextstep_jax.training.flops import multitask_flops, work_of
 from nextstep_jax.training.hosts import local_data_shards
 from nextstep_jax.training.init import to_canonical
-from nextstep_jax.training.settings import MultitaskConfig, SourceConfig
+from nextstep_jax.training.settings import MultitaskConfig, MultitaskLossConfig, SourceConfig
 from nextstep_jax.training.stage import Export, HostBatch, Stage, image_grid
 from nextstep_jax.training.step import Objective, WeightedMean
 from nextstep_jax.training.vocabulary import open_vocabulary
 
 Array = jax.Array
 
+_INPUT_NOISE_FOLD = 2  # beside the keys that `draw_noise` splits off, which are 0 and 1
+
 
 def make_stage(config: MultitaskConfig) -> Stage:
     """The stage a config describes. InputError names an option whose model, vocabulary or data does not fit the others."""
     model = config.model
-    if model.input_noise:
-        raise InputError(f"config.model.input_noise is {model.input_noise}, but this stage trains on clean input tokens")
     vocabulary = open_vocabulary(config.data.vocabulary, config.init.checkpoint)
     vocabulary.require_match(model)
     return Stage(
-        objective=make_objective(model, **max_targets(config)),
+        objective=make_objective(model, **max_targets(config), settings=config.loss),
         training_data=functools.partial(open_data, config, model, vocabulary),
         validation_data=functools.partial(open_validation_data, config, model, vocabulary) if config.data.validation else None,
         inference=functools.partial(inference, config, vocabulary),
@@ -58,7 +58,12 @@ def make_stage(config: MultitaskConfig) -> Stage:
 # --- loss -------------------------------------------------------------------------------------------------------------
 
 
-def make_objective(model_config: NextStepConfig, max_text_targets: int, max_image_targets: int) -> Objective:
+def make_objective(
+    model_config: NextStepConfig,
+    max_text_targets: int,
+    max_image_targets: int,
+    settings: MultitaskLossConfig,
+) -> Objective:
     """Parameters and loss. Batches are (Batch, kinds [B, S]).
 
     Args:
@@ -76,8 +81,22 @@ def make_objective(model_config: NextStepConfig, max_text_targets: int, max_imag
     def loss(params, batch, key: Array, normalizers):
         batch, kinds = batch
         draws = (batch.shape[0], max_image_targets, model_config.flow_head.batch_mul, model_config.token_channels)
-        noise, t = draw_noise(key, *draws)
-        value, parts = multitask_loss(model, params["model"], batch, noise, t, normalizers=normalizers, **limits)
+        noise, t = draw_noise(key, *draws, timesteps=settings.timesteps)
+        strength, input_tokens = model_config.input_noise, None
+        if strength:
+            input_tokens = add_input_noise(jax.random.fold_in(key, _INPUT_NOISE_FOLD), batch, strength)
+        value, parts = multitask_loss(
+            model,
+            params["model"],
+            batch,
+            noise,
+            t,
+            normalizers=normalizers,
+            token_length_weight=settings.token_length_weight,
+            error_target=settings.error_target,
+            input_tokens=input_tokens,
+            **limits,
+        )
         means = mean_losses("text", parts.text, kinds) | mean_losses("image", parts.image, kinds)
         return value, means
 

@@ -92,7 +92,7 @@ def read(kind: Any, value: Any, path: str) -> Any:
         if value in arguments and isinstance(value, str):
             return value
     elif kind is Any:
-        return value
+        return _frozen(value)
     elif kind in (bool, str):
         if isinstance(value, kind):
             return value
@@ -102,6 +102,13 @@ def read(kind: Any, value: Any, path: str) -> Any:
     elif isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     raise InputError(f"{path} must be {describe(kind)}, found {value!r}")
+
+
+def _frozen(value: Any) -> Any:
+    """A free value as settings hold it, whether it came from Python or from JSON."""
+    if isinstance(value, Mapping):
+        return {str(name): _frozen(entry) for name, entry in value.items()}
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def _read_dataclass(kind: type, value: Any, path: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
 from nextstep_jax.data.augment import Augmentation
 from nextstep_jax.errors import InputError
+from nextstep_jax.flow.paths import TimestepDistribution
 from nextstep_jax.generation.config import GenerationConfig
 from nextstep_jax.generation.sizes import trained_sizes
 from nextstep_jax.objectives.reconstruction import Weights
@@ -303,6 +304,22 @@ class MaxTargetFraction:
 
 
 @dataclasses.dataclass(frozen=True)
+class MultitaskLossConfig:
+    """The loss beside its weights, which are the model's (`model.text_loss_weight`, `model.image_loss_weight`).
+
+    Attributes:
+      timesteps: the distribution of the flow head's times.
+      error_target: whose squared error is the flow head's loss: that of the velocity, or of the data or noise that it implies
+        (a weight of (1 - t)^2 or t^2).
+      token_length_weight: weigh the two losses by the number of their tokens, too, an option of the February 2026 release.
+    """
+
+    timesteps: TimestepDistribution = TimestepDistribution()
+    error_target: Literal["velocity", "data", "noise"] = "velocity"
+    token_length_weight: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class MultitaskConfig(RunConfig):
     """NextStep on packed mixed sequences (training/multitask.py).
 
@@ -314,6 +331,7 @@ class MultitaskConfig(RunConfig):
     samples: GenerationSamplesConfig = GenerationSamplesConfig()
     data: MixtureConfig = MixtureConfig()
     model: NextStepConfig = NextStepConfig()
+    loss: MultitaskLossConfig = MultitaskLossConfig()
     image_tokenizer_checkpoint: str = ""
     max_target_fraction: MaxTargetFraction = MaxTargetFraction()
 

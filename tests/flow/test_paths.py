@@ -1,9 +1,10 @@
-"""The path between noise and data, and the laws of times."""
+"""The path between noise and data, and the timestep distributions of training."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,15 +67,48 @@ def test_releases_draw_times_as_sigmoid_of_a_normal():
 
 
 @pytest.mark.parametrize(
-    ("law", "to_standard", "expected"),
+    ("settings", "to_standard", "expected"),
     [
-        (paths.logit_normal_times, lambda t: np.log(t / (1 - t)), scipy.stats.norm(0, 1)),
-        (lambda k, s: paths.logit_normal_times(k, s, 0.5, 2.0), lambda t: np.log(t / (1 - t)), scipy.stats.norm(0.5, 2)),
-        (paths.uniform_times, lambda t: t, scipy.stats.uniform()),
+        ({}, scipy.special.logit, scipy.stats.norm(0, 1)),
+        ({"mean": 0.5, "std": 2.0}, scipy.special.logit, scipy.stats.norm(0.5, 2)),
+        ({"distribution": "uniform"}, lambda t: t, scipy.stats.uniform()),
+        ({"distribution": "uniform", "shift": 3.0}, lambda t: 3 * t / (1 + 2 * t), scipy.stats.uniform()),
+        ({"shift": 0.5}, lambda t: scipy.special.logit(t) + np.log(0.5), scipy.stats.norm(0, 1)),
     ],
 )
-def test_times_follow_their_law(law, to_standard, expected):
-    t = law(jax.random.key(1), (4000,))
+@pytest.mark.parametrize("stratified", [False, True])
+def test_times_follow_their_distribution(settings, to_standard, expected, stratified):
+    """A shift s adds -log s to the logit of a time."""
+    t = paths.TimestepDistribution(**settings, stratified=stratified).sample(jax.random.key(1), (1000, 4))
     assert t.dtype == jnp.float32
     assert float(t.min()) >= 0 and float(t.max()) <= 1
-    assert scipy.stats.kstest(to_standard(np.asarray(t, np.float64)), expected.cdf).pvalue > 0.01
+    uniform = expected.cdf(to_standard(np.asarray(t, np.float64)))
+    assert scipy.stats.kstest(uniform.ravel(), "uniform").pvalue > 0.01
+    in_order = np.array_equal(np.floor(4 * uniform), np.broadcast_to(np.arange(4), t.shape))
+    assert in_order == stratified
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"distribution": "beta"}, "distribution must be"),
+        ({"mean": float("inf")}, "mean must be"),
+        ({"std": 0.0}, "std must be a positive number"),
+        ({"shift": -1.0}, "shift must be a positive number"),
+    ],
+)
+def test_what_is_no_distribution_is_an_error(settings, message):
+    with pytest.raises(InputError, match=message):
+        paths.TimestepDistribution(**settings)
+
+
+@pytest.mark.parametrize("target", paths.ERROR_TARGETS)
+def test_error_weights_are_those_of_what_a_velocity_implies(target):
+    rng = np.random.default_rng(0)
+    x, noise, velocity, t = *rng.normal(size=(3, 50, 4)), rng.uniform(size=50)
+    point = t[:, None] * x + (1 - t[:, None]) * noise
+    implied = {"velocity": velocity, "data": point + (1 - t[:, None]) * velocity, "noise": point - t[:, None] * velocity}
+    true = {"velocity": x - noise, "data": x, "noise": noise}
+    error = np.square(implied[target] - true[target]).sum(1)
+    weighted = paths.error_weight(target, jnp.asarray(t)) * np.square(velocity - (x - noise)).sum(1)
+    np.testing.assert_allclose(weighted, error, rtol=1e-5)

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from nextstep_jax.batch import Batch
 from nextstep_jax.conversion import names
 from nextstep_jax.errors import InputError
+from nextstep_jax.flow.paths import TimestepDistribution
 from nextstep_jax.models.nextstep import NextStep
 from nextstep_jax.models.param_layouts import stack_layers
 from nextstep_jax.objectives import multitask
@@ -308,12 +309,33 @@ def test_every_draw_is_its_own():
 
 
 def test_the_timestep_distribution_can_be_another():
-    def late(key, shape):
-        return 0.9 + 0.1 * jax.random.uniform(key, shape)
-
-    noise, t = multitask.draw_noise(jax.random.key(0), 2, 3, 4, 5, late)
+    noise, t = multitask.draw_noise(jax.random.key(0), 2, 3, 4, 5, TimestepDistribution(mean=20.0))
     np.testing.assert_array_equal(noise, multitask.draw_noise(jax.random.key(0), 2, 3, 4, 5)[0])
-    assert t.shape == (2, 3, 4) and t.min() >= 0.9 and len(np.unique(t)) == 24
+    assert t.shape == (2, 3, 4) and t.min() >= 0.9
+
+
+@pytest.mark.parametrize(("target", "weight"), [("data", lambda t: (1 - t) ** 2), ("noise", lambda t: t**2)])
+def test_the_error_can_be_that_of_what_the_velocity_implies(target, weight):
+    g = golden("train_list")
+    noise, t = g.draws()
+    t = np.broadcast_to(np.float32(0.3), t.shape)
+    loss = jax.jit(functools.partial(multitask.multitask_loss, NextStep(g.config)), static_argnames="error_target")
+    _, plain = loss(g.params, g.batch, noise, t)
+    _, weighted = loss(g.params, g.batch, noise, t, error_target=target)
+    np.testing.assert_allclose(weighted.im_loss, weight(0.3) * plain.im_loss, rtol=1e-5)
+    np.testing.assert_allclose(weighted.lm_loss, plain.lm_loss, rtol=1e-6)
+
+
+def test_input_noise_rises_along_each_image_and_leaves_the_rest():
+    is_image = np.array([[0, 1, 1, 1, 0, 1, 1, 0, 1, 0], [1, 1, 1, 1, 1, 0, 0, 1, 1, 1]], bool)
+    segments = np.array([[1] * 7 + [2] * 3, [1] * 7 + [0] * 3])
+    zeros = np.zeros(is_image.shape)
+    tokens = np.ones((*is_image.shape, 5000), np.float32)
+    batch = Batch(zeros, tokens, is_image, zeros, segments, zeros, zeros)
+    noised = np.asarray(multitask.add_input_noise(jax.random.key(0), batch, 0.5))
+    expected = [[0, 0, 0.25, 0.5, 0, 0, 0.5, 0, 0, 0], [0, 0.125, 0.25, 0.375, 0.5, 0, 0, 0, 0, 0]]
+    np.testing.assert_allclose((noised - tokens).std(-1), expected, atol=0.02)
+    np.testing.assert_array_equal(noised[np.equal(expected, 0)], 1)
 
 
 def test_half_precision_keeps_losses_and_counts_in_float32():

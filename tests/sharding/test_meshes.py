@@ -119,9 +119,10 @@ def training():
     from nextstep_jax.sharding.mesh import global_batch, make_mesh
     from nextstep_jax.sharding.params import path_string, state_shardings
     from nextstep_jax.training.multitask import make_objective
+    from nextstep_jax.training.settings import MultitaskLossConfig
 
     config = preset("tiny").with_transformer(layers=2, scan_layers=True, remat="full")
-    objective = make_objective(config, max_text_targets=32, max_image_targets=16)
+    objective = make_objective(config, max_text_targets=32, max_image_targets=16, settings=MultitaskLossConfig())
     shapes = jax.eval_shape(objective.init, jax.random.key(0))
     rng = np.random.default_rng(1)
     # Every parameter away from its initial value, so that each has a gradient.

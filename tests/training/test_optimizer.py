@@ -39,6 +39,17 @@ def test_cosine_schedule_goes_from_peak_to_floor():
     np.testing.assert_allclose([schedule(n) for n in (0, 50, 100)], [1e-5, 5.5e-6, 1e-6], rtol=1e-5)
 
 
+@pytest.mark.parametrize(("kind", "floor", "warmup", "steps"), [("cosine", 1e-6, 500, 10_000), ("constant", 0.0, 7, 20)])
+def test_a_schedule_is_its_formula_at_every_update(kind, floor, warmup, steps):
+    """SFT's: a linear rise over the warm-up, then the cosine over what is left, ending at the floor with the last step."""
+    n, peak = np.arange(steps + 1, dtype=np.float64), 1e-5
+    along = (n - warmup) / (steps - warmup)
+    after = floor + (peak - floor) * (1 + np.cos(np.pi * along)) / 2 if kind == "cosine" else np.full(len(n), peak)
+    expected = np.where(n < warmup, peak * (n + 1) / warmup, after)
+    found = jax.vmap(learning_rate_schedule(kind, peak, floor, warmup, steps))(jnp.arange(steps + 1))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * peak)
+
+
 @pytest.mark.parametrize(
     "arguments, word",
     [
