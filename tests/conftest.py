@@ -130,3 +130,13 @@ def tiny_pipeline(tiny_checkpoint):
     from nextstep_jax.generation.pipeline import Pipeline
 
     return Pipeline.from_checkpoint(tiny_checkpoint)
+
+
+@pytest.fixture
+def server():
+    """A web server on the loopback interface; its `answer` is what a test makes it."""
+    from tests.stand_in import StandIn
+
+    stand_in = StandIn()
+    yield stand_in
+    stand_in.close()

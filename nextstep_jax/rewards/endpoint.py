@@ -4,15 +4,12 @@ POST {"requests": [{"prompt": text, "image": base64 of a PNG, "metadata": {...}}
   -> {"scores": [{"reward": 0.3, ...} or null, ...]}
 """
 
-import base64
-import io
 import json
 import logging
 import math
 from collections.abc import Sequence
 
-from PIL import Image
-
+from nextstep_jax.chat import png_base64
 from nextstep_jax.errors import InputError
 from nextstep_jax.rewards.protocol import RewardRequest, Score
 
@@ -21,13 +18,6 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 4
 BUSY = (429, 500, 502, 503, 504)  # may be another status soon
 MAX_REPLY = 1 << 20  # bytes
-
-
-def png_base64(image) -> str:
-    """An image [height, width, 3] uint8 as the text of a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
 
 
 class EndpointReward:

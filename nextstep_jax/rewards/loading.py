@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Sequence
 
+from nextstep_jax.chat import ChatEndpoint
 from nextstep_jax.errors import InputError
 from nextstep_jax.rewards.endpoint import EndpointReward
 from nextstep_jax.rewards.judge import JudgeReward
@@ -41,10 +42,7 @@ def open_reward(spelling: str) -> Reward:
     if kind in ("http", "https"):
         return EndpointReward(spelling)
     if kind == "openai":
-        url, _, model = rest.rpartition("#")
-        if not url.startswith(("http://", "https://")) or not model:
-            raise InputError(f"reward {spelling!r}: expected openai:URL#MODEL, such as openai:http://localhost:8000/v1#qwen")
-        return JudgeReward(url, model)
+        return JudgeReward(ChatEndpoint(spelling))
     raise InputError(f"reward must be ocr, python:MODULE:FUNCTION, an http(s) address or openai:URL#MODEL, found {spelling!r}")
 
 

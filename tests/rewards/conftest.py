@@ -1,59 +1,9 @@
-"""A server on the loopback interface whose answers a test decides."""
-
-import http.server
-import json
-import threading
+"""Requests of rewards."""
 
 import numpy as np
 import pytest
 
 from nextstep_jax.rewards.protocol import RewardRequest
-
-
-class StandIn:
-    """Answers each POST by `answer(path, body, count) -> (status, bytes)`; keeps what it was sent."""
-
-    def __init__(self):
-        self.bodies: list = []
-        self.answer = lambda path, body, count: (200, b"{}")
-        stand_in = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                stand_in.bodies.append((body, {name.lower(): value for name, value in self.headers.items()}))
-                answer = stand_in.answer(self.path, body, len(stand_in.bodies))
-                if answer is None:  # cut off in the middle of a body
-                    self.send_response(200)
-                    self.send_header("Content-Length", "1000")
-                    self.end_headers()
-                    self.wfile.write(b'{"scores"')
-                    self.close_connection = True
-                    return
-                status, content = answer
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *arguments):
-                """The test prints what matters."""
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def close(self):
-        self._server.shutdown()
-        self._server.server_close()
-
-
-@pytest.fixture
-def server():
-    stand_in = StandIn()
-    yield stand_in
-    stand_in.close()
 
 
 @pytest.fixture

@@ -1,23 +1,17 @@
 """A vision-language model as a judge, behind a stand-in that speaks chat completions."""
 
-import json
-
 import pytest
 
+from nextstep_jax.chat import ChatEndpoint
 from nextstep_jax.errors import InputError
 from nextstep_jax.rewards.judge import JudgeReward, parse_verdict
-
-
-def said(text) -> tuple[int, bytes]:
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-    answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-    return 200, json.dumps(answer).encode()
+from tests.stand_in import chat_reply as said
 
 
 def test_a_judge_scores_each_image_with_the_key_of_the_environment(server, requests_of, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     server.answer = lambda path, body, count: said('{"score": 7}')
-    assert JudgeReward(server.url + "/v1", "m")(requests_of(3)) == [{"reward": 0.7}] * 3
+    assert JudgeReward(ChatEndpoint(f"openai:{server.url}/v1#m"))(requests_of(3)) == [{"reward": 0.7}] * 3
     body, headers = server.bodies[0]
     assert headers["authorization"] == "Bearer secret" and body["model"] == "m" and body["temperature"] == 0
     text, image = body["messages"][0]["content"]
@@ -27,7 +21,7 @@ def test_a_judge_scores_each_image_with_the_key_of_the_environment(server, reque
 def test_what_fails_is_not_scored_and_the_rest_is(server, requests_of):
     replies = {1: (500, b""), 2: said("I would say eight."), 3: (200, b"garbage"), 4: (200, b'{"choices": []}')}
     server.answer = lambda path, body, count: replies.get(count, said('```json\n{"score": 10}\n```'))
-    found = JudgeReward(server.url + "/v1", "m", concurrency=1, retries=0)(requests_of(5))
+    found = JudgeReward(ChatEndpoint(f"openai:{server.url}/v1#m", concurrency=1, retries=0))(requests_of(5))
     assert found == [None, None, None, None, {"reward": 1.0}]
 
 
@@ -35,7 +29,7 @@ def test_a_refused_key_stops_the_run_without_showing_it(server, requests_of, mon
     monkeypatch.setenv("OPENAI_API_KEY", "very-secret")
     server.answer = lambda path, body, count: (401, b'{"error": {"message": "no such key"}}')
     with pytest.raises(InputError, match="the endpoint refused the request") as error:
-        JudgeReward(server.url + "/v1", "m")(requests_of(1))
+        JudgeReward(ChatEndpoint(f"openai:{server.url}/v1#m"))(requests_of(1))
     assert "very-secret" not in str(error.value)
 
 
