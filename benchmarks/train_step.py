@@ -47,6 +47,7 @@ def main() -> None:
 def run(a: argparse.Namespace) -> dict:
     """The figures of one setting."""
     import jax
+    import numpy as np
 
     from nextstep_jax.config import preset
     from nextstep_jax.models.nextstep import NextStep
@@ -73,7 +74,7 @@ def run(a: argparse.Namespace) -> dict:
     if a.peer:
         from benchmarks.torch_peer import Peer
 
-        runs["peer"] = Peer(a.peer, config, a.threads or 1).train_step(batch[0].text_ids, a.rows * samples)
+        runs["peer"] = Peer(a.peer, config, a.threads or 1).train_step(np.asarray(batch[0].text_ids), a.rows * samples)
     found = measure.alternate(runs, a.rounds)
     peer = found.pop("peer", None)
     whole_step = found["step"]

@@ -2,7 +2,7 @@
 
 Figures are those of benchmarks/generate.py; the first setting is measured again under the variant that was the quickest in
 benchmarks/gpu/loops.py. `written_in_loop`: arrays of a megabyte and more that a token writes besides its cache; int8 kernels
-widened in memory would show here.
+widened in memory would show here. `peak_bytes` is the most that the process has held so far.
 """
 
 import os

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import ahead
 from benchmarks.gpu.attention import packed_segments, visible_pairs
 from benchmarks.gpu.hlo import written_in_loops
 from benchmarks.gpu.loops import require_decoding_flags
@@ -195,3 +196,22 @@ def test_packed_segments_say_where_segments_begin():
     np.testing.assert_array_equal(offsets, [[0, 3, 5, 8, -1], [0, 1, 4, 6, 8]])
     np.testing.assert_array_equal(lengths, [[3, 2, 3, -1], [1, 3, 2, 2]])
     assert visible_pairs(700) == 2 * sum(range(1, 301))
+
+
+@pytest.mark.parametrize("arguments", [["--dtype", "bfloat16"], ["--dtype", "int8"], ["--train", "tiny", "--kernel", "xla"]])
+def test_programs_for_another_device_lower(monkeypatch, arguments):
+    """As benchmarks/gpu/ahead.py lowers them, here for this machine."""
+    monkeypatch.setattr(
+        "sys.argv", ["ahead", "--preset", "tiny", "--tokens", "8", "--prompt", "4", "--length", "300", *arguments]
+    )
+    lowered = []
+    here = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+
+    def run(a):
+        lowered.append(ahead.lower_train_step(a, here) if a.train else ahead.lower_loop(a, here))
+        return {}
+
+    monkeypatch.setattr(ahead, "run", run)
+    ahead.main()
+    (program,) = lowered
+    assert "while" in program.as_text() and program.out_info is not None
