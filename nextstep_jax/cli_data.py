@@ -158,6 +158,14 @@ def _in_words(found: Mapping[str, Any]) -> str:
 @click.option(
     "--area", type=AREA, default=256, show_default=True, help="Side, in pixels, of the square whose area the images get."
 )
+@click.option("--square", is_flag=True, help="Crop to that square, instead of to the nearest of 17 aspect ratios.")
+@click.option(
+    "--crop",
+    default="center",
+    show_default=True,
+    type=click.Choice(["center", "random"]),
+    help="Part of an image to keep.",
+)
 @click.option("--batch", type=_COUNT, default=8, show_default=True, help="Images a call.")
 @click.option(
     "--dtype",
@@ -168,13 +176,23 @@ def _in_words(found: Mapping[str, Any]) -> str:
 )
 @click.option("--threads", type=_COUNT, default=2, show_default=True, help="Threads that read images.")
 @click.option("--json", "as_json", is_flag=True, help="Print the counts as JSON.")
-def encode(directory, out, checkpoint, area, batch, dtype, threads, as_json):
+def encode(directory, out, checkpoint, area, square, crop, batch, dtype, threads, as_json):
     """Encode the images of the dataset DIRECTORY into the dataset of latents OUT; interrupted, the same command goes on."""
     from nextstep_jax.data import encode as encoding
 
     encode_fn, encoder = image_encoder(checkpoint)
     counts = encoding.encode(
-        directory, encode_fn, out, area=area, batch=batch, dtype=dtype, encoder=encoder, threads=threads, progress=not as_json
+        directory,
+        encode_fn,
+        out,
+        area=area,
+        square=square,
+        crop=crop,
+        batch=batch,
+        dtype=dtype,
+        encoder=encoder,
+        threads=threads,
+        progress=not as_json,
     )
     click.echo(json.dumps(counts) if as_json else f"{out}: {counts['samples']} samples, {counts['images']} images encoded")
 

@@ -6,7 +6,7 @@ its devices hold. So the batches depend on N and not on the processes, and a run
 divides N.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from nextstep_jax.errors import InputError
@@ -17,7 +17,11 @@ Rows = TypeVar("Rows", covariant=True)
 class DataShard(Protocol[Rows]):
     """What makes the rows of one data shard; `set_state(get_state())` makes its very next rows come again."""
 
-    def __next__(self) -> Rows: ...
+    def __next__(self) -> Rows:
+        """Its next rows. StopIteration after the last, for data that ends."""
+
+    def padding(self) -> Rows:
+        """Rows that hold nothing, for when it has ended before the others."""
 
     def get_state(self) -> Any: ...
 
@@ -28,20 +32,34 @@ class DataShard(Protocol[Rows]):
 
 class DataShards(Generic[Rows]):
     """Iterator over the rows of this process's data shards: each item is a list with the next rows of every shard, in order.
+    A shard that has ended before the others, here or on another process, is padded.
 
     Args:
       shards: {number: data shard}, those of this process.
       count: N, those of all processes.
+      anywhere: whether what it is given is true on any process; called once an item by all of them together. None: the data
+        does not end.
     """
 
-    def __init__(self, shards: Mapping[int, DataShard[Rows]], count: int):
-        self._shards, self._count = dict(sorted(shards.items())), count
+    def __init__(self, shards: Mapping[int, DataShard[Rows]], count: int, anywhere: Callable[[bool], bool] | None = None):
+        self._shards, self._count, self._anywhere = dict(sorted(shards.items())), count, anywhere
+        self._ended: set[int] = set()
 
     def __iter__(self) -> "DataShards[Rows]":
         return self
 
     def __next__(self) -> list[Rows]:
-        return [next(shard) for shard in self._shards.values()]
+        if self._anywhere is None:
+            return [next(shard) for shard in self._shards.values()]
+        rows: dict[int, Rows] = {}
+        for number in self._shards.keys() - self._ended:
+            try:
+                rows[number] = next(self._shards[number])
+            except StopIteration:
+                self._ended.add(number)
+        if not self._anywhere(bool(rows)):
+            raise StopIteration
+        return [rows[number] if number in rows else shard.padding() for number, shard in self._shards.items()]
 
     def get_state(self) -> dict[str, Any]:
         """{"data_shards": {number: state}}: this process's part of the saved position."""
@@ -63,6 +81,7 @@ class DataShards(Generic[Rows]):
                 f"the position in the data was saved with config.data.data_shards={len(states)}, now it is {self._count}; "
                 "a run keeps its number of data shards"
             )
+        self._ended.clear()
         for number, shard in self._shards.items():
             shard.set_state(states[str(number)])
 

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nextstep_jax.data import images, records, shard_job, shards
+from nextstep_jax.data.augment import draws
 from nextstep_jax.errors import InputError
 from nextstep_jax.progress import progress_bar
 
@@ -22,19 +24,23 @@ def encode(
     out: str | os.PathLike,
     *,
     area: int = 256,
+    square: bool = False,
+    crop: str = "center",
     batch: int = 8,
     dtype: str = "bfloat16",
     encoder: Mapping[str, Any] | None = None,
     threads: int = 2,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Resize every image of a dataset to its bucket, encode it, and write the dataset anew with latents.
+    """Resize and crop every image of a dataset to its bucket, encode it, and write the dataset anew with latents.
 
     Images are decoded in threads and encoded in batches of equal sizes; a last, smaller batch is filled up, so that
     `encode_fn` sees at most one shape per bucket. Texts and everything else stay. Resumable like `build`.
 
     Args:
       area: side of the square whose area the buckets have, in pixels.
+      square: that square is the only bucket, as in the paper's stage 1.
+      crop: which part of an image is kept: its "center", or one drawn at "random".
       batch: images a call.
       dtype: of the stored latents.
       encoder: what identifies `encode_fn` (JSON values); noted in the index, and another may not go on with the same
@@ -52,11 +58,15 @@ def encode(
         raise InputError(f"dtype must be one of {', '.join(records.LATENT_DTYPES)}, found {dtype!r}")
     if batch < 1 or threads < 1:
         raise InputError(f"batch and threads must be at least 1, found {batch} and {threads}")
+    if crop not in ("center", "random"):
+        raise InputError(f"crop must be center or random, found {crop!r}")
     images.buckets(area)
     source = shards.ArrayRecordSource(directory)
     if source.index["latents"] is not None:
         raise InputError(f"{directory}: holds latents already")
     latents = {"area": area, "dtype": dtype, **(encoder or {})}
+    latents |= ({"square": True} if square else {}) | ({"crop": crop} if crop != "center" else {})
+    fit = functools.partial(_pixels, area=area, square=square, crop=crop)
     plan = {"source": source.name, "samples": len(source), "latents": latents}
     done, start = [], 0
     bar = progress_bar(source.name, "sample", len(source), progress)
@@ -64,7 +74,7 @@ def encode(
         for number, shard in enumerate(source.index["shards"]):
             shards.verify_shard(directory, shard)
             indices = range(start, start + shard.samples)
-            samples = _with_pixels(source, indices, area, pool, ahead=2 * threads)
+            samples = _with_pixels(source, indices, fit, pool, ahead=2 * threads)
             made_from = shard_job.digest(shard.sha256, latents)
             done.append(shard_job.make_shard(out, number, made_from, _encoded(samples, encode_fn, batch, dtype)))
             start = indices.stop
@@ -74,14 +84,18 @@ def encode(
 
 
 def _with_pixels(
-    source: shards.ArrayRecordSource, indices: range, area: int, pool: concurrent.futures.Executor, ahead: int
+    source: shards.ArrayRecordSource,
+    indices: range,
+    fit: Callable[[records.ImagePart, str, tuple[int, int]], np.ndarray],
+    pool: concurrent.futures.Executor,
+    ahead: int,
 ) -> Iterator[tuple[records.Sample, list[np.ndarray]]]:
-    """Samples in order, each with its images resized to their buckets, read `ahead` in threads."""
+    """Samples in order, each with its images brought to their sizes, read `ahead` in threads."""
 
     def read(index: int) -> tuple[records.Sample, list[np.ndarray]]:
         sample = source[index]
         return sample, [
-            _pixels(part, area, f"{source.directory}: {sample.key}: image {i}") for i, part in enumerate(sample.images)
+            fit(part, f"{source.directory}: {sample.key}: image {i}", (index, i)) for i, part in enumerate(sample.images)
         ]
 
     running = collections.deque()
@@ -93,9 +107,12 @@ def _with_pixels(
         yield running.popleft().result()
 
 
-def _pixels(part: records.ImagePart, area: int, name: str) -> np.ndarray:
+def _pixels(part: records.ImagePart, name: str, place: tuple[int, int], *, area: int, square: bool, crop: str) -> np.ndarray:
+    """An image in its size; `place` is the number of its sample, and its own among the sample's."""
     image = images.load(part.data, name)
-    return np.asarray(images.resize_crop(image, *images.bucket_for(width=image.width, height=image.height, area=area)))
+    size = (area, area) if square else images.bucket_for(width=image.width, height=image.height, area=area)
+    draw = draws("crop", *place)
+    return np.asarray(images.resize_crop(image, *size, (0.5, 0.5) if crop == "center" else (draw.random(), draw.random())))
 
 
 class _Waiting:

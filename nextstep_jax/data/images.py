@@ -225,13 +225,19 @@ def bucket_for_aspect(aspect: str, area: int = 256) -> tuple[int, int]:
     return buckets(area)[distances.index(min(distances))]
 
 
-def resize_crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Scale (LANCZOS) until the image covers height x width, and keep the center."""
+def resize_crop(image: Image.Image, height: int, width: int, at: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
+    """Scale (LANCZOS) until the image covers height x width, and keep a part of that size.
+
+    Args:
+      at: where the part lies, from (0, 0), at the top and left, to (1, 1); the center by default.
+    """
     if image.size == (width, height):
         return image
     scale = max(height / image.height, width / image.width)
-    left, top = (image.width - width / scale) / 2, (image.height - height / scale) / 2
-    box = (max(0.0, left), max(0.0, top), min(image.width, image.width - left), min(image.height, image.height - top))
+    down, across = image.height - height / scale, image.width - width / scale  # what is cut off
+    top, left = down * at[0], across * at[1]
+    right, bottom = image.width - (across - left), image.height - (down - top)
+    box = (max(0.0, left), max(0.0, top), min(image.width, right), min(image.height, bottom))
     return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
 
 

@@ -14,10 +14,11 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from nextstep_jax.data.packing import BestFit, PackedBatch, added, assemble
+from nextstep_jax.data.packing import BestFit, PackedBatch, assemble
+from nextstep_jax.data.prefetch import split_evenly
 from nextstep_jax.data.release_packing import ReleasePacking
-from nextstep_jax.data.sequence import KIND_IDS, Segment, TokenizedSample, segments
-from nextstep_jax.data.streams import MixtureComponent, PackingConfig, Stream
+from nextstep_jax.data.sequence import KIND_IDS, Segment, TokenizedSample, added, segments
+from nextstep_jax.data.streams import MixtureComponent, PackingConfig, Stream, count_by_name, require_same_sources
 from nextstep_jax.data.vocabulary import SpecialIds, Vocabulary
 from nextstep_jax.errors import InputError
 
@@ -26,20 +27,24 @@ class BatchIterator:
     """Iterator of `PackedBatch`, made in a thread up to `ahead` batches before they are asked for.
 
     `get_state` is a JSON-like dict; `set_state`, on an iterator made with the same arguments, continues with the very next
-    batch. Only `workers` and `ahead` may differ. Close it, or use it as a context manager, to end its readers. It makes the
-    rows of one data shard; `data_shards.py` joins them.
+    batch. Only `ahead` and the config's `workers`, `threads`, `max_skipped` and `max_oversized` may differ. Close it, or use it
+    as a context manager, to end its readers. It makes the rows of one data shard; `data_shards.py` joins them.
     """
 
     def __init__(self, components: Sequence[MixtureComponent], vocabulary: Vocabulary, config: PackingConfig, ahead: int = 2):
         if not components:
             raise InputError("a mixture needs at least one source")
-        self._streams = [Stream(component, vocabulary, config, number) for number, component in enumerate(components)]
+        workers = split_evenly(config.workers, len(components))
+        self._streams = [
+            Stream(component, vocabulary, config, number, workers[number]) for number, component in enumerate(components)
+        ]
         packing = SegmentPacking if config.grids is None else ReleasePacking
         self._packing = packing(self._streams, vocabulary.special, config)
-        sources = [[len(component.source), component.weight] for component in components]
         grids = None if config.grids is None else [list(grid) for grid in config.grids]
-        self._fingerprint = dataclasses.asdict(config) | {"grids": grids, "sources": sources}
-        self._fingerprint.pop("workers")
+        self._fingerprint = dataclasses.asdict(config) | {"grids": grids}
+        for name in ("workers", "threads", "max_skipped", "max_oversized"):  # no part of what comes out
+            self._fingerprint.pop(name)
+        self._sources = [component.fingerprint for component in components]
         self._position = self._packing.state()
         self._ahead = ahead
         self._results: queue.Queue | None = None
@@ -63,18 +68,28 @@ class BatchIterator:
         self._position = position
         return result
 
+    def padding(self) -> PackedBatch:
+        """A batch of padding only, for a finite pass that is over."""
+        assert isinstance(self._packing, SegmentPacking), "the release's packing has no end"
+        return self._packing.padding()
+
     def get_state(self) -> dict[str, Any]:
         """Where the next batch starts: numbers, strings, lists and dicts."""
-        return {"version": 2, "fingerprint": self._fingerprint, "position": self._position}
+        return {"version": 2, "fingerprint": self._fingerprint, "sources": self._sources, "position": self._position}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue from `get_state`'s result. InputError if the sources or the packing differ from those it was saved with."""
-        if not isinstance(state, dict) or state.get("version") != 2 or not {"fingerprint", "position"} <= state.keys():
+        if (
+            not isinstance(state, dict)
+            or state.get("version") != 2
+            or not {"fingerprint", "sources", "position"} <= state.keys()
+        ):
             found = f"version {state['version']}" if isinstance(state, dict) and "version" in state else "no version"
             raise InputError(f"the saved position in the data has {found}, this library reads version 2")
         for name, now in self._fingerprint.items():
             if (then := state["fingerprint"].get(name)) != now:
                 raise InputError(f"the saved position in the data was made with {name} {then}, now it is {now}")
+        require_same_sources(state["sources"], self._sources)
         self.close()
         self._position = state["position"]
 
@@ -145,7 +160,13 @@ class SegmentPacking:
         keys = tuple(tuple(f"{self._streams[item.stream].name}:{item.key}" for item in row) for row in rows)
         config = self._config
         batch, kinds = assemble(contents, config.batch_size, config.seq_len, config.channels, self._special.pad, separated=True)
-        return PackedBatch(batch, kinds, keys, sum(stream.oversized for stream in self._streams))
+        return PackedBatch(batch, kinds, keys, count_by_name(self._streams))
+
+    def padding(self) -> PackedBatch:
+        """A batch of padding only."""
+        config = self._config
+        batch, kinds = assemble([], config.batch_size, config.seq_len, config.channels, self._special.pad, separated=True)
+        return PackedBatch(batch, kinds, (), count_by_name(self._streams))
 
     def _read_one(self) -> None:
         """Read and place a sample of the stream that is furthest behind its weight."""
@@ -158,7 +179,7 @@ class SegmentPacking:
             self._ended.add(number)
             return
         pieces = self._segments(tokenized)
-        self._streams[number].count_fit(bool(pieces))
+        self._streams[number].count(tokenized, len(pieces))
         for piece, segment in enumerate(pieces):
             self._tokens[number] += len(segment)
             item = _Placed(number, position, piece, segment, tokenized.kind, tokenized.key)
@@ -167,7 +188,7 @@ class SegmentPacking:
                 self._closed.append(closed)
 
     def _segments(self, tokenized: TokenizedSample) -> list[Segment]:
-        return segments(tokenized, self._special, self._config.channels, self._config.seed, self._config.limits)
+        return segments(tokenized, self._special, self._config.channels, self._config.limits)
 
     def state(self) -> dict[str, Any]:
         """All that decides what comes next. Samples in open rows are named, not stored."""
@@ -176,7 +197,8 @@ class SegmentPacking:
             return [[[item.stream, item.position, item.piece] for item in row] for row in rows]
 
         return {
-            "streams": [[s.position, s.oversized, tokens] for s, tokens in zip(self._streams, self._tokens, strict=True)],
+            "streams": [stream.state() for stream in self._streams],
+            "tokens": list(self._tokens),
             "ended": sorted(self._ended),
             "open": names(self._open.rows),
             "closed": names(self._closed),
@@ -184,9 +206,9 @@ class SegmentPacking:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Back to a state: the streams seek, and the samples of open rows are read again."""
-        for stream, (position, oversized, _) in zip(self._streams, state["streams"], strict=True):
-            stream.seek(position, oversized)
-        self._tokens = [tokens for _, _, tokens in state["streams"]]
+        for stream, saved in zip(self._streams, state["streams"], strict=True):
+            stream.restore(saved)
+        self._tokens = list(state["tokens"])
         self._ended = set(state["ended"])
         read: dict[tuple[int, int], tuple[TokenizedSample, list[Segment]]] = {}
 
@@ -195,6 +217,10 @@ class SegmentPacking:
                 tokenized = self._streams[stream][position]
                 read[stream, position] = tokenized, self._segments(tokenized)
             tokenized, pieces = read[stream, position]
+            if piece >= len(pieces):
+                raise InputError(
+                    f"{self._streams[stream].name}: sample {tokenized.key!r} is not what it was when this was saved"
+                )
             return _Placed(stream, position, piece, pieces[piece], tokenized.kind, tokenized.key)
 
         self._open = BestFit(self._config.limits, self._config.packing_buffer)

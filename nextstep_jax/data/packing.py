@@ -4,15 +4,38 @@ Letters: B rows of a batch, S positions of a row, C channels of one image token.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
 
 from nextstep_jax.batch import Batch
-from nextstep_jax.data.sequence import Segment, Sizes, fits
+from nextstep_jax.data.sequence import Segment, Sizes, added, fits
 
 Item = TypeVar("Item")
+
+
+@dataclasses.dataclass
+class SampleCounts:
+    """What became of a source's samples.
+
+    Attributes:
+      read: all of them.
+      oversized: left out, because they fit into no row and cannot be cut.
+      cut: trained on in several pieces, because they do not fit into one row.
+      skipped: left out, because they cannot be used: damaged, without a caption, ...
+      discarded: text rows that the release's packing throws away (0 in every other).
+    """
+
+    read: int = 0
+    oversized: int = 0
+    cut: int = 0
+    skipped: int = 0
+    discarded: int = 0
+
+    def __add__(self, other: "SampleCounts") -> "SampleCounts":
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return SampleCounts(*map(sum, pairs))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,19 +45,13 @@ class PackedBatch:
     Attributes:
       kinds: [B, S] int8, `sequence.KIND_IDS` of each position; 0 for padding.
       keys: "source:key" of the samples in each row.
-      dropped: samples left out so far because they do not fit into a row; in the release's packing also the text rows that it
-        throws away.
+      counts: of the samples read so far, by source.
     """
 
     batch: Batch
     kinds: np.ndarray
     keys: tuple[tuple[str, ...], ...]
-    dropped: int
-
-
-def added(*sizes: Sizes) -> Sizes:
-    """Sizes of several items together."""
-    return tuple(map(sum, zip(*sizes, strict=True)))
+    counts: Mapping[str, SampleCounts]
 
 
 class BestFit(Generic[Item]):

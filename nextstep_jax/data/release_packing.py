@@ -7,14 +7,15 @@ when every batch would be left without an image, so with one row a batch no text
 
 import dataclasses
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from nextstep_jax.data.augment import draws
 from nextstep_jax.data.packing import PackedBatch, assemble
-from nextstep_jax.data.sequence import KIND_IDS, ImageTokens, Segment, TokenizedSample, cut_images, training_segment
-from nextstep_jax.data.streams import PackingConfig, Stream
+from nextstep_jax.data.sequence import KIND_IDS, ImageTokens, Segment, TextIds, TokenizedSample, training_segment
+from nextstep_jax.data.streams import PackingConfig, Stream, count_by_name
 from nextstep_jax.data.vocabulary import SpecialIds
 from nextstep_jax.errors import InputError
 
@@ -41,6 +42,18 @@ class Row:
     items: list[_Item]
 
 
+def cut_images(parts: Sequence[TextIds | ImageTokens], limit: int, draw: random.Random) -> tuple[int, int]:
+    """Where to cut so that at most `limit` images stay: (start, stop) places in `parts`.
+
+    Of more images, a run of `limit` is kept from one drawn at random on, each with the text before it; later text is lost.
+    """
+    places = [place for place, part in enumerate(parts) if isinstance(part, ImageTokens)]
+    if len(places) <= limit:
+        return 0, len(parts)
+    first = draw.randint(0, len(places) - limit)
+    return (places[first - 1] + 1 if first else 0), places[first + limit - 1] + 1
+
+
 class ReleasePacking:
     """One queue for each source and grid, one bucket of rows for each grid."""
 
@@ -63,6 +76,7 @@ class ReleasePacking:
             bucket = self._bucket_of(row)
             if bucket is None:
                 self._discarded += 1
+                self._streams[row.stream].counts.discarded += 1
                 if self._discarded - discarded_before >= _MOST_DISCARDED:
                     raise InputError(f"{_MOST_DISCARDED} text rows one after another found no batch with images to join")
                 continue
@@ -75,7 +89,7 @@ class ReleasePacking:
         batch, kinds = assemble(
             contents, config.batch_size, config.seq_len, config.channels, self._special.pad, separated=False
         )
-        return PackedBatch(batch, kinds, keys, self._discarded + sum(stream.oversized for stream in self._streams))
+        return PackedBatch(batch, kinds, keys, count_by_name(self._streams))
 
     def next_row(self, number: int) -> Row:
         """Read a stream until one of its queues, or its text, is long enough for a row."""
@@ -111,7 +125,7 @@ class ReleasePacking:
             start, stop = cut_images(tokenized.parts, self._most_images, self._draw)
         item = self._item(tokenized, (position, start, stop))
         fits = len(item.segment) <= self._config.seq_len
-        stream.count_fit(fits)
+        stream.count(tokenized, int(fits))
         if not fits:
             return
         grids = {f"{part.h}*{part.w}" for part in tokenized.parts[start:stop] if isinstance(part, ImageTokens)}
@@ -141,7 +155,7 @@ class ReleasePacking:
     def state(self) -> dict[str, Any]:
         """All that decides what comes next. Samples with images are named, text is stored."""
         return {
-            "streams": [[stream.position, stream.oversized] for stream in self._streams],
+            "streams": [stream.state() for stream in self._streams],
             "draw": _random_state(self._draw),
             "bucket_draw": _random_state(self._bucket_draw),
             "queues": [{grid: [item.origin for item in queue] for grid, queue in queues.items()} for queues in self._queues],
@@ -152,8 +166,8 @@ class ReleasePacking:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Back to a state: the streams seek, and waiting samples are read again."""
-        for stream, (position, oversized) in zip(self._streams, state["streams"], strict=True):
-            stream.seek(position, oversized)
+        for stream, saved in zip(self._streams, state["streams"], strict=True):
+            stream.restore(saved)
 
         def item(number: int, origin) -> _Item:
             return self._item(self._streams[number][origin[0]], tuple(origin))

@@ -8,14 +8,14 @@ Letters: C channels of one image token, n positions of a sequence, m image token
 """
 
 import dataclasses
-import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from nextstep_jax.data.augment import Augmentation, arrange, draws
+from nextstep_jax.data.augment import Augmentation, arrange
 from nextstep_jax.data.records import KINDS, ImagePart, Sample
+from nextstep_jax.data.source import Source
 from nextstep_jax.data.vocabulary import OPTIONAL, SpecialIds, Vocabulary
 from nextstep_jax.errors import InputError
 
@@ -125,18 +125,6 @@ def cut_text(segment: Segment, length: int) -> list[Segment]:
     return [dataclasses.replace(segment, **{name: getattr(segment, name)[place] for name in names}) for place in places]
 
 
-def cut_images(parts: list[TextIds | ImageTokens], limit: int, draw: random.Random) -> tuple[int, int]:
-    """Where to cut so that at most `limit` images stay: (start, stop) places in `parts`.
-
-    Of more images, a run of `limit` is kept from one drawn at random on, each with the text before it; later text is lost.
-    """
-    places = [place for place, part in enumerate(parts) if isinstance(part, ImageTokens)]
-    if len(places) <= limit:
-        return 0, len(parts)
-    first = draw.randint(0, len(places) - limit)
-    return (places[first - 1] + 1 if first else 0), places[first + limit - 1] + 1
-
-
 # --- from a stored sample ---------------------------------------------------------------------------------------------
 
 
@@ -190,23 +178,94 @@ class Tokenize:
         return ImageTokens(patchify(latents, patch), latents.shape[0] // patch, latents.shape[1] // patch, part.loss)
 
 
+class Unusable(NamedTuple):
+    """In place of a sample that cannot be used: why."""
+
+    index: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadSample:
+    """From the index of a source's sample to its parts. Called as (index in the repeated data set, index in the source)."""
+
+    source: Source
+    tokenize: Tokenize
+
+    def __call__(self, index: int, place: int) -> TokenizedSample | Unusable:
+        try:
+            return self.tokenize(index, self.source[place])
+        except InputError as error:
+            return Unusable(index, str(error))
+
+
+# --- within the limits of a row ---------------------------------------------------------------------------------------
+
+
+def added(*sizes: Sizes) -> Sizes:
+    """Sizes of several items together."""
+    return tuple(map(sum, zip(*sizes, strict=True)))
+
+
 def fits(sizes: Sizes, limits: Sizes) -> bool:
     """Whether none is above its limit."""
     return all(size <= limit for size, limit in zip(sizes, limits, strict=True))
 
 
-def segments(tokenized: TokenizedSample, special: SpecialIds, channels: int, seed: int, limits: Sizes) -> list[Segment]:
-    """The sequences of one sample, none with `sizes` above the limits of a row; none at all if the sample does not fit.
+def segments(sample: TokenizedSample, special: SpecialIds, channels: int, limits: Sizes) -> list[Segment]:
+    """The sequences of one sample, none with `sizes` above the limits of a row.
 
-    Text is cut into pieces. An interleaved sample keeps at most length // (2 * tokens of its largest image) images, a window
-    of them drawn at random. Nothing else is cut.
+    A sample that fits is one sequence. Of those that do not, a text is cut into pieces, and an interleaved sample after images,
+    so that every image keeps the text before it; where that is too long between any two parts, and inside a text only where it
+    alone is longer than a row. Nothing of a cut sample is lost. The end of text follows its last piece only.
+
+    Returns:
+      No sequence if the sample cannot be cut (a pair, an edit, an image longer than a row): it is oversized.
     """
-    parts, (length, max_text_targets, _) = tokenized.parts, limits
-    if tokenized.kind == "interleaved":
-        largest = max((part.h * part.w for part in parts if isinstance(part, ImageTokens)), default=1)
-        start, stop = cut_images(parts, max(1, length // (2 * largest)), draws("window", seed, tokenized.index))
-        parts = parts[start:stop]
-    segment = training_segment(parts, special, channels)
-    if tokenized.kind == "text":
-        return cut_text(segment, min(length, max_text_targets))
-    return [segment] if fits(segment.sizes, limits) else []
+    whole = training_segment(sample.parts, special, channels)
+    if fits(whole.sizes, limits):
+        return [whole]
+    seq_len, max_text_targets, _ = limits
+    if sample.kind == "text":
+        return cut_text(whole, min(seq_len, max_text_targets))
+    if sample.kind == "interleaved":
+        return _cut_between_parts(sample.parts, special, channels, limits)
+    return []
+
+
+def _cut_between_parts(
+    parts: Sequence[TextIds | ImageTokens], special: SpecialIds, channels: int, limits: Sizes
+) -> list[Segment]:
+    seq_len, max_text_targets, max_image_targets = limits
+    limits = seq_len - 1, max_text_targets - 1, max_image_targets  # the end of text needs its place
+
+    def sizes(parts: Sequence[TextIds | ImageTokens]) -> Sizes:
+        return frame(parts, special, channels).sizes
+
+    units: list[Sequence[TextIds | ImageTokens]] = []  # what stays together if it can: an image and the text before it
+    start = 0
+    for place, part in enumerate(parts, 1):
+        if isinstance(part, TextIds) and place < len(parts):
+            continue
+        unit, start = parts[start:place], place
+        if fits(sizes(unit), limits):
+            units.append(unit)
+            continue
+        for member in unit:
+            longest = max(1, min(limits[:2]))
+            if isinstance(member, TextIds):
+                units += [[TextIds(member.ids[i : i + longest], member.loss)] for i in range(0, len(member.ids), longest)]
+            elif fits(sizes([member]), limits):
+                units.append([member])
+            else:
+                return []
+    pieces: list[list[TextIds | ImageTokens]] = []
+    used: Sizes = ()
+    for unit in units:
+        if pieces and fits(together := added(used, sizes(unit)), limits):
+            pieces[-1] += unit
+            used = together
+        else:
+            pieces.append(list(unit))
+            used = sizes(unit)
+    return [*(frame(piece, special, channels) for piece in pieces[:-1]), training_segment(pieces[-1], special, channels)]

@@ -204,6 +204,10 @@ class Vocabulary:
         """`<|image_area|>` and the ids of "h*w"; h and w in image tokens."""
         return self.special.area_ids(h, w)
 
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Which of the tokens named as in SPECIAL_TOKENS it does not have, as they are spelled."""
+        return [SPECIAL_TOKENS[name] for name in names if getattr(self.special, name) is None]
+
     def require_match(self, config: NextStepConfig) -> None:
         """InputError unless the special ids are those of the model's config and all ids have an embedding."""
         wanted = SpecialIds.from_config(config, self.special.digits, self.special.times)

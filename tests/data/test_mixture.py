@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 
 from nextstep_jax.data.augment import AS_STORED, Augmentation
+from nextstep_jax.data.data_shards import DataShards
 from nextstep_jax.data.mixture import BatchIterator
-from nextstep_jax.data.records import ImagePart, Sample
+from nextstep_jax.data.packing import SampleCounts
+from nextstep_jax.data.prefetch import split_evenly
+from nextstep_jax.data.records import CaptionError, ImagePart, Sample
 from nextstep_jax.data.sequence import KIND_IDS
 from nextstep_jax.data.streams import MixtureComponent, PackingConfig
-from nextstep_jax.errors import InputError
+from nextstep_jax.data.vocabulary import Vocabulary
+from nextstep_jax.errors import DamagedDataError, InputError
 from nextstep_jax.objectives.multitask import target_weights
 from tests.data.made_up import ListSource, image, text, vocabulary
 
@@ -65,7 +69,7 @@ def keys(run) -> list:
 
 
 def assert_same(found, expected) -> None:
-    assert found.keys == expected.keys and found.dropped == expected.dropped
+    assert found.keys == expected.keys and found.counts == expected.counts
     np.testing.assert_array_equal(found.kinds, expected.kinds)
     for field in dataclasses.fields(expected.batch):
         np.testing.assert_array_equal(getattr(found.batch, field.name), getattr(expected.batch, field.name))
@@ -240,9 +244,10 @@ def test_every_target_of_a_row_has_a_place():
 
 def test_samples_longer_than_a_row_are_counted():
     source = ListSource([*pairs(6).samples, Sample((text(range(90)), image(2, 2, 0)), "pair", "long")], "pairs")
-    with BatchIterator([MixtureComponent(source, 1, AS_STORED)], VOCABULARY, dataclasses.replace(PACKING, epochs=3)) as batches:
+    config = dataclasses.replace(PACKING, epochs=3, max_oversized=0.2)
+    with BatchIterator([MixtureComponent(source, 1, AS_STORED)], VOCABULARY, config) as batches:
         run = list(batches)
-    assert run[-1].dropped == 3
+    assert run[-1].counts == {"pairs": SampleCounts(read=21, oversized=3)}
     assert "pairs:long" not in sample_counts(run)
 
 
@@ -250,8 +255,113 @@ def test_a_source_without_any_sample_that_fits_is_refused():
     config = dataclasses.replace(PACKING, seq_len=8)
     with BatchIterator([MixtureComponent(pairs(5))], VOCABULARY, config) as batches:
         for _ in range(2):  # asked again, it says it again
-            with pytest.raises(InputError, match="pairs: none of the last 5 samples fits into a row of 8"):
+            with pytest.raises(InputError, match="pairs: 2 of the 2 samples read do not fit into a row of 8"):
                 next(batches)
+
+
+class Sometimes(ListSource):
+    """Every n-th sample cannot be used."""
+
+    def __init__(self, count, n, error=CaptionError):
+        super().__init__(pairs(count).samples, "pairs")
+        self.n, self.error = n, error
+
+    def __getitem__(self, index):
+        if index % self.n == self.n - 1:
+            raise self.error(f"{index}.png: no caption")
+        return super().__getitem__(index)
+
+
+def test_unusable_samples_are_left_out_and_counted_up_to_a_limit(caplog):
+    config = dataclasses.replace(PACKING, epochs=2, max_skipped=0.1)
+    with BatchIterator([MixtureComponent(Sometimes(60, 15), 1, AS_STORED)], VOCABULARY, config) as batches:
+        run = list(batches)
+    assert run[-1].counts == {"pairs": SampleCounts(read=120, skipped=8)}
+    assert set(sample_counts(run).values()) == {2} and len(sample_counts(run)) == 56
+    assert "pairs: left out, because it cannot be used: 14.png: no caption" in caplog.messages
+    config = dataclasses.replace(PACKING, max_skipped=0.05)
+    with BatchIterator([MixtureComponent(Sometimes(60, 15), 1, AS_STORED)], VOCABULARY, config) as batches:
+        with pytest.raises(InputError, match=r"pairs: 6 of the \d+ samples read cannot be used, at most 5.00% .*max_skipped"):
+            take(batches, 100)
+
+
+def test_a_source_of_nothing_usable_stops_whatever_the_limit():
+    config = dataclasses.replace(PACKING, max_skipped=1.0)
+    with BatchIterator([MixtureComponent(Sometimes(20, 1))], VOCABULARY, config) as batches:
+        with pytest.raises(InputError, match="20 of the 20 samples"):
+            next(batches)
+
+
+def test_damaged_shards_are_no_unusable_samples():
+    source = Sometimes(60, 15, DamagedDataError)
+    with BatchIterator([MixtureComponent(source)], VOCABULARY, dataclasses.replace(PACKING, max_skipped=1.0)) as batches:
+        with pytest.raises(DamagedDataError):
+            take(batches, 100)
+
+
+def test_cut_samples_are_counted():
+    source = ListSource(
+        [*stories(5).samples, Sample(tuple(text([i] * 20) for i in range(10)), "interleaved", "long")], "stories"
+    )
+    with BatchIterator([MixtureComponent(source, 1, AS_STORED)], VOCABULARY, dataclasses.replace(PACKING, epochs=1)) as batches:
+        run = list(batches)
+    assert run[-1].counts == {"stories": SampleCounts(read=6, cut=1)}
+    assert sample_counts(run)["stories:long"] == 4
+
+
+def test_other_samples_at_the_same_place_are_noticed():
+    """As many samples with the same weights, but others: the saved position is of no use."""
+    with BatchIterator([MixtureComponent(pairs(50))], VOCABULARY, PACKING) as batches:
+        state = json.loads(json.dumps(batches.get_state()))
+    changed = ListSource([*pairs(50).samples[:-1], Sample((text([1]), image(2, 2, 0)), "pair", "other")], "pairs")
+    with BatchIterator([MixtureComponent(changed)], VOCABULARY, PACKING) as batches:
+        with pytest.raises(InputError, match="the source pairs holds other samples than when the position") as caught:
+            batches.set_state(state)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_old_position_is_refused():
+    with BatchIterator([MixtureComponent(pairs(50))], VOCABULARY, PACKING) as batches:
+        with pytest.raises(InputError, match="has version 1, this library reads version 2"):
+            batches.set_state({"version": 1, "made_with": {}, "position": {}})
+
+
+def test_data_that_ends_is_padded_until_all_shards_have_ended():
+    """Three data shards of one epoch: as many batches as the longest has, every sample once, then the end, again and again."""
+
+    def shards(count):
+        config = dataclasses.replace(PACKING, epochs=1, data_shards=count)
+        component = MixtureComponent(pairs(50), 1, AS_STORED)
+        made = {n: BatchIterator([component], VOCABULARY, dataclasses.replace(config, data_shard=n)) for n in range(count)}
+        return DataShards(made, count, anywhere=lambda found: found)
+
+    data = shards(3)
+    items = list(data)
+    assert all(len(item) == 3 for item in items)
+    assert sample_counts(part for item in items for part in item) == Counter({f"pairs:{i}": 1 for i in range(50)})
+    lengths = [max(n for n, item in enumerate(items, 1) if item[shard].keys) for shard in range(3)]
+    assert max(lengths) == len(items)
+    assert all((item[shard].batch.segment_ids == 0).all() for shard in range(3) for item in items[lengths[shard] :])
+    state = data.get_state()
+    data.close()
+    again = shards(3)
+    again.set_state([json.loads(json.dumps(state))])
+    assert list(again) == []
+    again.close()
+
+
+def test_thinking_needs_its_tokens():
+    tokenizer = json.loads(VOCABULARY.to_bytes())
+    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if "_of_thinking" not in token["content"]]
+    small = Vocabulary.from_bytes(json.dumps(tokenizer).encode())
+    component = MixtureComponent(pairs(5), thinking=True)
+    with pytest.raises(InputError, match=r"pairs: thinking is on, but tokenizer.json has no .*<\|begin_of_thinking\|>"):
+        BatchIterator([component], small, PACKING)
+    BatchIterator([MixtureComponent(pairs(5))], small, PACKING).close()
+
+
+def test_a_hosts_workers_are_shared_out():
+    assert split_evenly(4, 3) == [2, 1, 1] and split_evenly(2, 3) == [1, 1, 0] and split_evenly(0, 2) == [0, 0]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -50,7 +50,7 @@ def check_row(batch, b, input_ids, labels, image_numbers, image_filtered_idx):
 def test_rows(example):
     source = golden_source(example["samples"], example["kind"])
     augmentation = dataclasses.replace(AS_STORED, image_first=example.get("image_first_probability", 0))
-    config = PackingConfig(1, example["max_len"], shuffle=False, grids=grids(example["grids_known"]))
+    config = PackingConfig(1, example["max_len"], shuffle=False, grids=grids(example["grids_known"]), max_oversized=1.0)
     stream = Stream(MixtureComponent(source, 1, augmentation), VOCABULARY, config, 0)
     packing = ReleasePacking([stream], VOCABULARY.special, config)
     for pack in example["packs"]:
@@ -66,7 +66,7 @@ def test_rows(example):
     lengths = {grid: len(queue) for grid, queue in packing.state()["queues"][0].items() if queue}
     assert lengths == {grid: len(queue["sample_ends"]) - 1 for grid, queue in left.get("queues", {}).items()}
     assert packing.state()["text"][0][0] == left.get("stream", [])
-    assert stream.oversized == sum("dropped" in sample for sample in example["samples"])
+    assert stream.counts.oversized == sum("dropped" in sample for sample in example["samples"])
     stream.close()
 
 
@@ -92,7 +92,7 @@ def test_batches(example):
                 of_row = [next(images) for _ in range(count)]
                 check_row(packed.batch, b, input_ids, labels, [n for n, _ in of_row], [kept for _, kept in of_row])
             assert (packed.batch.segment_ids == 0).sum() == expected["pad_total"]
-        read = [position for position, _ in batches.get_state()["position"]["streams"]]
+        read = [stream["position"] for stream in batches.get_state()["position"]["streams"]]
     assert read == example["samples_read"]
 
 

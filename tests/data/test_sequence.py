@@ -10,13 +10,14 @@ from safetensors.numpy import load_file
 
 from nextstep_jax.data.augment import AS_STORED, draws
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
+from nextstep_jax.data.release_packing import cut_images
 from nextstep_jax.data.sequence import (
     ImageTokens,
     TextIds,
     Tokenize,
     TokenizedSample,
-    cut_images,
     cut_text,
+    fits,
     frame,
     image_prefix,
     patchify,
@@ -126,33 +127,69 @@ def test_every_run_of_images_is_drawn():
 
 def test_segments_by_kind():
     long_text = text_ids(*range(30))
-    assert list(map(len, segments(tokenized("text", long_text), SPECIAL, CHANNELS, 0, (12, 12, 12)))) == [12, 12, 7]
+    assert list(map(len, segments(tokenized("text", long_text), SPECIAL, CHANNELS, (12, 12, 12)))) == [12, 12, 7]
     pair = tokenized("pair", text_ids(1), image_tokens(2, 2))
-    assert list(map(len, segments(pair, SPECIAL, CHANNELS, 0, (12, 12, 12)))) == [12]
-    assert segments(pair, SPECIAL, CHANNELS, 0, (11, 11, 11)) == []
+    assert list(map(len, segments(pair, SPECIAL, CHANNELS, (12, 12, 12)))) == [12]
+    assert segments(pair, SPECIAL, CHANNELS, (11, 11, 11)) == []
 
 
 def test_segments_keep_to_the_places_of_the_heads():
     long_text = text_ids(*range(30))
-    assert list(map(len, segments(tokenized("text", long_text), SPECIAL, CHANNELS, 0, (12, 8, 12)))) == [8, 8, 8, 7]
+    assert list(map(len, segments(tokenized("text", long_text), SPECIAL, CHANNELS, (12, 8, 12)))) == [8, 8, 8, 7]
     pair = tokenized("pair", text_ids(1), image_tokens(2, 2))
-    (segment,) = segments(pair, SPECIAL, CHANNELS, 0, (12, 12, 12))
+    (segment,) = segments(pair, SPECIAL, CHANNELS, (12, 12, 12))
     positions, text, image = segment.sizes
     assert (positions, text, image) == (12, np.sum(segment.text_weight > 0), 4)
-    assert segments(pair, SPECIAL, CHANNELS, 0, (12, text, 4)) != []
-    assert segments(pair, SPECIAL, CHANNELS, 0, (12, text - 1, 4)) == segments(pair, SPECIAL, CHANNELS, 0, (12, text, 3)) == []
+    assert segments(pair, SPECIAL, CHANNELS, (12, text, 4)) != []
+    assert segments(pair, SPECIAL, CHANNELS, (12, text - 1, 4)) == segments(pair, SPECIAL, CHANNELS, (12, text, 3)) == []
 
 
-def test_an_interleaved_sample_keeps_what_fits():
-    story = [part for place in range(6) for part in (text_ids(place), image_tokens(2, 4, place))]
-    found = set()
-    for index in range(30):
-        (segment,) = segments(tokenized("interleaved", *story, index=index), SPECIAL, CHANNELS, 0, (64, 64, 64))
-        (again,) = segments(tokenized("interleaved", *story, index=index), SPECIAL, CHANNELS, 0, (64, 64, 64))
-        np.testing.assert_array_equal(segment.image_tokens, again.image_tokens)
-        assert segment.is_image.sum() == 64 // (2 * 8) * 8
-        found.add(segment.image_tokens[0, 0])
-    assert found == {0, 1, 2}
+def joined(pieces, field):
+    return np.concatenate([getattr(piece, field) for piece in pieces])
+
+
+def test_an_interleaved_sample_is_cut_after_images():
+    """20 times 700 words and an image of 256 tokens, in rows of 16,384 positions with 12,288 targets of each head."""
+    story = [part for place in range(20) for part in (text_ids(*[place] * 700), image_tokens(16, 16, place))]
+    pieces = segments(tokenized("interleaved", *story), SPECIAL, CHANNELS, (16_384, 12_288, 12_288))
+    assert [int(piece.is_image.sum()) // 256 for piece in pieces] == [16, 4]
+    assert [piece.text_ids[-1] for piece in pieces] == [SPECIAL.end_of_image, SPECIAL.eos]
+    whole = training_segment(story, SPECIAL, CHANNELS)
+    for field in ("text_ids", "is_image", "image_tokens", "text_weight", "image_weight"):
+        np.testing.assert_array_equal(joined(pieces, field), getattr(whole, field))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.integers(1, 30).map(lambda count: text_ids(*range(count))),
+            st.integers(1, 4).map(lambda side: image_tokens(side, 2, side)),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    st.tuples(st.integers(16, 50), st.integers(8, 50), st.integers(8, 50)),
+)
+def test_a_cut_sample_loses_nothing(parts, limits):
+    limits = (limits[0], min(limits[:2]), min(limits[0], limits[2]))
+    pieces = segments(tokenized("interleaved", *parts), SPECIAL, CHANNELS, limits)
+    whole = training_segment(parts, SPECIAL, CHANNELS)
+    if not pieces:
+        assert any(
+            not fits(frame([part], SPECIAL, CHANNELS).sizes, (limits[0] - 1, limits[1] - 1, limits[2])) for part in parts
+        )
+        return
+    assert all(fits(piece.sizes, limits) for piece in pieces)
+    for field in ("text_ids", "is_image", "image_tokens", "text_weight", "image_weight"):
+        np.testing.assert_array_equal(joined(pieces, field), getattr(whole, field))
+    assert len(pieces) == 1 or not fits(whole.sizes, limits)
+    # A piece starts inside a text only where that text is longer than a row.
+    borders = np.cumsum([len(frame([part], SPECIAL, CHANNELS)) for part in parts]).tolist()
+    for start in np.cumsum([len(piece) for piece in pieces[:-1]]).tolist():
+        if start not in borders:
+            part = parts[next(place for place, border in enumerate(borders) if border > start)]
+            assert isinstance(part, TextIds) and len(part.ids) > min(limits[:2]) - 1
 
 
 def preparation(**changes) -> Tokenize:

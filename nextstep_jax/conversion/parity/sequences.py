@@ -16,7 +16,7 @@ from nextstep_jax.conversion.parity.reference import Reference
 from nextstep_jax.conversion.parity.report import Report
 from nextstep_jax.conversion.parity.training import IGNORED
 from nextstep_jax.data.augment import AS_STORED, Augmentation, arrange, draws, make_seed
-from nextstep_jax.data.packing import PackedBatch
+from nextstep_jax.data.packing import PackedBatch, SampleCounts
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
 from nextstep_jax.data.release_packing import MIXED, ReleasePacking
 from nextstep_jax.data.sequence import ImageTokens, Segment, TextIds, TokenizedSample, training_segment
@@ -82,7 +82,7 @@ class _Samples:
         if kind not in KINDS:
             raise InputError(f"{FILE}: samples of kind {kind!r} are not known, only {', '.join(KINDS)}")
         augmentation = dataclasses.replace(AS_STORED, image_first=image_first if kind == PAIR else 0)
-        self.name, self.weight, self.position, self.oversized = kind, weight, 0, 0
+        self.name, self.weight, self.position, self.counts = kind, weight, 0, SampleCounts()
         self.tokenized = [_prepare(sample, KINDS[kind], augmentation, seed) for sample in samples]
 
     def __next__(self) -> TokenizedSample:
@@ -91,8 +91,8 @@ class _Samples:
         self.position += 1
         return self.tokenized[self.position - 1]
 
-    def count_fit(self, fits: bool) -> None:
-        self.oversized += not fits
+    def count(self, sample: TokenizedSample, pieces: int) -> None:
+        self.counts.oversized += not pieces
 
 
 def _prepare(sample: dict, kind: str, augmentation: Augmentation, seed: int) -> TokenizedSample:
