@@ -280,23 +280,29 @@ def test_unusable_samples_are_left_out_and_counted_up_to_a_limit(caplog):
     assert set(sample_counts(run).values()) == {2} and len(sample_counts(run)) == 56
     assert "pairs: left out, because it cannot be used: 14.png: no caption" in caplog.messages
     config = dataclasses.replace(PACKING, max_skipped=0.05)
-    with BatchIterator([MixtureComponent(Sometimes(60, 15), 1, AS_STORED)], VOCABULARY, config) as batches:
-        with pytest.raises(InputError, match=r"pairs: 6 of the \d+ samples read cannot be used, at most 5.00% .*max_skipped"):
-            take(batches, 100)
+    with (
+        BatchIterator([MixtureComponent(Sometimes(60, 15), 1, AS_STORED)], VOCABULARY, config) as batches,
+        pytest.raises(InputError, match=r"pairs: 6 of the \d+ samples read cannot be used, at most 5.00% .*max_skipped"),
+    ):
+        take(batches, 100)
 
 
 def test_a_source_of_nothing_usable_stops_whatever_the_limit():
     config = dataclasses.replace(PACKING, max_skipped=1.0)
-    with BatchIterator([MixtureComponent(Sometimes(20, 1))], VOCABULARY, config) as batches:
-        with pytest.raises(InputError, match="20 of the 20 samples"):
-            next(batches)
+    with (
+        BatchIterator([MixtureComponent(Sometimes(20, 1))], VOCABULARY, config) as batches,
+        pytest.raises(InputError, match="20 of the 20 samples"),
+    ):
+        next(batches)
 
 
 def test_damaged_shards_are_no_unusable_samples():
     source = Sometimes(60, 15, DamagedDataError)
-    with BatchIterator([MixtureComponent(source)], VOCABULARY, dataclasses.replace(PACKING, max_skipped=1.0)) as batches:
-        with pytest.raises(DamagedDataError):
-            take(batches, 100)
+    with (
+        BatchIterator([MixtureComponent(source)], VOCABULARY, dataclasses.replace(PACKING, max_skipped=1.0)) as batches,
+        pytest.raises(DamagedDataError),
+    ):
+        take(batches, 100)
 
 
 def test_cut_samples_are_counted():
@@ -314,16 +320,20 @@ def test_other_samples_at_the_same_place_are_noticed():
     with BatchIterator([MixtureComponent(pairs(50))], VOCABULARY, PACKING) as batches:
         state = json.loads(json.dumps(batches.get_state()))
     changed = ListSource([*pairs(50).samples[:-1], Sample((text([1]), image(2, 2, 0)), "pair", "other")], "pairs")
-    with BatchIterator([MixtureComponent(changed)], VOCABULARY, PACKING) as batches:
-        with pytest.raises(InputError, match="the source pairs holds other samples than when the position") as caught:
-            batches.set_state(state)
+    with (
+        BatchIterator([MixtureComponent(changed)], VOCABULARY, PACKING) as batches,
+        pytest.raises(InputError, match="the source pairs holds other samples than when the position") as caught,
+    ):
+        batches.set_state(state)
     assert "\n" not in str(caught.value)
 
 
 def test_an_old_position_is_refused():
-    with BatchIterator([MixtureComponent(pairs(50))], VOCABULARY, PACKING) as batches:
-        with pytest.raises(InputError, match="has version 1, this library reads version 2"):
-            batches.set_state({"version": 1, "made_with": {}, "position": {}})
+    with (
+        BatchIterator([MixtureComponent(pairs(50))], VOCABULARY, PACKING) as batches,
+        pytest.raises(InputError, match="has version 1, this library reads version 2"),
+    ):
+        batches.set_state({"version": 1, "made_with": {}, "position": {}})
 
 
 def test_data_that_ends_is_padded_until_all_shards_have_ended():
