@@ -3,7 +3,8 @@
     nextstep-jax train --config nextstep_14b_anneal --workdir DIR --config.init.checkpoint=STAGE2/export \
         --config.data.root=DATA
 
-DATA also holds the dataset edits.
+DATA also holds the dataset edits. Annealing is one epoch: the run ends when every source has been read once, or after 20K
+steps, which the learning rate falls over.
 
 Expected: 20K steps, 40B tokens. The table's 16K positions a rank would make that some 120 rows a step. On a laptop:
 `--config nextstep_14b_anneal:laptop`.
@@ -17,6 +18,7 @@ from nextstep_jax.training.laptop import parse_arg
 def base():
     config = nextstep_14b_stage2.base()
     config.name = "nextstep_14b_anneal"
+    config.data.epochs = 1  # the run ends with the data, if that is before the last step
     config.steps = 20_000
     config.optimizer.schedule = "cosine"
     config.optimizer.learning_rate = 1e-5

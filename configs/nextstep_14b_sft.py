@@ -16,6 +16,7 @@ from nextstep_jax.training.laptop import parse_arg
 def base():
     config = nextstep_14b_anneal.base()
     config.name = "nextstep_14b_sft"
+    config.data.epochs = 0
     config.steps = 10_000
     config.optimizer.warmup_steps = 500
     config.data.seq_len = 8_192

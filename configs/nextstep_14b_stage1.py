@@ -4,8 +4,8 @@
         --config.data.root=DATA --config.image_tokenizer_checkpoint=TOKENIZER
 
 QWEN is a Qwen2.5-14B folder converted with `nextstep-jax convert`; the image side of the model is randomly initialized. DATA
-holds the datasets text, pairs and interleaved, images encoded to latents at 256x256 pixels with `nextstep-jax data encode
---area 256`.
+holds the datasets text, pairs and interleaved, images resized, cropped and encoded to latents at 256x256 pixels with
+`nextstep-jax data encode --area 256 --square`.
 
 Expected: after 200K steps and 1.23T tokens, the stage-1 model of the paper. On a laptop, `--config
 nextstep_14b_stage1:laptop` runs the same stage with a tiny model on shapes (see nextstep_jax/training/laptop.py) in

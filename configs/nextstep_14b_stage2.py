@@ -3,7 +3,8 @@
     nextstep-jax train --config nextstep_14b_stage2 --workdir DIR --config.init.checkpoint=STAGE1/export \
         --config.data.root=DATA
 
-DATA as in stage 1, encoded with `--area 256` and `--area 512`.
+DATA as in stage 1, but encoded twice, with `--area 256` and `--area 512`: pairs and interleaved are folders that hold both
+datasets, e.g. pairs/256 and pairs/512, and so one source each.
 
 Expected: 100K steps, 0.61T tokens. On a laptop: `--config nextstep_14b_stage2:laptop`.
 """

@@ -38,6 +38,22 @@ class SampleCounts:
         return SampleCounts(*map(sum, pairs))
 
 
+def count_metrics(counts: Sequence[Mapping[str, SampleCounts]]) -> dict[str, float]:
+    """Of each source's samples, over several data shards, the fraction that was oversized, cut, skipped or discarded:
+    {"data/oversized/NAME": ...}. What never happens to a source is 0, but "cut" and "discarded" are then left out.
+    """
+    totals: dict[str, SampleCounts] = {}
+    for shard in counts:
+        for name, found in shard.items():
+            totals[name] = totals.get(name, SampleCounts()) + found
+    metrics = {}
+    for name, total in totals.items():
+        for what in ("oversized", "skipped", "cut", "discarded"):
+            if (count := getattr(total, what)) or what in ("oversized", "skipped"):
+                metrics[f"data/{what}/{name}"] = count / max(total.read, 1)
+    return metrics
+
+
 @dataclasses.dataclass(frozen=True)
 class PackedBatch:
     """A batch and what a training loop wants to say about it. All arrays are numpy.

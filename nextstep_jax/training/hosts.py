@@ -3,10 +3,17 @@
 import math
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from nextstep_jax.errors import InputError
 from nextstep_jax.sharding.mesh import batch_shardings
 from nextstep_jax.training.settings import RunConfig
+
+
+def on_any_process(value: bool) -> bool:
+    """Whether `value` is true on any process. All of them call this together."""
+    return value if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(value)).any())
 
 
 def local_data_shards(config: RunConfig) -> tuple[int, ...]:

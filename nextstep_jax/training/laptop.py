@@ -59,7 +59,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     head.update({"width": 32 * head.layers // 6, "layers": max(2, head.layers // 6)})  # the ablations' sizes keep their order
     config.model.update(special_ids(shapes_vocabulary()))
     config.model.update({"latent_size": 8, "base_grid": 4})
-    config.data.update({"root": "shapes-data", "vocabulary": SHAPES, "batch_size": 4, "seq_len": 256})
+    config.data.update({"root": "shapes-data", "vocabulary": SHAPES, "batch_size": 4, "seq_len": 256, "epochs": 0})
     config.data.validation = ConfigDict()
     for name, settings in config.data.sources.items():
         settings.update({"path": _PATHS[name], "kind": ""})

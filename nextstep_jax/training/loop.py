@@ -120,9 +120,22 @@ def train(
         guard = metrics.NonFiniteGuard(run.max_nonfinite_steps, before=int(state.skipped_in_a_row))
         profiling = contextlib.ExitStack()
         stack.callback(profiling.close)
+        reached = reported = saved = first
+        data_metrics: Mapping[str, float] = {}
+
+        def report() -> None:
+            values, finite = accumulator.report()
+            values |= data_metrics
+            writer.scalars(reached, values)
+            logger.info("step %d  %s", reached, metrics.summary(values))
+            guard.check(finite)
+
         for step in range(first + 1, run.steps + 1):
             began = time.perf_counter()
-            host_batch = next(data)
+            host_batch = next(data, None)
+            if host_batch is None:
+                break
+            reached, data_metrics = step, host_batch.metrics
             waited = time.perf_counter() - began
             if step == run.profile.start:
                 profiling.enter_context(jax.profiler.trace(workdir / "profile"))
@@ -146,16 +159,15 @@ def train(
             samples = _due(step, run.samples.every)
             evaluates = [evaluation for evaluation in evals if _due(step, evaluation.every)]
             if _due(step, run.log_every) or last or preempted:
-                values, finite = accumulator.report()
-                writer.scalars(step, values)
-                logger.info("step %d  %s", step, metrics.summary(values))
-                guard.check(finite)
+                report()
+                reported = step
             if not (save or validates or samples or evaluates):
                 continue
             jax.block_until_ready(state)  # so that the steps' own time is not taken for a pause
             with accumulator.paused():
                 if save:
                     checkpointer.save(step, state, data.get_state())
+                    saved = step
                 if preempted:
                     require_saved(checkpointer, step)
                     logger.warning("Told to stop: step %d is saved, the same command continues from it", step)
@@ -168,8 +180,16 @@ def train(
                     writer.scalars(step, run_evaluators(evaluates, stage.inference(state.averaged_params)))
 
         # --- The result -----------------------------------------------------------------------------------------------
-        require_saved(checkpointer, run.steps)
-        export(stage, workdir, run.steps, run.export_dtype)
+        if reached < run.steps:
+            logger.info("The data has ended after step %d (config.data.epochs)", reached)
+            if run.optimizer.schedule != "constant":
+                logger.warning("The learning rate was to fall until step %d (config.steps)", run.steps)
+            if reported < reached:
+                report()
+            if saved < reached:
+                checkpointer.save(reached, state, data.get_state())
+        require_saved(checkpointer, reached)
+        export(stage, workdir, reached, run.export_dtype)
         return state
 
 

@@ -16,7 +16,8 @@ from nextstep_jax.config import NextStepConfig
 from nextstep_jax.data.augment import AS_STORED
 from nextstep_jax.data.data_shards import DataShards
 from nextstep_jax.data.mixture import BatchIterator
-from nextstep_jax.data.packing import PackedBatch
+from nextstep_jax.data.packing import PackedBatch, count_metrics
+from nextstep_jax.data.prefetch import split_evenly
 from nextstep_jax.data.sequence import KIND_IDS
 from nextstep_jax.data.sources import open_source
 from nextstep_jax.data.streams import MixtureComponent, PackingConfig
@@ -28,7 +29,7 @@ from nextstep_jax.models.nextstep import NextStep, init_params
 from nextstep_jax.models.param_layouts import fuse_projections
 from nextstep_jax.objectives.multitask import Targets, add_input_noise, count_normalizers, draw_noise, multitask_loss
 from nextstep_jax.training.flops import multitask_flops, work_of
-from nextstep_jax.training.hosts import local_data_shards
+from nextstep_jax.training.hosts import local_data_shards, on_any_process
 from nextstep_jax.training.init import to_canonical
 from nextstep_jax.training.settings import MultitaskConfig, MultitaskLossConfig, SourceConfig
 from nextstep_jax.training.stage import Export, HostBatch, Stage, image_grid
@@ -38,6 +39,7 @@ from nextstep_jax.training.vocabulary import open_vocabulary
 Array = jax.Array
 
 _INPUT_NOISE_FOLD = 2  # beside the keys that `draw_noise` splits off, which are 0 and 1
+_THREADS = 16  # reader threads of a host, where there are fewer streams than that
 
 
 def make_stage(config: MultitaskConfig) -> Stage:
@@ -142,13 +144,13 @@ def mean_losses(name: str, targets: Targets, kinds: Array) -> dict[str, Weighted
 def open_components(root: str, sources: Mapping[str, SourceConfig], as_stored: bool = False) -> list[MixtureComponent]:
     """The sources that have a weight, in the order of their names. InputError names one that cannot be opened."""
     components = []
-    for _, settings in sorted(sources.items()):
+    for name, settings in sorted(sources.items()):
         if not settings.weight:
             continue
         path = settings.path if ":" in settings.path else str(pathlib.Path(root) / settings.path)
         augmentation = AS_STORED if as_stored else settings.augmentation
         source = open_source(path, settings.kind or None)
-        components.append(MixtureComponent(source, settings.weight, augmentation, settings.thinking))
+        components.append(MixtureComponent(source, settings.weight, augmentation, settings.thinking, name))
     return components
 
 
@@ -165,6 +167,8 @@ def packing_config(config: MultitaskConfig, model: NextStepConfig, data_shard: i
         "data_shards": data.data_shards,
         "grids": data.grids or None,
         "packing_buffer": data.packing_buffer,
+        "max_skipped": data.max_skipped,
+        "max_oversized": data.max_oversized,
     }
     if not data.grids:  # packing as the release does it knows no limit on targets: those beyond it are counted
         fields |= max_targets(config)
@@ -174,11 +178,11 @@ def packing_config(config: MultitaskConfig, model: NextStepConfig, data_shard: i
 def open_data(config: MultitaskConfig, model: NextStepConfig, vocabulary: Vocabulary) -> "PackedData":
     """The training mixture, from its start."""
     components, mine = open_components(config.data.root, config.data.sources), local_data_shards(config)
-    workers = -(-config.data.workers // len(mine))
-    return PackedData(
-        {n: BatchIterator(components, vocabulary, packing_config(config, model, n, workers=workers)) for n in mine},
-        config.data.data_shards,
-    )
+    settings = {"epochs": config.data.epochs or None, "threads": max(1, _THREADS // (len(mine) * len(components)))}
+    shards = {}
+    for n, workers in zip(mine, split_evenly(config.data.workers, len(mine)), strict=True):
+        shards[n] = BatchIterator(components, vocabulary, packing_config(config, model, n, workers=workers, **settings))
+    return PackedData(shards, config.data.data_shards, on_any_process if config.data.epochs else None)
 
 
 def open_validation_data(config: MultitaskConfig, model: NextStepConfig, vocabulary: Vocabulary) -> "PackedData":
@@ -192,12 +196,13 @@ def open_validation_data(config: MultitaskConfig, model: NextStepConfig, vocabul
 
 
 class PackedData(DataShards[PackedBatch]):
-    """The mixture's batches as the loop takes them: (Batch, kinds), and the names of their samples."""
+    """The mixture's batches as the loop takes them: (Batch, kinds), the names of their samples, and what was left out."""
 
     def __next__(self) -> HostBatch:
         packed = super().__next__()
         arrays = jax.tree.map(lambda *parts: np.concatenate(parts), *[(part.batch, part.kinds) for part in packed])
-        return HostBatch(arrays, tuple(key for part in packed for row in part.keys for key in row))
+        names = tuple(key for part in packed for row in part.keys for key in row)
+        return HostBatch(arrays, names, count_metrics([part.counts for part in packed]))
 
 
 # --- what comes out ---------------------------------------------------------------------------------------------------

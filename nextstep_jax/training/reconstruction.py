@@ -16,7 +16,9 @@ import numpy as np
 from nextstep_jax.config import ImageTokenizerConfig
 from nextstep_jax.data.data_shards import DataShards
 from nextstep_jax.data.images import to_float, to_uint8
+from nextstep_jax.data.packing import count_metrics
 from nextstep_jax.data.pixels import PixelBatch, PixelBatches
+from nextstep_jax.data.prefetch import split_evenly
 from nextstep_jax.data.sources import open_source
 from nextstep_jax.models.image_tokenizer import ImageTokenizer
 from nextstep_jax.objectives.reconstruction import Weights, discriminator_loss, draw_noise, reconstruction_loss
@@ -113,22 +115,24 @@ def make_objective(
 
 
 class PixelData(DataShards[PixelBatch]):
-    """Images as the loop takes them, and their names."""
+    """Images as the loop takes them, their names, and what was left out."""
 
     def __next__(self) -> HostBatch:
         batches = super().__next__()
         names = tuple(key for batch in batches for key in batch.keys)
-        return HostBatch(np.concatenate([batch.pixels for batch in batches]), names)
+        counts = [{"images": batch.counts} for batch in batches]
+        return HostBatch(np.concatenate([batch.pixels for batch in batches]), names, count_metrics(counts))
 
 
 def open_data(config: ReconstructionConfig, sources: tuple[str, ...]) -> PixelData:
     """This host's images of the given sources, from their start."""
     data, mine = config.data, local_data_shards(config)
     opened, size = [open_source(source) for source in sources], data.batch_size // data.data_shards
-    options = {"seed": config.seed, "data_shards": data.data_shards, "workers": -(-data.workers // len(mine))}
-    return PixelData(
-        {n: PixelBatches(opened, size, data.height, data.width, data_shard=n, **options) for n in mine}, data.data_shards
-    )
+    options = {"crop": data.crop, "seed": config.seed, "data_shards": data.data_shards, "max_skipped": data.max_skipped}
+    shards = {}
+    for n, workers in zip(mine, split_evenly(data.workers, len(mine)), strict=True):
+        shards[n] = PixelBatches(opened, size, data.height, data.width, data_shard=n, workers=workers, **options)
+    return PixelData(shards, data.data_shards)
 
 
 # --- what comes out ---------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from nextstep_jax.training.schema import NonNegative, Pattern, Positive, above, 
 
 Seed = Annotated[int, below(0, 2**32)]
 Fraction = Annotated[float, lambda value: "" if 0 < value <= 1 else "in (0, 1]"]
+Share = Annotated[float, lambda value: "" if 0 <= value <= 1 else "in [0, 1]"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,12 +183,16 @@ class DataConfig:
       batch_size: rows (or images) of a step, over all hosts.
       data_shards: parts in which a batch is read (data/data_shards.py): a run keeps their number, and can run on as many
         hosts as divide it.
-      workers: reader processes of a host for each source; 0 reads in threads.
+      workers: reader processes of a host, shared out over its data shards and their sources; what gets none, and everything
+        for 0, is read in threads.
+      max_skipped: the largest fraction of a source's samples that may be left out because they cannot be used (damaged, without
+        a caption, ...); the metrics say how many are.
     """
 
     batch_size: Positive = 8
     data_shards: Positive = 1
     workers: NonNegative = 0
+    max_skipped: Share = 0.01
 
     def __post_init__(self) -> None:
         if self.batch_size % self.data_shards:
@@ -206,7 +211,10 @@ class MixtureConfig(DataConfig):
       root: folder that relative paths of sources start from.
       vocabulary: a tokenizer.json; "": that of `init.checkpoint`; "shapes": the built-in dataset's.
       seq_len: positions of a row.
+      epochs: passes over the sources after which a run ends, even before `steps`; 0: no end.
       packing_buffer: rows held open while packing: more waste less.
+      max_oversized: the largest fraction of a source's samples that may be left out because they fit into no row and cannot be
+        cut (pairs, edits); the metrics say how many are.
       grids: (h, w) of every image, for packing as the February 2026 release does it; (): samples do not see each other.
       sources, validation: sources by names of the user's choice.
     """
@@ -214,7 +222,9 @@ class MixtureConfig(DataConfig):
     root: str = ""
     vocabulary: str = ""
     seq_len: Positive = 16384
+    epochs: NonNegative = 0
     packing_buffer: Positive = 16
+    max_oversized: Share = 0.01
     grids: tuple[tuple[Positive, Positive], ...] = ()
     sources: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
     validation: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
@@ -225,6 +235,8 @@ class MixtureConfig(DataConfig):
             for name, source in sources.items():
                 if source.weight and not source.path:
                     raise InputError(f"{group}.{name}.path is missing: a source with a weight needs one")
+        if self.grids and self.epochs:
+            raise InputError(f"packing as the release does it (grids) has no end, found epochs={self.epochs}")
 
     def has_sources(self) -> bool:
         return any(source.weight for source in self.sources.values())
@@ -236,6 +248,7 @@ class PixelsConfig(DataConfig):
 
     Attributes:
       sources, validation: what data/sources.py can open.
+      crop: the part of an image that is kept: "center", or "random", drawn anew in every epoch.
     """
 
     batch_size: Positive = 32
@@ -243,6 +256,7 @@ class PixelsConfig(DataConfig):
     validation: tuple[str, ...] = ()
     height: Positive = 256
     width: Positive = 256
+    crop: Literal["center", "random"] = "center"
 
     def has_sources(self) -> bool:
         return bool(self.sources)

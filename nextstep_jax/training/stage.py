@@ -1,7 +1,7 @@
 """What the loop needs to know of a stage, whatever its objective."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -11,10 +11,17 @@ from nextstep_jax.training.step import Objective
 
 
 class HostBatch(NamedTuple):
-    """This process's part of a batch: a tree of NumPy arrays, and the names of its samples for error messages."""
+    """This process's part of a batch.
+
+    Attributes:
+      arrays: a tree of NumPy arrays.
+      names: of its samples, for error messages.
+      metrics: what there is to say of the data read so far (by this process).
+    """
 
     arrays: Any
     names: tuple[str, ...]
+    metrics: Mapping[str, float]
 
 
 class DataIterator(Protocol):
