@@ -80,15 +80,31 @@ def _generation_options(command):
 
 @click.command(cls=Command)
 @click.argument("prompts", nargs=-1, required=True)
+@click.option(
+    "--rewrite",
+    metavar="openai:URL#MODEL",
+    help="Let a language model make the prompts richer first; its key is taken from OPENAI_API_KEY.",
+)
 @_generation_options
-def generate(prompts: tuple[str, ...], **options):
+def generate(prompts: tuple[str, ...], rewrite: str | None, **options):
     """Draw an image of each PROMPT."""
     with _profile(options["profile"]):
+        rewritten = list(prompts)
+        if rewrite is not None:
+            from nextstep_jax.chat import ChatEndpoint
+            from nextstep_jax.generation.rewriting import rewrite_prompts
+
+            endpoint = ChatEndpoint(rewrite)
         pipeline, settings, size = _prepare(options, edit=False)
+        if rewrite is not None:
+            rewritten = rewrite_prompts(prompts, endpoint)
         with _chunk_bar(options) as on_chunk:
             images = pipeline.generate(
-                prompts, n=options["count"], seed=options["seed"], settings=settings, on_chunk=on_chunk, **size
+                rewritten, n=options["count"], seed=options["seed"], settings=settings, on_chunk=on_chunk, **size
             )
+        if rewrite is not None:
+            for i, image in enumerate(images):
+                image.record.update(original_prompt=prompts[i // options["count"]], rewritten_by=rewrite)
         _save(images, options)
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from nextstep_jax.cli import cli, main
 from nextstep_jax.data.image_output import read_record
 from nextstep_jax.errors import NextStepError
+from tests.stand_in import chat_reply
 
 
 @pytest.fixture
@@ -240,3 +241,19 @@ def test_a_missing_extra_is_named():
         [sys.executable, "-c", f"{block}\nimport nextstep_jax.cli as c; c.main()"], capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (2, "error: absl is not installed: pip install 'nextstep_jax[train]'\n")
+
+
+def test_a_prompt_can_be_rewritten_before_it_is_drawn(run, tmp_path, server, tiny_checkpoint):
+    server.answer = lambda path, body, count: chat_reply("a blue square")
+    out, where = tmp_path / "a.png", f"openai:{server.url}/v1#m"
+    code, text, _ = run("generate", "a red circle", "--rewrite", where, "--checkpoint", tiny_checkpoint, "--out", out, "--json")
+    (record,) = json.loads(text)
+    assert code == 0 and out.exists()
+    assert (record["prompt"], record["original_prompt"], record["rewritten_by"]) == ("a blue square", "a red circle", where)
+    server.answer = lambda path, body, count: chat_reply("")
+    code, _, error = run(
+        "generate", "a red circle", "--rewrite", where, "--checkpoint", tiny_checkpoint, "--out", tmp_path / "b.png"
+    )
+    assert code == 1 and "did not rewrite the prompt 'a red circle'" in error and not (tmp_path / "b.png").exists()
+    code, _, error = run("generate", "a red circle", "--rewrite", "gpt", "--out", tmp_path / "b.png")
+    assert code == 2 and "expected openai:URL#MODEL" in error
