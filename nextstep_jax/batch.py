@@ -4,10 +4,11 @@ Letters: B batch, S sequence, C channels of one image token.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 
-Array = jax.Array
+Array = Any  # np.ndarray where rows are packed, jax.Array on devices, jax.ShapeDtypeStruct where a step is only lowered
 
 
 @jax.tree_util.register_dataclass
@@ -40,4 +41,5 @@ class Batch:
     @property
     def shape(self) -> tuple[int, int]:
         """(B, S)."""
-        return self.text_ids.shape
+        rows, positions = self.text_ids.shape
+        return rows, positions

@@ -70,7 +70,8 @@ def main() -> None:
             path = error.ctx.command_path if error.ctx else "nextstep-jax"
             code = _fail(f"{error.format_message()} ({path} --help)", error.exit_code)
         except NextStepError as error:
-            code = _fail(str(error), error.exit_code)
+            click.echo(f"error: {error}", err=True)  # some list what does not fit, a line each
+            code = error.exit_code
         except ModuleNotFoundError as error:
             extra = _EXTRAS.get((error.name or "").partition(".")[0])
             if extra is None:

@@ -88,7 +88,7 @@ def tokenizer(source, checkpoint, area, limit, batch, as_json):
 
     buckets(area)
     keep_compiled_programs()
-    skipped = []
+    skipped: list[str] = []
     originals = source_images(open_source(source), area, limit, skipped)
     scores = evaluate(originals, reconstruction(*load_image_tokenizer(checkpoint)), batch) | {"skipped": len(skipped)}
     if skipped:

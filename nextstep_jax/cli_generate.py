@@ -183,7 +183,7 @@ def complete(prompt: str, images: tuple[pathlib.Path, ...], interleave: pathlib.
     for part in parts:
         if isinstance(part, str):
             shown.append({"text": part})
-        else:
+        elif interleave is not None:
             path = interleave / f"image-{part.record['index']}.png"
             part.save(path)
             shown.append({"image": str(path)})
@@ -242,8 +242,8 @@ def _prepare(options: dict, edit: bool):
 
         output_format(options["preview"])
         require_writable(options["preview"])
-    names = ("cfg", "image_cfg", "schedule", "sampler", "steps", "final_steps", "shift", "noise_level", "thinking")
-    names += ("prompt_suffix", "negative_prompt")
+    names = ["cfg", "image_cfg", "schedule", "sampler", "steps", "final_steps", "shift", "noise_level", "thinking"]
+    names += ["prompt_suffix", "negative_prompt"]
     changes = {name: options[name] for name in names if name in options} | {"normalize_tokens": options["use_norm"]}
     size = {name: options[name] for name in ("height", "width", "aspect")}
     require_usable(options["checkpoint"], edit, changes, **size)

@@ -40,7 +40,7 @@ def prepared() -> Iterator[None]:
     _open_missing()
     for stream in (sys.stdout, sys.stderr):
         _print_everything(stream)
-    before, sys.stderr = sys.stderr, _Lenient(sys.stderr)  # type: ignore[assignment]  # it has all that is asked of it
+    before, sys.stderr = sys.stderr, _Lenient(sys.stderr)
     try:
         yield
     finally:

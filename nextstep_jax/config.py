@@ -298,7 +298,9 @@ def preset(name: str) -> NextStepConfig:
     return PRESETS[name]
 
 
-_SMALL_IDS = dict(bos_id=499, eos_id=499, pad_id=500, begin_of_image_id=502, end_of_image_id=503, image_placeholder_id=504)
+_SMALL_IDS: dict[str, Any] = dict(
+    bos_id=499, eos_id=499, pad_id=500, begin_of_image_id=502, end_of_image_id=503, image_placeholder_id=504
+)
 
 PRESETS = {
     "14b": NextStepConfig(),

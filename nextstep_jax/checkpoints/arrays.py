@@ -104,7 +104,8 @@ class ArrayReader:
         Raises:
           DamagedDataError: naming the leaf that is missing, unreadable or of another shape or dtype.
         """
-        queue, ahead = collections.deque(), 0
+        queue: collections.deque[tuple[str, list[ts.Future], int]] = collections.deque()
+        ahead = 0
         for path, indices in requests:
             store = self._open(path)
             futures = [store[index].read() for index in indices]
@@ -132,7 +133,9 @@ class ArrayReader:
         if list(store.shape) != entry["shape"] or store.dtype.name != entry["dtype"]:
             found = f"{store.dtype.name}{list(store.shape)}"
             raise DamagedDataError(f"{self._directory}: leaf {path} is {found}, expected {entry['dtype']}{entry['shape']}")
-        if math.prod(store.chunk_layout.read_chunk.shape or ()) > 2**store.rank * max(1, math.prod(store.shape)):
+        if math.prod(n or 1 for n in store.chunk_layout.read_chunk.shape or ()) > 2**store.rank * max(
+            1, math.prod(store.shape)
+        ):
             raise DamagedDataError(f"{self._directory}: leaf {path} has chunks far larger than itself")
         return store
 
@@ -168,16 +171,16 @@ def read_sharded(
     """
     wanted = {path: _device_indices(shardings[path], entry["shape"]) for path, entry in leaves.items()}
     reader = ArrayReader(directory, leaves)
-    unchecked = {}
+    unchecked: list[str] = []
 
     def place() -> dict[str, jax.Array]:
-        loaded = {}
+        loaded: dict[str, jax.Array] = {}
         for path, pieces in reader.read((path, [index for index, _ in slices]) for path, slices in wanted.items()):
             shape = tuple(leaves[path]["shape"])
             if len(pieces) == 1 and pieces[0].shape == shape:
                 reader.check_digest(path, host_digest(pieces[0]))
             else:
-                unchecked[path] = None
+                unchecked.append(path)
             parts = zip(pieces, wanted[path], strict=True)
             shards = [jax.device_put(piece, device) for piece, (_, devices) in parts for device in devices]
             loaded[path] = jax.make_array_from_single_device_arrays(shape, shardings[path], shards)
@@ -203,9 +206,9 @@ def unflatten(by_path: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _device_indices(sharding: jax.sharding.Sharding, shape: list[int]) -> list[tuple[Index, list[jax.Device]]]:
     """The distinct slices this process needs, each with its devices."""
-    by_bounds = {}
+    by_bounds: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(tuple(shape)).items():
-        bounds = tuple(part.indices(n)[:2] for part, n in zip(index, shape, strict=True))
+        bounds = tuple(part.indices(n)[:2] for part, n in zip(index or (), shape, strict=True))
         by_bounds.setdefault(bounds, []).append(device)
     return [(tuple(slice(*pair) for pair in bounds), devices) for bounds, devices in by_bounds.items()]
 

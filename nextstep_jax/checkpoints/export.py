@@ -102,10 +102,10 @@ def _unstacked(directory: pathlib.Path, leaves: arrays.LeafEntries) -> Iterator[
     reader = arrays.ArrayReader(directory / steps.STATE, leaves)
     for path, entry in leaves.items():
         whole, running = tuple(slice(0, n) for n in entry["shape"]), RunningDigest(entry["shape"], entry["dtype"])
-        indices = [(row, *whole[1:]) for row in range(entry["shape"][0])] if _STACKED.search(path) else [whole]
+        indices: list[Any] = [(row, *whole[1:]) for row in range(entry["shape"][0])] if _STACKED.search(path) else [whole]
         for row, (_, (array,)) in enumerate(reader.read((path, [index]) for index in indices)):
             running.update(array)
-            yield _STACKED.sub(lambda found, row=row: f"{found[0]}_{row}", path), array
+            yield _STACKED.sub(rf"\g<0>_{row}", path), array
         reader.check_digest(path, running.hexdigest())
 
 

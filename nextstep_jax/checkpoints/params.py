@@ -84,7 +84,7 @@ def load_config(directory: str | os.PathLike) -> dict[str, Any]:
       InputError: not a checkpoint folder, or of a newer version.
       DamagedDataError: the file is not what was written.
     """
-    config = json.loads(load_file(directory, CONFIG))
+    config = json.loads(load_file(directory, CONFIG) or b"{}")
     if config.get("format") != FORMAT or config.get("version") != VERSION:
         found = f"{config.get('format')} version {config.get('version')}"
         raise InputError(f"{manifest.local_folder(directory) / CONFIG}: expected {FORMAT} version {VERSION}, found {found}")
@@ -104,7 +104,8 @@ def load_file(directory: str | os.PathLike, name: str) -> bytes | None:
 def load_extra_files(directory: str | os.PathLike) -> dict[str, bytes]:
     """All the files that `save_params` was given as `extra_files`, verified."""
     files = _read_manifest(manifest.local_folder(directory))["files"]
-    return {name: load_file(directory, name) for name in files if name != CONFIG and not name.startswith(f"{ARRAYS}/")}
+    names = (name for name in files if name != CONFIG and not name.startswith(f"{ARRAYS}/"))
+    return {name: content for name in names if (content := load_file(directory, name)) is not None}
 
 
 def abstract_params(directory: str | os.PathLike, subtree: str | None = None) -> dict[str, Any]:
@@ -272,7 +273,7 @@ def _shardings_by_path(shardings: Any, leaves: arrays.LeafEntries, prefix: str) 
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if isinstance(shardings, jax.sharding.Sharding):
         return dict.fromkeys(leaves, shardings)
-    by_path = {prefix + path: sharding for path, sharding in _flatten(shardings)}
+    by_path: dict[str, Any] = {prefix + path: sharding for path, sharding in _flatten(shardings)}
     if by_path.keys() != leaves.keys():
         path = sorted(by_path.keys() ^ leaves.keys())[0]
         which = "has no sharding" if path in leaves else "has a sharding but is not in the checkpoint"

@@ -33,15 +33,15 @@ def broadcast(text: str) -> str:
 
 def agree(action: Callable[[], T]) -> T:
     """The action's result, unless it raises DamagedDataError on any process: then that error is raised on all of them."""
-    result, problem = None, ""
+    results, problem = [], ""
     try:
-        result = action()
+        results.append(action())
     except DamagedDataError as error:
         problem = str(error)
     for found in gather(problem):
         if found:
             raise DamagedDataError(found)
-    return result
+    return results[0]
 
 
 def find_damage_together(root: pathlib.Path, files: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -139,7 +139,7 @@ def _read(folder: pathlib.Path, vae: Place | None, tokens: Place | None) -> tupl
     else:
         warnings.append(f"{folder} has no text tokenizer: the checkpoint serves Python callers that pass ids, no prompts")
     if language_model:
-        values = _with_image_settings(values, vocabulary and vocabulary.special, folder)
+        values = _with_image_settings(values, vocabulary.special if vocabulary else None, folder)
     parts = [released.read_model(folder, values, init_image_parts=language_model)]
     if vocabulary:
         vocabulary.require_match(parts[0].config)

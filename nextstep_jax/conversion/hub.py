@@ -66,6 +66,8 @@ def download(name: str, log: Callable[[str], None], with_vae: bool = True) -> Do
     except ImportError as error:
         raise InputError(f"{name}: no such folder; to fetch it from the hub, install nextstep_jax[hub]") from error
     found = _NAME.fullmatch(name)
+    if found is None:
+        raise InputError(f"{name}: neither a folder nor a hub name, ORG/REPOSITORY or ORG/REPOSITORY@REVISION")
     main = _Repository(huggingface_hub, found["repository"], found["revision"])
     wanted = main.weights(MODEL_FILES) or main.weights(TOKENIZER_FILES)
     if not wanted or "config.json" not in main.sizes:

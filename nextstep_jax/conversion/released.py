@@ -52,7 +52,7 @@ class Part:
     name: str
     folder: pathlib.Path
     released: Mapping[str, Any]
-    config: NextStepConfig | ImageTokenizerConfig
+    config: Any  # NextStepConfig or ImageTokenizerConfig, by name
     pairs: tuple[tuple[Entry, StoredTensor], ...]
     initialized: tuple[Entry, ...]
     dropped: tuple[StoredTensor, ...]
@@ -116,7 +116,9 @@ def _match(entries: Sequence[Entry], tensors: Sequence[StoredTensor], droppable:
     found = collections.defaultdict(list)
     for tensor in tensors:
         found[names.strip_prefix(tensor.name)].append(tensor)
-    pairs, dropped, problems = [], [], []
+    pairs: list[tuple[Entry, StoredTensor]] = []
+    dropped: list[StoredTensor] = []
+    problems: list[str] = []
     for entry in entries:
         candidates = found.pop(entry.source, [])
         problems += _unfit(entry, candidates)
@@ -136,7 +138,8 @@ def _match(entries: Sequence[Entry], tensors: Sequence[StoredTensor], droppable:
 
 def _strange_prefix(entries: Sequence[Entry], tensors: Sequence[StoredTensor]) -> str:
     """What stands before the wanted names in most of them, "" if nothing does."""
-    wanted, found = {entry.source for entry in entries}, collections.Counter()
+    wanted = {entry.source for entry in entries}
+    found: collections.Counter[str] = collections.Counter()
     for tensor in tensors:
         keys = names.strip_prefix(tensor.name).split(".")
         for cut in range(1, min(len(keys), 8)):

@@ -77,7 +77,7 @@ def _build(folder: pathlib.Path) -> Tokenizer:
     return tokenizer
 
 
-def _read_merges(data: bytes) -> list[tuple[str, ...]]:
+def _read_merges(data: bytes) -> list[Any]:
     """The pairs of merges.txt: one a line, after an optional line with the format's version; lines end in LF or CR LF."""
     lines = [line.removesuffix("\r") for line in data.decode("utf-8-sig").split("\n")]
     if lines[0].startswith("#version"):

@@ -9,6 +9,7 @@ ever imported or called on a file's behalf.
 import collections
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -186,7 +187,7 @@ def open_safetensors(path: pathlib.Path) -> list[StoredTensor]:
         if 8 + length + end != size:
             raise InputError(f"{path}: truncated or damaged, it has {size} bytes and its header describes {8 + length + end}")
     return [
-        StoredTensor(name, shape, dtype, path, lambda a=8 + length + start, s=shape, d=dtype: _read_range(path, a, s, d))
+        StoredTensor(name, shape, dtype, path, functools.partial(_read_range, path, 8 + length + start, shape, dtype))
         for name, dtype, start, _, shape in rows
     ]
 
@@ -239,7 +240,7 @@ def open_torch(path: pathlib.Path) -> list[StoredTensor]:
         for name, view in state.items():
             _check_name(path, name)
             archive.check(name, view)
-    return [StoredTensor(name, v.shape, v.storage.dtype, path, lambda v=v: archive.read(v)) for name, v in state.items()]
+    return [StoredTensor(name, v.shape, v.storage.dtype, path, functools.partial(archive.read, v)) for name, v in state.items()]
 
 
 def _flat_state(path: pathlib.Path, state: Any) -> dict[str, View]:

@@ -36,7 +36,7 @@ class Storage(NamedTuple):
 
     dtype: np.dtype
     key: str
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody asks a storage for
 
 
 class View(NamedTuple):
@@ -71,6 +71,7 @@ def read_pickle(data: bytes, path: pathlib.Path) -> Any:
         del stack[start:]
         return items
 
+    argument: Any
     for opcode, argument, _ in pickletools.genops(data):
         match opcode.name:
             case "PROTO" | "FRAME":
@@ -113,7 +114,8 @@ def read_pickle(data: bytes, path: pathlib.Path) -> Any:
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "GLOBAL":
-                stack.append(_global(*argument.split(" ", 1), path=path))
+                module, name = argument.split(" ", 1)
+                stack.append(_global(module, name, path=path))
             case "STACK_GLOBAL":
                 name, module = stack.pop(), stack.pop()
                 stack.append(_global(module, name, path=path))

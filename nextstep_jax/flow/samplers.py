@@ -23,6 +23,7 @@ Letters: N steps, E evaluations, R rows, C channels of one image token.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -167,10 +168,10 @@ def _grid(sampler: str, steps: int, shift: float, last_step: float) -> np.ndarra
         if shift < 1:
             raise InputError(f"sampler 'august2025' with a timestep shift below 1 would integrate past t = 1, found {shift}")
         return np.append(starts, starts[-1] + last_step)
-    return shift_times(np.linspace(0, 1, steps + 1), shift)
+    return np.asarray(shift_times(np.linspace(0, 1, steps + 1), shift))
 
 
-def _check(sampler: str, steps: int) -> None:
+def _check(sampler: str, steps: Any) -> None:
     if sampler not in SAMPLERS:
         raise InputError(f"sampler must be one of {', '.join(SAMPLERS)}, found {sampler!r}")
     least = 2 if sampler == "august2025" else 1

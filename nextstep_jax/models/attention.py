@@ -162,7 +162,7 @@ def _splash(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
     of_queries = PartitionSpec(rows or None, along or None, across or None)
     of_keys = PartitionSpec(rows or None, None, across or None)
     mask_spec = jax.sharding.NamedSharding(mesh, PartitionSpec(None, along or None))
-    specs = (attend.manual_sharding_spec(mask_spec), of_queries, of_keys, of_keys, of_queries[:2], of_keys[:2])
+    specs: tuple = (attend.manual_sharding_spec(mask_spec), of_queries, of_keys, of_keys, of_queries[:2], of_keys[:2])
     specs = tuple(PartitionSpec(*spec) if isinstance(spec, tuple) else spec for spec in specs)
     # The kernel does not say over which axes its result varies, hence no check of it.
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=of_queries, check_vma=False)(*arguments)

@@ -169,7 +169,8 @@ def channel_statistics(x: Array) -> tuple[Array, Array]:
 def group_normalize(x: Array, statistics: tuple[Array, Array], groups: int, scale: Array, bias: Array) -> Array:
     """GroupNorm of x [B, H, W, C] in float32, with the channel statistics [B, C] of the whole image."""
     batch, *_, c = x.shape
-    mean, variance = pool_statistics(*(s.reshape(batch, groups, c // groups) for s in statistics), axis=2)
+    mean, variance = (s.reshape(batch, groups, c // groups) for s in statistics)
+    mean, variance = pool_statistics(mean, variance, axis=2)
     gain = jnp.repeat(jax.lax.rsqrt(variance + NORM_EPS), c // groups, axis=1) * scale
     offset = bias - jnp.repeat(mean, c // groups, axis=1) * gain
     return x.astype(jnp.float32) * gain[:, None, None] + offset[:, None, None]

@@ -26,7 +26,7 @@ def layer_norm(x: Array, eps: float, scale: Array | None = None, bias: Array | N
     y = x.astype(jnp.float32)
     y = y - jnp.mean(y, axis=-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
-    if scale is not None:
+    if scale is not None and bias is not None:
         y = y * scale.astype(jnp.float32) + bias.astype(jnp.float32)
     return y.astype(x.dtype)
 

@@ -60,26 +60,30 @@ def decode_tiled(config: ImageTokenizerConfig, params: dict, latents: Array, row
         if level:
             x = sweep({"upsample": layers["upsample"]}, x)
     x = sweep({"norm": decoder["norm_out"], "conv": decoder["conv_out"]}, x)
-    return np.asarray(depth_to_space(x.values, config.stem_patch)).astype(np.float32)
+    pixels = depth_to_space(x.values, config.stem_patch)  # type: ignore[arg-type]  # reshapes NumPy, which stays on the host
+    return np.asarray(pixels).astype(np.float32)
 
 
 def _sweep(config: ImageTokenizerConfig, strips: int, layer: dict, x: Activation, skip: Activation | None = None) -> Activation:
     """One layer over the whole activation: norm and convolution of x, plus (a projection of) `skip`."""
     batch, height, width, _ = x.values.shape
     rows, scale = height // strips, 2 if "upsample" in layer else 1
-    made, statistics = None, []
+    made: np.ndarray | None = None
+    means, variances = [], []
     for strip in range(strips):
         start, stop = strip * rows, (strip + 1) * rows
         seen = np.arange(start - 1, stop + 1)
         inside = (seen >= 0) & (seen < height)
         skipped = None if skip is None else skip.values[:, start:stop]
         seen_values = x.values[:, np.clip(seen, 0, height - 1)]
-        values, part = _strip(config, layer, seen_values, x.statistics, inside, skipped)
+        values, (mean, variance) = _strip(config, layer, seen_values, x.statistics, inside, skipped)
         if made is None:
             made = np.empty((batch, scale * height, scale * width, values.shape[-1]), values.dtype)
         made[:, scale * start : scale * stop] = values
-        statistics.append(part)
-    return Activation(made, pool_statistics(*(jnp.stack(s) for s in zip(*statistics, strict=True)), axis=0))
+        means.append(mean)
+        variances.append(variance)
+    assert made is not None, "an image has at least one strip"
+    return Activation(made, pool_statistics(jnp.stack(means), jnp.stack(variances), axis=0))
 
 
 @functools.partial(jax.jit, static_argnums=0)

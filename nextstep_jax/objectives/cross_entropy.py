@@ -33,7 +33,8 @@ def cross_entropy(hidden: Array, kernel: Array, targets: Array, slice_size: int 
 def _forward(hidden: Array, kernel: Array, targets: Array, slice_size: int):
     def add(state, inputs):
         highest, total, chosen = state
-        logits, ids = _logits(hidden, *inputs, kernel.shape[1])
+        columns, ids = inputs
+        logits, ids = _logits(hidden, columns, ids, kernel.shape[1])
         higher = jnp.maximum(highest, logits.max(axis=-1))
         total = total * jnp.exp(highest - higher) + jnp.exp(logits - higher[:, None]).sum(axis=-1)
         chosen = chosen + jnp.where(ids == targets[:, None], logits, 0.0).sum(axis=-1)
@@ -50,10 +51,11 @@ def _backward(slice_size: int, saved, gradient: Array):
     hidden, kernel, targets, normalizer = saved
 
     def add(to_hidden, inputs):
-        logits, ids = _logits(hidden, *inputs, kernel.shape[1])
+        columns, ids = inputs
+        logits, ids = _logits(hidden, columns, ids, kernel.shape[1])
         to_logits = jnp.exp(logits - normalizer[:, None]) - (ids == targets[:, None])
         to_logits = (to_logits * gradient[:, None]).astype(hidden.dtype)
-        to_hidden += jnp.einsum("PV,DV->PD", to_logits, inputs[0], preferred_element_type=jnp.float32)
+        to_hidden += jnp.einsum("PV,DV->PD", to_logits, columns, preferred_element_type=jnp.float32)
         to_slice = jnp.einsum("PD,PV->DV", hidden, to_logits, preferred_element_type=jnp.float32)
         return to_hidden, constrain(to_slice, "embed", "vocab").astype(kernel.dtype)
 

@@ -117,14 +117,14 @@ def multitask_loss(
 
     lm_loss = _over(jnp.sum(text.weights * text.losses), normalizers.text)
     im_loss = _over(jnp.sum(image.weights * image.losses), normalizers.image)
-    text_scale, image_scale = config.text_loss_weight, config.image_loss_weight
+    text_scale: Array | float = config.text_loss_weight
+    image_scale: Array | float = config.image_loss_weight
     if token_length_weight:
         tokens = normalizers.text + normalizers.image_tokens
         text_scale = _over(text_scale * normalizers.text, tokens)
         image_scale = _over(image_scale * normalizers.image_tokens, tokens)
     loss = text_scale * lm_loss + image_scale * im_loss
-    counts = (jnp.sum(part.weights > 0) for part in (text, image))
-    return loss, Metrics(lm_loss, im_loss, *counts, text, image)
+    return loss, Metrics(lm_loss, im_loss, jnp.sum(text.weights > 0), jnp.sum(image.weights > 0), text, image)
 
 
 def draw_noise(

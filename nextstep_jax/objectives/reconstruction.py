@@ -102,9 +102,9 @@ def reconstruction_loss(
     per_image = {"l1": _mean(jnp.abs(images - made)), "l2": _mean(jnp.square(images - made))}
     if weights.kl:
         per_image["kl"] = _mean(kl_divergence(posterior))
-    if weights.perceptual:
+    if weights.perceptual and perceptual is not None:
         per_image["perceptual"] = perceptual(images, made)
-    if weights.adversarial:
+    if weights.adversarial and discriminator is not None:
         per_image["adversarial"] = -_mean(discriminator(made))
     count = len(images) if total is None else total
     terms = {name: jnp.sum(values) / count for name, values in per_image.items()}

@@ -74,7 +74,7 @@ def global_batch(batch, mesh: Mesh, names: tuple[str, ...] = ("batch", "sequence
     shardings = batch_shardings(batch, mesh, names)
     rows = NamedSharding(mesh, partition_spec(names[:1], mesh.axis_names))
     parts = math.prod(mesh.shape[axis] for axis in jax.tree.leaves(tuple(rows.spec)))
-    here = len({part.start for (part,) in rows.addressable_devices_indices_map((parts,)).values()})
+    here = len({index[0].start for index in rows.addressable_devices_indices_map((parts,)).values() if index})
 
     def place(sharding: NamedSharding, leaf: np.ndarray) -> jax.Array:
         return jax.make_array_from_process_local_data(sharding, leaf, (leaf.shape[0] * parts // here, *leaf.shape[1:]))

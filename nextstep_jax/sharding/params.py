@@ -87,7 +87,8 @@ def parameter_spec(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec
     Raises:
       InputError: naming the parameter, when two of its dimensions are mapped to the same mesh axis.
     """
-    names, used = logical_axes(path, len(shape)), {}
+    names = logical_axes(path, len(shape))
+    used: dict[str, int] = {}
     for dim, name in enumerate(names):
         for axis in (axis for axis in (LOGICAL_RULES[name] if name else ()) if axis in mesh.axis_names):
             if axis in used:
@@ -125,7 +126,7 @@ def state_shardings(tree, mesh: Mesh):
                 f"of {sharding_devices} devices: no mesh axis divides a dimension of it"
             )
         placed.append(NamedSharding(mesh, spec))
-    return structure.unflatten(placed)
+    return jax.tree_util.tree_unflatten(structure, placed)
 
 
 def with_shardings(tree, shardings):
@@ -137,7 +138,7 @@ def sharding_table(params, mesh: Mesh) -> str:
     """One line per parameter: shape, how it is split, megabytes on each device; and their sum."""
     rows, total = [("parameter", "shape", "split over", "MB a device")], 0.0
     for key, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        path = parameter_path(key)
+        path = parameter_path(key) or jax.tree_util.keystr(key)
         spec = parameter_spec(path, leaf.shape, mesh)
         megabytes = math.prod(leaf.shape) * leaf.dtype.itemsize / shards(spec, mesh) / 1e6
         total += megabytes

@@ -1,6 +1,7 @@
 """The text tokenizer of a run."""
 
 import os
+from typing import Any
 
 from nextstep_jax import checkpoints
 from nextstep_jax.data import shapes
@@ -32,7 +33,7 @@ def shapes_vocabulary() -> Vocabulary:
     return Vocabulary.from_bytes(word_vocabulary(words), SHAPES)
 
 
-def special_ids(vocabulary: Vocabulary) -> dict[str, int]:
+def special_ids(vocabulary: Vocabulary) -> dict[str, Any]:
     """The fields of a model config that name special ids."""
     ids = vocabulary.special
     return {
