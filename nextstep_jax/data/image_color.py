@@ -90,10 +90,16 @@ def _with_profile(image: Image.Image, profile: bytes | None) -> Image.Image:
             image = image.convert("RGB")
         transform = _to_srgb(profile, space) if space == image.mode else None
         if transform is not None:
-            return ImageCms.applyTransform(image, transform)
-    if image.mode == "LAB":
-        return ImageCms.applyTransform(image, _to_srgb(None, "LAB"))
+            return _transformed(image, transform)
+    if image.mode == "LAB" and (transform := _to_srgb(None, "LAB")):
+        return _transformed(image, transform)
     return image.convert("RGB")
+
+
+def _transformed(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    made = ImageCms.applyTransform(image, transform)
+    assert made is not None  # None only where it works in place
+    return made
 
 
 @functools.lru_cache(maxsize=16)
@@ -105,7 +111,7 @@ def _to_srgb(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | N
         if mode != "RGB":
             return transform
         cube = np.stack(np.meshgrid(*[np.arange(0, 256, 15, dtype=np.uint8)] * 3), -1).reshape(1, -1, 3)
-        changed = np.asarray(ImageCms.applyTransform(Image.fromarray(cube), transform)).astype(int) - cube
+        changed = np.asarray(_transformed(Image.fromarray(cube), transform)).astype(int) - cube
         return transform if np.abs(changed).max() > 1 else None  # an exact and fast way for most photographs
     except (OSError, ValueError, TypeError, ImageCms.PyCMSError):
         return None

@@ -33,7 +33,7 @@ TURNS = {
 _XMP_ORIENTATION = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])\s*["'<]""")
 
 
-def orientation(info: Mapping[str, Any]) -> int:
+def orientation(info: Mapping[Any, Any]) -> int:
     """EXIF orientation 1..8 of a Pillow image's `info`: of its EXIF block or else of its XMP; 1 if absent or unreadable."""
     with contextlib.suppress(Exception):  # a broken EXIF block does not make the image unusable
         exif = Image.Exif()
@@ -45,7 +45,7 @@ def orientation(info: Mapping[str, Any]) -> int:
     return xmp_orientation(info)
 
 
-def xmp_orientation(info: Mapping[str, Any]) -> int:
+def xmp_orientation(info: Mapping[Any, Any]) -> int:
     """As `orientation`, of XMP alone."""
     xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
     xmp = xmp.encode("utf-8", "replace") if isinstance(xmp, str) else xmp
@@ -67,7 +67,9 @@ def split_png(data: bytes) -> tuple[bytes, dict[str, Any]]:
     The result's info holds what was found of: exif, xmp, icc_profile and Raw profile type exif/APP1; and of gray and RGB images
     the `transparency` (in the levels that Pillow decodes to), of which the file then says nothing.
     """
-    pixels, info, transparency, started = [_SIGNATURE], {}, None, False
+    pixels: list[bytes] = [_SIGNATURE]
+    info: dict[str, Any] = {}
+    transparency, started = None, False
     for kind, start, end in png_chunks(data):
         body = data[start:end]
         if kind in _PIXEL_CHUNKS or (kind == b"tRNS" and data[25:26] == b"\3"):
@@ -80,15 +82,12 @@ def split_png(data: bytes) -> tuple[bytes, dict[str, Any]]:
         elif kind == b"iCCP":
             info.setdefault("icc_profile", _inflate(body.partition(b"\0")[2][1:]))
         elif kind in (b"iTXt", b"zTXt", b"tEXt") and body.partition(b"\0")[0].decode("latin-1") in _METADATA_KEYS:
-            key, value = _text(kind, body, MAX_METADATA)
-            if value is not None:
-                info.setdefault(_METADATA_KEYS[key], value)
+            key, text = _text(kind, body, MAX_METADATA)
+            info.setdefault(_METADATA_KEYS[key], text)
         if kind == b"IEND":
             break
     if transparency is not None:
-        value = _transparent_level(data, transparency)
-        if value is not None:
-            info["transparency"] = value
+        info["transparency"] = _transparent_level(data, transparency)
     return b"".join(pixels), {key: value for key, value in info.items() if value not in (None, b"", "")}
 
 
@@ -118,7 +117,8 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 def png_texts(data: bytes) -> dict[str, str]:
     """All text of a PNG file by keyword, up to `MAX_METADATA` bytes in all."""
-    texts, left = {}, MAX_METADATA
+    texts: dict[str, str] = {}
+    left = MAX_METADATA
     for kind, start, end in png_chunks(data):
         if kind in (b"iTXt", b"zTXt", b"tEXt") and left > 0:
             key, value = _text(kind, data[start:end], left)
@@ -130,14 +130,14 @@ def png_texts(data: bytes) -> dict[str, str]:
 
 def _text(kind: bytes, body: bytes, limit: int) -> tuple[str, str | None]:
     """Keyword and text of a chunk; None for text that cannot be read or is longer than `limit` bytes."""
-    key, _, value = body.partition(b"\0")
+    key, _, rest = body.partition(b"\0")
+    value: bytes | None = rest
     encoding = "latin-1"
     if kind == b"zTXt":
-        value = _inflate(value[1:], limit)
+        value = _inflate(rest[1:], limit)
     elif kind == b"iTXt":
-        compressed, encoding = value[:1] == b"\1", "utf-8"
-        _, _, value = value[2:].partition(b"\0")[2].partition(b"\0")
-        value = _inflate(value, limit) if compressed else value
+        encoding, text = "utf-8", rest[2:].partition(b"\0")[2].partition(b"\0")[2]
+        value = _inflate(text, limit) if rest[:1] == b"\1" else text
     if value is None or len(value) > limit:
         return key.decode("latin-1"), None
     return key.decode("latin-1"), value.decode(encoding, "replace")

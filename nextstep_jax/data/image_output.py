@@ -83,8 +83,7 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
         if kind == "png":
             return {key: _from_text(value) for key, value in png_texts(data).items()}
         opener = {"jpeg": JpegImagePlugin.JpegImageFile, "webp": WebPImagePlugin.WebPImageFile}.get(kind)
-        exif = opener(io.BytesIO(data)).getexif() if opener else {}
-        comment = exif.get_ifd(_EXIF).get(_USER_COMMENT, b"") if exif else b""
+        comment = opener(io.BytesIO(data)).getexif().get_ifd(_EXIF).get(_USER_COMMENT, b"") if opener else b""
         record = json.loads(comment.removeprefix(_ASCII)) if comment.startswith(_ASCII) else {}
     except Exception:  # another program's metadata
         return {}

@@ -7,6 +7,7 @@ import io
 import math
 import os
 import re
+from collections.abc import Callable
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -30,7 +31,7 @@ from nextstep_jax.errors import InputError
 FORMATS = ("png", "jpeg", "webp")
 
 # Opened by their own classes: Pillow's generic opener would try dozens of formats on untrusted bytes.
-_OPENERS = {
+_OPENERS: dict[str, Callable[[IO[bytes]], Image.Image]] = {
     "png": PngImagePlugin.PngImageFile,
     "jpeg": JpegImagePlugin.JpegImageFile,
     "webp": WebPImagePlugin.WebPImageFile,
@@ -95,7 +96,7 @@ def probe(data: bytes, name: str = "image") -> Header:
     """Read an image file's header only. Raises ImageError, naming `name`, as `load` does."""
     image, kind = _open(data, name)
     turn = orientation(image.info)
-    if kind == "tiff":  # Pillow has taken its own tag into account, but not XMP
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow has taken its own tag into account, but not XMP
         turn = xmp_orientation(image.info) if 274 not in image.tag_v2 else 1
     height, width = image.height, image.width
     return Header(kind, width, height) if turn >= 5 else Header(kind, height, width)

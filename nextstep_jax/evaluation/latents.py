@@ -6,6 +6,7 @@ Letters: B images, h x w latent grid, c latent channels.
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +68,7 @@ def reconstruct_noisy(
 @functools.partial(jax.jit, static_argnames="config")
 def _reconstruct(config: ImageTokenizerConfig, params: dict, images: Array, alpha: float, seed: int) -> Array:
     tokenizer, variables = ImageTokenizer(config), {"params": params}
-    latents = tokenizer.apply(variables, images, method="encode").mean
-    noise = jax.random.normal(jax.random.key(seed), latents.shape)
-    return jnp.clip(tokenizer.apply(variables, perturb(latents, alpha, noise), method="decode"), -1, 1)
+    posterior: Any = tokenizer.apply(variables, images, method="encode")
+    noise = jax.random.normal(jax.random.key(seed), posterior.mean.shape)
+    made: Any = tokenizer.apply(variables, perturb(posterior.mean, jnp.asarray(alpha), noise), method="decode")
+    return jnp.clip(made, -1, 1)

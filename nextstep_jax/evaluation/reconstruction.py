@@ -51,7 +51,8 @@ def _pair(images: Array, reconstructions: Array, low: float, high: float) -> tup
     """Both as float32, `low` at 0 and `high` at 1."""
     if images.shape != reconstructions.shape or images.ndim != 4:
         raise InputError(f"images must be two of [B, height, width, channels], found {images.shape}, {reconstructions.shape}")
-    return tuple((jnp.asarray(x, jnp.float32) - low) / (high - low) for x in (images, reconstructions))
+    x, y = ((jnp.asarray(values, jnp.float32) - low) / (high - low) for values in (images, reconstructions))
+    return x, y
 
 
 def _window_means(size: int) -> np.ndarray:

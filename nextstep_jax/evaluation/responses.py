@@ -22,7 +22,7 @@ def generate_responses(
       seed: of every response; with one seed a prompt's response does not depend on the others.
       progress: called with (responses done, responses in all).
     """
-    responses: list[np.ndarray | str | None] = [None] * len(prompts)
+    responses: list[np.ndarray | str] = [""] * len(prompts)
     drawn = [i for i, prompt in enumerate(prompts) if prompt.category not in ("edits", "captions")]
     batches = [drawn[first : first + MAX_BATCH] for first in range(0, len(drawn), MAX_BATCH)]
     batches += [[i] for i in range(len(prompts)) if i not in set(drawn)]

@@ -10,7 +10,7 @@ The image must hold what was asked for and nothing else. What a prompt leaves op
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ def read_prompts(path: str | pathlib.Path) -> list[shapes.Prompt]:
     return prompts
 
 
-def failure(prompt: shapes.Prompt, response: np.ndarray | str) -> str | None:
+def failure(prompt: shapes.Prompt, response: Any) -> str | None:
     """Why a response is wrong, in words, or None if it is right.
 
     Args:
@@ -161,7 +161,8 @@ def _expected(edit: shapes.Edit, before: shapes.Scene) -> list[_Expected]:
             del things[index]
         else:
             field = {"recolor": "color", "reshape": "shape", "resize": "size", "move": "place"}[edit.operation]
-            things[index] = dataclasses.replace(things[index], **{field: edit.value})
+            changes: dict[str, Any] = {field: edit.value}
+            things[index] = dataclasses.replace(things[index], **changes)
     return things
 
 
@@ -179,7 +180,7 @@ def _place(place: tuple[float, float] | str | None) -> str:
     return f"in the region {place!r}" if isinstance(place, str) else f"at x {place[0]:.0f}, y {place[1]:.0f}"
 
 
-def _tally(outcomes) -> dict[str, dict[str, float]]:
+def _tally(outcomes: Iterable[tuple[str, str | None]]) -> dict[str, dict[str, float]]:
     table: dict[str, dict[str, float]] = {}
     for name, reason in outcomes:
         entry = table.setdefault(name, {"n": 0, "correct": 0})

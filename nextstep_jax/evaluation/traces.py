@@ -6,7 +6,7 @@ Letters: B images, M branches, R = M * B rows, n image tokens of C numbers, D wi
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,8 @@ def trace(
     )
     state = token_loop.prefill(pipeline.config, pipeline.params, align_rows(rows), sampler.branches, h * w)
     found = _generate_with_traces(pipeline.config, sampler, pipeline.params, state, noise, settings.guidance(h * w))
-    return Trace(*map(np.asarray, found), h, w)
+    tokens, sampled, conditions = map(np.asarray, found)
+    return Trace(tokens, sampled, conditions, h, w)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sampler"))
@@ -115,14 +116,16 @@ def token_trajectories(
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sampler"))
-def _trajectories(config: NextStepConfig, sampler: SamplerConfig, params: dict, condition: Array, noise: Array, cfg: Array):
+def _trajectories(
+    config: NextStepConfig, sampler: SamplerConfig, params: dict, condition: Array, noise: Array, cfg: Array
+) -> tuple[np.ndarray | Array, Array]:
     model, variables, draws = NextStep(config), {"params": params}, noise.shape[1]
     moments = jnp.asarray(timesteps(sampler.sampler, sampler.steps, sampler.shift))
 
     def velocity(x: Array, i: Array) -> Array:
         rows, conditions = jnp.tile(x, (sampler.branches, 1)), jnp.repeat(condition, draws, axis=0)
         t = jnp.full(rows.shape[0], moments[i])
-        v = model.apply(variables, rows, t, conditions, method="velocity")
+        v: Any = model.apply(variables, rows, t, conditions, method="velocity")
         return guide(v, cfg, 1.0, sampler.branches, sampler.rescale)
 
     return trajectory(
@@ -150,4 +153,5 @@ def word_attention(pipeline: Pipeline, prompt: str, tokens: np.ndarray, h: int, 
 
 @functools.partial(jax.jit, static_argnames=("config",))
 def _attention_maps(config: NextStepConfig, params: dict, batch: Batch) -> list[Array]:
-    return NextStep(config).apply({"params": params}, batch, method="attention_maps")
+    maps: Any = NextStep(config).apply({"params": params}, batch, method="attention_maps")
+    return maps

@@ -2,6 +2,8 @@
 
 import dataclasses
 import random
+from collections.abc import Iterable
+from typing import Any
 
 from nextstep_jax.data.shapes.holdout import is_held_out
 from nextstep_jax.data.shapes.language import REGION_WORDS, Reader, noun_phrase
@@ -19,13 +21,13 @@ class Edit:
 
     Attributes:
       operation: one of OPERATIONS.
-      target: the object it is about (for "add" the new one); None for "background".
+      target: the Mention of the object it is about (for "add" the new one); None for "background".
       value: the new color, size, shape, region or background; for "add" the region or None.
     """
 
     operation: str
-    target: Mention | None = None
-    value: str | None = None
+    target: Any = None
+    value: Any = None
 
 
 def random_edit(scene: Scene, operation: str, rng: random.Random) -> Edit | None:
@@ -200,5 +202,5 @@ def _new_shape(reader: Reader) -> str:
     return reader.choice(SHAPES, "a shape")
 
 
-def _other(names, current: str, rng: random.Random) -> str:
+def _other(names: Iterable[str], current: str, rng: random.Random) -> str:
     return rng.choice([name for name in names if name != current])

@@ -6,6 +6,7 @@ The plain form of a caption is the shortest: "a red circle left of a blue square
 
 import random
 import re
+from collections.abc import Collection, Iterable
 
 from nextstep_jax.data.shapes.meaning import Description, Mention, describe
 from nextstep_jax.data.shapes.scene import BACKGROUNDS, COLORS, SHAPES, WORDS, Scene
@@ -66,8 +67,8 @@ def realize(description: Description, rng: random.Random) -> str:
         text = f"an empty {description.background} background"
         return f"{rng.choice(INTRODUCTIONS)} {text}" if form == "introduced" else text
     if description.relation:
-        place = RELATION_WORDS[description.relation]
-        place = place[0] if plain else rng.choice(place)
+        words = RELATION_WORDS[description.relation]
+        place = words[0] if plain else rng.choice(words)
         fronted = f"{place} {phrases[1]} is {phrases[0]}"
         direct = f"{phrases[0]} {place} {phrases[1]}"
         if form == "there" and rng.random() < 0.5:
@@ -183,10 +184,10 @@ class Reader:
         self.at += len(words)
         return True
 
-    def take_any(self, phrases) -> bool:
+    def take_any(self, phrases: Iterable[str]) -> bool:
         return any(self.take(phrase) for phrase in phrases)
 
-    def one_of(self, pairs) -> str | None:
+    def one_of(self, pairs: Iterable[tuple[str, str]]) -> str | None:
         """The meaning of the first phrase that comes next, from (phrase, meaning) pairs, or None."""
         return next((meaning for phrase, meaning in pairs if self.take(phrase)), None)
 
@@ -194,13 +195,13 @@ class Reader:
         if not self.take(phrase):
             raise self.error(f'"{phrase}"')
 
-    def choice(self, names, what: str) -> str:
+    def choice(self, names: Collection[str], what: str) -> str:
         if self.at < len(self.words) and self.words[self.at] in names:
             self.at += 1
             return self.words[self.at - 1]
         raise self.error(what)
 
-    def maybe(self, names) -> str | None:
+    def maybe(self, names: Collection[str]) -> str | None:
         return self.choice(names, "") if self.at < len(self.words) and self.words[self.at] in names else None
 
     def finish(self) -> None:
@@ -224,4 +225,4 @@ class Reader:
         size = self.maybe(_SIZE_OF)
         color = self.maybe(COLORS)
         noun = self.choice(SHAPES if count == 1 else _PLURAL_SHAPE, "a shape" if count == 1 else "shapes")
-        return Mention(_PLURAL_SHAPE.get(noun, noun), color, _SIZE_OF.get(size), count)
+        return Mention(_PLURAL_SHAPE.get(noun, noun), color, _SIZE_OF[size] if size else None, count)

@@ -24,8 +24,10 @@ from nextstep_jax.data.shapes.scene import (
     relation,
 )
 
+Center = tuple[int, int]
+
 # Where an object's center can lie, in pixels: 16, 32 or 48 from the left and from the top.
-CENTERS = tuple(itertools.product(range(16, CANVAS, 16), repeat=2))
+CENTERS: tuple[Center, ...] = tuple((x, y) for x in range(16, CANVAS, 16) for y in range(16, CANVAS, 16))
 
 # Usual positions by number of objects. Captions say what there is but seldom where: if all positions were equally likely, an
 # object's first token could come anywhere, and a small model would take long to connect it with its word.
@@ -55,17 +57,17 @@ def random_category(rng: random.Random) -> str:
     return rng.choices(CATEGORIES, tuple(CATEGORY_WEIGHTS.values()))[0]
 
 
-def free_centers(size: str, others: Iterable[Object | Word]) -> list[tuple[int, int]]:
+def free_centers(size: str, others: Iterable[Object | Word]) -> list[Center]:
     """The CENTERS where an object of a size would touch none of the others (as `scene.overlap` judges)."""
-    free, reach = CENTERS, RADII[size] + GAP
+    free, reach = list(CENTERS), RADII[size] + GAP
     for other in others:
         (x, y), (w, h) = other.center, other.half_extent
         free = [c for c in free if abs(c[0] - x) >= reach + w or abs(c[1] - y) >= reach + h]
-    return list(free)
+    return free
 
 
 @functools.cache
-def related_centers(size: str, other: str, name: str) -> tuple[tuple[tuple[int, int], tuple[int, int]], ...]:
+def related_centers(size: str, other: str, name: str) -> list[tuple[Center, Center]]:
     """Pairs of CENTERS at which an object of the first size stands in a clear relation to one of the second."""
     b = Object("circle", "red", other, (0, 0))
 
@@ -74,16 +76,16 @@ def related_centers(size: str, other: str, name: str) -> tuple[tuple[tuple[int, 
         a = Object("circle", "red", size, (dx, dy))
         return relation(a, b) == name and clearly_related(a, b) and not overlap(a, b)
 
-    return tuple((p, q) for p, q in itertools.product(CENTERS, CENTERS) if suits(p[0] - q[0], p[1] - q[1]))
+    return [(p, q) for p, q in itertools.product(CENTERS, CENTERS) if suits(p[0] - q[0], p[1] - q[1])]
 
 
 def scatter(kinds: list[tuple[str, str, str]], rng: random.Random) -> tuple[Object, ...] | None:
     """Objects of the given (shape, color, size), usually in one of LAYOUTS; None if the last one does not fit."""
     if rng.random() < USUAL:
         usual = rng.choice(LAYOUTS[len(kinds)])
-        placed = tuple(Object(*kind, c) for kind, c in zip(kinds, rng.sample(usual, len(usual)), strict=True))
-        return None if any(overlap(a, b) for a, b in itertools.combinations(placed, 2)) else placed
-    placed = ()
+        together = tuple(Object(*kind, c) for kind, c in zip(kinds, rng.sample(usual, len(usual)), strict=True))
+        return None if any(overlap(a, b) for a, b in itertools.combinations(together, 2)) else together
+    placed: tuple[Object, ...] = ()
     for shape, color, size in sorted(kinds, key=lambda kind: -RADII[kind[2]]):
         free = free_centers(size, placed)
         if not free:

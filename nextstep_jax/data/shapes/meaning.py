@@ -6,6 +6,7 @@ A description is closed: it names everything in the image. What a mention leaves
 import dataclasses
 import itertools
 import random
+from collections.abc import Iterable, Sequence
 
 from nextstep_jax.data.shapes.scene import REGIONS, RELATIONS, Object, Scene, Word, clearly_related, in_region, relation
 
@@ -76,13 +77,13 @@ def describe(
         kinds.setdefault((thing.shape, thing.color), []).append(thing)
     say_sizes = rng.random() < sizes
     say_colors = rng.random() < colors or len({shape for shape, _ in kinds}) < len(kinds)
-    entries = []
-    for (shape, color), things in kinds.items():
-        size = things[0].size if say_sizes and len({thing.size for thing in things}) == 1 else None
-        entries.append((Mention(shape, color if say_colors else None, size, len(things)), things))
+    entries: list[tuple[Mention, Sequence[Object | Word]]] = []
+    for (shape, color), alike in kinds.items():
+        size = alike[0].size if say_sizes and len({thing.size for thing in alike}) == 1 else None
+        entries.append((Mention(shape, color if say_colors else None, size, len(alike)), alike))
     if scene.word is not None:
-        color = scene.word.color if say_colors else None
-        entries.append((Mention(color=color, text=scene.word.text), [scene.word]))
+        said_color = scene.word.color if say_colors else None
+        entries.append((Mention(color=said_color, text=scene.word.text), [scene.word]))
     rng.shuffle(entries)
     things = [thing for _, group in entries for thing in group]
     said_relation = said_region = None
@@ -124,5 +125,5 @@ def inventory(scene: Scene) -> str:
     return _plain(things if scene.word is None else [*things, Mention(color=scene.word.color, text=scene.word.text)])
 
 
-def _plain(mentions) -> str:
+def _plain(mentions: Iterable[Mention]) -> str:
     return ", ".join(map(str, mentions)) or "nothing"

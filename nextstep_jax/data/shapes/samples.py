@@ -20,6 +20,7 @@ No global random state: every draw comes from a generator seeded with the digest
 import dataclasses
 import hashlib
 import random
+from typing import Any
 
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
 from nextstep_jax.data.shapes.edits import (
@@ -50,7 +51,7 @@ from nextstep_jax.data.shapes.language import (
     split_words,
 )
 from nextstep_jax.data.shapes.layout import random_category, random_kind, random_scene, scatter
-from nextstep_jax.data.shapes.meaning import INVERSE, Description, Mention, describe
+from nextstep_jax.data.shapes.meaning import INVERSE, Mention, describe
 from nextstep_jax.data.shapes.scene import BACKGROUNDS, COLORS, GLYPHS, SHAPES, WORDS, Scene, in_region, relation, render
 from nextstep_jax.data.shapes.thinking import table, thinking_text
 from nextstep_jax.errors import InputError
@@ -64,7 +65,7 @@ _OLD_KINDS = {"plan": "thinking"}
 _STREAMS = {"colors": "colours", "thinking": "plan"}
 
 # What a caption of each category says, as arguments of `describe`.
-_CAPTION_DETAIL = {
+_CAPTION_DETAIL: dict[str, dict[str, float]] = {
     "single object": {"colors": 0, "sizes": 0.5, "background": 0.5},
     "two objects": {"colors": 0, "sizes": 0.3, "background": 0.5, "relations": 0.2},
     "counting": {"colors": 0.9},
@@ -74,7 +75,7 @@ _CAPTION_DETAIL = {
     "words": {"colors": 0.9, "relations": 1},
 }
 # What a prompt must mention so that its held-out combination is asked for.
-_PROMPT_DETAIL = {
+_PROMPT_DETAIL: dict[str, dict[str, float]] = {
     "single object": {"sizes": 1, "background": 1},
     "two objects": {"background": 1, "relations": 0},
     "counting": {"colors": 1},
@@ -90,14 +91,14 @@ class Prompt:
     Attributes:
       text: what to say to the model; empty for "captions".
       category: one of PROMPT_CATEGORIES.
-      truth: the meaning of the text; for "captions" None, since there the scene decides.
-      scene: the image to show with it (`render` draws it): the source of an edit, the image to caption.
+      truth: the meaning of the text, a Description or an Edit; for "captions" None, since there the scene decides.
+      scene: the Scene to show with it (`render` draws it): the source of an edit, the image to caption.
     """
 
     text: str
     category: str
-    truth: Description | Edit | None = None
-    scene: Scene | None = None
+    truth: Any = None
+    scene: Any = None
 
 
 def sample(kind: str, index: int, *, split: str = "train", seed: int = 0) -> Sample:
@@ -107,6 +108,7 @@ def sample(kind: str, index: int, *, split: str = "train", seed: int = 0) -> Sam
     """
     require_known(kind, split)
     rng = _generator(f"{_STREAMS.get(kind, kind)}/{index}", split, seed)
+    parts: tuple[TextPart | ImagePart, ...]
     if kind == "pair":
         category = random_category(rng)
         scene = random_scene(category, rng, split)
@@ -240,7 +242,7 @@ def _random_change(operation: str, rng: random.Random, split: str) -> tuple[Scen
             continue
         before = Scene(objects, rng.choice(tuple(BACKGROUNDS)))
         after, edit = _change(before, operation, rng)
-        if after is None:
+        if after is None or edit is None:
             continue
         held = edit_held_out(edit, before, after)
         if held if split == "heldout" else not (held or held_out_in(before) or held_out_in(after)):
@@ -271,7 +273,7 @@ def _suitable_scene(edit: Edit, rng: random.Random) -> Scene:
 def _change(scene: Scene, operation: str, rng: random.Random) -> tuple[Scene | None, Edit | None]:
     """A random edit and the scene after it, in which no two objects are alike; (None, None) if this draw gives none."""
     edit = random_edit(scene, operation, rng)
-    after = edit and apply_edit(edit, scene, rng)
+    after = None if edit is None else apply_edit(edit, scene, rng)
     if after is None or len({(thing.shape, thing.color) for thing in after.objects}) < len(after.objects):
         return None, None
     return after, edit
@@ -282,6 +284,7 @@ def _letters(rng: random.Random) -> Scene:
     scene, text = random_scene("words", rng), WORDS[0]
     while text in WORDS:
         text = "".join(rng.choices(tuple(GLYPHS), k=rng.choice((2, 3, 4))))
+    assert scene.word is not None  # as every scene of the category
     return dataclasses.replace(scene, word=dataclasses.replace(scene.word, text=text, color=rng.choice(tuple(COLORS))))
 
 
@@ -296,7 +299,7 @@ def _story(rng: random.Random) -> list[tuple[str, Scene]]:
         while len(steps) < count:
             operation = "add" if not scene.objects or rng.random() < 0.5 else rng.choice(OPERATIONS)
             after, edit = _change(scene, operation, rng)
-            if after is None or edit_held_out(edit, scene, after) or held_out_in(after):
+            if after is None or edit is None or edit_held_out(edit, scene, after) or held_out_in(after):
                 break
             if not steps:
                 place = f" {rng.choice(REGION_WORDS[edit.value])}" if edit.value else ""
@@ -319,6 +322,7 @@ def _sentences(rng: random.Random) -> str:
         scene = random_scene("position", rng)
         a, b = scene.objects
         name = relation(a, b)
+        assert name is not None  # as in every scene of the category
         first, second = Mention(a.shape, a.color), Mention(b.shape, b.color)
         said = f"{noun_phrase(first, rng)} is {rng.choice(RELATION_WORDS[name])} {noun_phrase(second, rng)}"
         back = rng.choice(RELATION_WORDS[INVERSE[name]])

@@ -19,9 +19,9 @@ from nextstep_jax.data.shapes.holdout import held_out_in
 from nextstep_jax.data.shapes.layout import CENTERS
 from nextstep_jax.data.shapes.scene import COLORS, SHAPES, SIZES, Object, Scene
 
-Center = tuple[int, int]
-
-_PLACES: dict[Center, int] = {center: number for number, center in enumerate(sorted(CENTERS, key=lambda c: c[::-1]), 1)}
+_PLACES: dict[tuple[float, float], int] = {
+    center: number for number, center in enumerate(sorted(CENTERS, key=lambda c: c[::-1]), 1)
+}
 
 
 def thinking_text(before: Scene, after: Scene) -> str:
@@ -45,12 +45,13 @@ def table(rng: random.Random) -> tuple[str, str]:
 
 def _change(before: Scene, after: Scene) -> str:
     gone, new = _place_of_difference(before, after), _place_of_difference(after, before)
-    if gone is None and new is None:
+    gone, new = gone or new, new or gone
+    if gone is None or new is None:
         return f"background {before.background} then background {after.background}"
-    return f"{_entry(before, gone or new)} then {_entry(after, new or gone)}"
+    return f"{_entry(before, gone)} then {_entry(after, new)}"
 
 
-def _place_of_difference(scene: Scene, other: Scene) -> Center | None:
+def _place_of_difference(scene: Scene, other: Scene) -> tuple[float, float] | None:
     """Where the object is that the other scene does not have."""
     return next((thing.center for thing in scene.objects if thing not in other.objects), None)
 
@@ -60,12 +61,12 @@ def _table(scene: Scene) -> str:
     return " ".join(f"{number} {_entry(scene, center)}" for center, number in _PLACES.items())
 
 
-def _entry(scene: Scene, center: Center) -> str:
+def _entry(scene: Scene, center: tuple[float, float]) -> str:
     shape, color, size = _thing(scene, center)
     return f"{shape} {color} {_PLACES[center]} {size}"
 
 
-def _thing(scene: Scene, center: Center) -> tuple[str, str, str]:
+def _thing(scene: Scene, center: tuple[float, float]) -> tuple[str, str, str]:
     """Shape, color and size of what lies there."""
     there = (thing for thing in scene.objects if thing.center == center)
     return next(((thing.shape, thing.color, thing.size) for thing in there), ("empty", "empty", "empty"))
