@@ -28,6 +28,7 @@ def base():
     config.data.seq_len = 128
     config.max_target_fraction.image = 0.65
     config.log_every, config.checkpoint.every, config.validation.every, config.samples.every = 50, 200, 500, 0
+    config.evals = {}
     return config
 
 

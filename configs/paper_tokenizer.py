@@ -19,6 +19,7 @@ def base():
     config.optimizer.warmup_steps = 100
     config.ema_decay = 0.99
     config.log_every, config.checkpoint.every, config.validation.every, config.samples.every = 50, 200, 400, 0
+    config.evals = {}
     return config
 
 

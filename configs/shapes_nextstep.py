@@ -22,7 +22,7 @@ Shrunk: `--config shapes_nextstep:laptop`.
 """
 
 from nextstep_jax.config import FlowHeadConfig, NextStepConfig, TransformerConfig
-from nextstep_jax.training.config import base_config, model_fields, source
+from nextstep_jax.training.config import base_config, evaluation, model_fields, source
 from nextstep_jax.training.laptop import parse_arg
 from nextstep_jax.training.vocabulary import SHAPES, shapes_vocabulary, special_ids
 
@@ -86,6 +86,7 @@ def base():
     config.validation.every = 1_000
     config.validation.batches = 8
     config.samples.every = 2_000
+    config.evals.shapes = evaluation("shapes", every=7_000, per_category=5)
     config.samples.prompts = (
         "a red circle",
         "a small blue star",

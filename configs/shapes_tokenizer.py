@@ -16,7 +16,7 @@ Shrunk: `--config shapes_tokenizer:laptop`.
 """
 
 from nextstep_jax.config import ImageTokenizerConfig
-from nextstep_jax.training.config import base_config, model_fields
+from nextstep_jax.training.config import base_config, evaluation, model_fields
 from nextstep_jax.training.laptop import parse_arg
 
 
@@ -55,6 +55,7 @@ def base():
     config.checkpoint.every = 500
     config.validation.every = 500
     config.samples.every = 1_000
+    config.evals.reconstruction = evaluation("reconstruction", every=1_000, source="shapes:pair:heldout:256")
     return config
 
 

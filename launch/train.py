@@ -48,6 +48,10 @@ def main(argv: list[str]) -> int:
         train(config, _WORKDIR.value, EVALUATORS)
     except NextStepError as error:
         return _fail(str(error), error.exit_code)
+    except OSError as error:  # a full or lost disk
+        if error.filename is None and error.errno is None:
+            raise
+        return _fail(f"{error.filename or _WORKDIR.value}: {error.strerror or error}", 1)
     except jax.errors.JaxRuntimeError as error:
         if not jax.distributed.is_initialized():
             raise

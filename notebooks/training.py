@@ -89,6 +89,7 @@ def small_run(**changes):
     config.ema_decay = 0.98
     config.model.transformer.layers = 1 if FAST else 4
     config.log_every, config.samples.every = max(1, config.steps // 40), config.steps // 4
+    config.evals = {}
     config.validation.every, config.validation.batches, config.checkpoint.every = config.steps // 4, 2, 0
     if FAST:
         config.data.batch_size = 2

@@ -34,13 +34,15 @@ class Evaluation(NamedTuple):
 
 
 def open_evaluators(entries: Mapping[str, EvaluationConfig], known: Mapping[str, EvaluatorFactory]) -> list[Evaluation]:
-    """The evaluations of a config, in the order of their names.
+    """The evaluations of a config that ever run, in the order of their names.
 
     Raises:
       InputError: naming the entry whose evaluator does not exist or does not take its settings.
     """
     found = []
     for name, entry in sorted(entries.items()):
+        if not entry.every:
+            continue
         option = f"config.evals.{name}"
         if entry.evaluator.startswith(PYTHON):
             factory = import_function(entry.evaluator.removeprefix(PYTHON), f"{option}.evaluator")

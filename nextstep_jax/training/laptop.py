@@ -43,6 +43,8 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.optimizer.warmup_steps = 2
     config.optimizer.learning_rate = 5e-3  # small models and short runs take large steps
     config.log_every, config.checkpoint.every, config.validation.every, config.samples.every = 5, 10, 0, 0
+    for evaluation in config.evals.values():
+        evaluation.every = 0
     config.mesh.update({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
     config.init.checkpoint = ""
     config.data.update({"data_shards": 1, "workers": 0})
