@@ -30,6 +30,7 @@ import json
 import os
 import sys
 import time
+from typing import Any
 
 # libtpu only compiles here. It would wait for a metadata server, complain that this is no TPU host, and refuse to be loaded by
 # two processes at a time.
@@ -55,7 +56,7 @@ from nextstep_jax.training.aot import compile_report, lower_generation, lower_tr
 from nextstep_jax.training.config import resolve
 
 FLAGS = flags.FlagValues()  # its own: launch/train.py has a flag of the same name
-_OWN = {"flag_values": FLAGS}
+_OWN: dict[str, Any] = {"flag_values": FLAGS}
 flags.DEFINE_string("config", None, "The stage: a shipped config or a file, NAME.py; with :laptop, shrunk.", **_OWN)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "GENERATION:SHAPE, e.g. v5p:4x4x4, v6e:16x16, v5e:2x4.", **_OWN)
 _SLICES = flags.DEFINE_integer("slices", 1, "How many of them, between slices along the mesh axis data.", **_OWN)

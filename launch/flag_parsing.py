@@ -28,7 +28,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues, required: Iterable[str]
     for name in required:
         if values[name].value is None:
             raise InputError(f"--{name} is missing; usage: {usage}")
-    config = load_config(values["config"].value)
+    config = load_config(str(values["config"].value))
     for path, text in overrides:
         override(config, path, text)
     return config

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-Array = Any  # np.ndarray where rows are packed, jax.Array on devices, jax.ShapeDtypeStruct where a step is only lowered
+AnyArray = Any  # np.ndarray where rows are packed, jax.Array on devices, jax.ShapeDtypeStruct where a step is only lowered
 
 
 @jax.tree_util.register_dataclass
@@ -30,13 +30,13 @@ class Batch:
       image_weight: [B, S] float32 weight in the velocity error.
     """
 
-    text_ids: Array
-    image_tokens: Array
-    is_image: Array
-    positions: Array
-    segment_ids: Array
-    text_weight: Array
-    image_weight: Array
+    text_ids: AnyArray
+    image_tokens: AnyArray
+    is_image: AnyArray
+    positions: AnyArray
+    segment_ids: AnyArray
+    text_weight: AnyArray
+    image_weight: AnyArray
 
     @property
     def shape(self) -> tuple[int, int]:

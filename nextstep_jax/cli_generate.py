@@ -89,14 +89,16 @@ def _generation_options(command):
 def generate(prompts: tuple[str, ...], rewrite: str | None, **options):
     """Draw an image of each PROMPT."""
     with _profile(options["profile"]):
-        rewritten = list(prompts)
+        endpoint = None
         if rewrite is not None:
             from nextstep_jax.chat import ChatEndpoint
+
+            endpoint = ChatEndpoint(rewrite)  # refuses an address before the model is loaded
+        pipeline, settings, size = _prepare(options, edit=False)
+        rewritten = list(prompts)
+        if endpoint is not None:
             from nextstep_jax.generation.rewriting import rewrite_prompts
 
-            endpoint = ChatEndpoint(rewrite)
-        pipeline, settings, size = _prepare(options, edit=False)
-        if rewrite is not None:
             rewritten = rewrite_prompts(prompts, endpoint)
         with _chunk_bar(options) as on_chunk:
             images = pipeline.generate(

@@ -117,6 +117,6 @@ def _arrange_edit(parts, augmentation: Augmentation, seed: int, index: int) -> l
         unwanted = ImagePart if which < 0.5 else TextPart
         before = [part for part in before if not isinstance(part, unwanted)]
     if len(sources) == 2 and chance < augmentation.two_source_dropout:
-        unwanted = sources[0] if which < 0.3 else sources[1]
-        before = [part for part in before if part is not unwanted]
+        dropped = sources[0] if which < 0.3 else sources[1]
+        before = [part for part in before if part is not dropped]
     return [*before, *parts[target:]]

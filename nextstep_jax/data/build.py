@@ -96,7 +96,7 @@ def build(
 
 
 def _run(
-    source: Source, out: pathlib.Path, jobs: Sequence[tuple[int, int, int]], checks: Mapping[str, float], workers: int
+    source: Source, out: pathlib.Path, jobs: Sequence[tuple[int, int, int]], checks: Mapping[str, Any], workers: int
 ) -> Iterator[tuple[int, Finished]]:
     """Make the shards, yielding each as it is finished."""
     if workers == 1:
@@ -134,16 +134,17 @@ def _start_worker(source: Source, parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _make_in_worker(out: pathlib.Path, number: int, start: int, stop: int, checks: Mapping[str, float]) -> Finished:
+def _make_in_worker(out: pathlib.Path, number: int, start: int, stop: int, checks: Mapping[str, Any]) -> Finished:
+    assert _worker_source is not None, "set when the worker starts"
     return _make(_worker_source, out, number, start, stop, checks)
 
 
-def _make(source: Source, out: pathlib.Path, number: int, start: int, stop: int, checks: Mapping[str, float]) -> Finished:
+def _make(source: Source, out: pathlib.Path, number: int, start: int, stop: int, checks: Mapping[str, Any]) -> Finished:
     made_from = shard_job.digest(source.name, start, stop, source.fingerprint(start, stop), dict(checks))
     return shard_job.make_shard(out, number, made_from, _usable(source, start, stop, checks))
 
 
-def _usable(source: Source, start: int, stop: int, checks: Mapping[str, float]) -> Iterator[records.Sample | Skipped]:
+def _usable(source: Source, start: int, stop: int, checks: Mapping[str, Any]) -> Iterator[records.Sample | Skipped]:
     for index in range(start, stop):
         try:
             sample = source[index]
@@ -159,14 +160,16 @@ def check(sample: records.Sample, min_side: int, max_aspect: float) -> None:
     for part in sample.texts:
         if not part.text.strip():
             raise records.CaptionError(f"{sample.key}: empty caption")
-    for number, part in enumerate(sample.images):
-        short, long = sorted((part.height, part.width))
+    for number, image in enumerate(sample.images):
+        short, long = sorted((image.height, image.width))
         if short < min_side:
-            raise images.SizeError(f"{sample.key}: image {number} is {part.width}x{part.height} pixels, under {min_side}")
+            raise images.SizeError(f"{sample.key}: image {number} is {image.width}x{image.height} pixels, under {min_side}")
         if long > max_aspect * short:
-            raise images.SizeError(f"{sample.key}: image {number} is {part.width}x{part.height} pixels, over {max_aspect:g}:1")
-        if not part.is_latents:
-            images.load(part.data, f"{sample.key}: image {number}")
+            raise images.SizeError(
+                f"{sample.key}: image {number} is {image.width}x{image.height} pixels, over {max_aspect:g}:1"
+            )
+        if not image.is_latents:
+            images.load(image.data, f"{sample.key}: image {number}")
 
 
 def reason_for(error: InputError) -> str:

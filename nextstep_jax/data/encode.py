@@ -98,7 +98,7 @@ def _with_pixels(
             fit(part, f"{source.directory}: {sample.key}: image {i}", (index, i)) for i, part in enumerate(sample.images)
         ]
 
-    running = collections.deque()
+    running: collections.deque[concurrent.futures.Future] = collections.deque()
     for index in indices:
         running.append(pool.submit(read, index))
         if len(running) > ahead:
@@ -119,7 +119,8 @@ class _Waiting:
     """A sample whose images are being encoded."""
 
     def __init__(self, sample: records.Sample, count: int):
-        self.sample, self.latents, self.missing = sample, [None] * count, count
+        self.sample, self.missing = sample, count
+        self.latents: list[Any] = [None] * count
 
     def finished(self) -> records.Sample:
         return self.sample.with_images(self.latents)

@@ -74,12 +74,15 @@ def _spread(length: int, count: int) -> list[int]:
     return [place * length // count for place in range(count)]
 
 
+_Counts = collections.Counter[str]
+
+
 class _Tally:
     """Counts over the samples looked at."""
 
     def __init__(self):
-        self.kinds, self.formats, self.aspects = collections.Counter(), collections.Counter(), collections.Counter()
-        self.caption_variants, self.skipped, self.unused = collections.Counter(), collections.Counter(), Unused()
+        self.kinds, self.formats, self.aspects, self.caption_variants, self.skipped = (_Counts() for _ in range(5))
+        self.unused = Unused()
         self.heights, self.widths, self.sizes, self.characters, self.words = [], [], [], [], []
         self.targets = 0
 
@@ -91,13 +94,13 @@ class _Tally:
         for part in sample.texts:
             self.characters.append(len(part.text))
             self.words.append(len(part.text.split()))
-        for part in sample.images:
-            self.formats[part.format] += 1
-            self.heights.append(part.height)
-            self.widths.append(part.width)
-            self.sizes.append(len(part.data))
-            self.targets += part.loss
-            rows, columns = (side // 16 for side in images.bucket_for(width=part.width, height=part.height, area=256))
+        for image in sample.images:
+            self.formats[image.format] += 1
+            self.heights.append(image.height)
+            self.widths.append(image.width)
+            self.sizes.append(len(image.data))
+            self.targets += image.loss
+            rows, columns = (side // 16 for side in images.bucket_for(width=image.width, height=image.height, area=256))
             self.aspects[f"{rows}x{columns}"] += 1
 
     def result(self) -> dict[str, Any]:
@@ -142,7 +145,7 @@ def contact_sheet(source: Source, count: int = 16) -> Image.Image:
     return sheet
 
 
-def _cell(source: Source, index: int, font: ImageFont.FreeTypeFont) -> Image.Image:
+def _cell(source: Source, index: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:
     try:
         sample = source[index]
         pictures = [_thumbnail(part, f"{sample.key}: image {i}", len(sample.images)) for i, part in enumerate(sample.images)]
@@ -172,8 +175,8 @@ def _thumbnail(part: records.ImagePart, name: str, count: int) -> Image.Image:
     side = _CELL // min(count, 3) - 4
     image = _false_color(part.latents()) if part.is_latents else images.load(part.data, name)
     scale = side / max(image.size)
-    size = tuple(max(1, round(n * scale)) for n in image.size)
-    image = image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
+    width, height = (max(1, round(n * scale)) for n in image.size)
+    image = image.resize((width, height), Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
     return ImageOps.expand(image, 2, _TARGET_COLOR if part.loss else _INPUT_COLOR)
 
 
@@ -189,7 +192,7 @@ def _rows(pictures: list[Image.Image]) -> list[list[Image.Image]]:
     return [pictures[i : i + 3] for i in range(0, min(len(pictures), 9), 3)]
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
     """Break text into lines of a cell's width; the last line says if there is more."""
     lines = [""]
     for word in _words(text[:1000]):

@@ -47,7 +47,7 @@ class BatchIterator:
         self._sources = [component.fingerprint for component in components]
         self._position = self._packing.state()
         self._ahead = ahead
-        self._results: queue.Queue | None = None
+        self._results: Any = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -113,6 +113,7 @@ def _work(packing: "SegmentPacking | ReleasePacking", results: queue.Queue, stop
     """Put (batch, position after it) into the queue until told to stop; an error, or the end, as (error, None)."""
     position: Any = True
     while position is not None and not stop.is_set():
+        result: Any
         try:
             result, position = packing.next_batch(), packing.state()
         except BaseException as error:  # StopIteration too

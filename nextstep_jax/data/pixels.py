@@ -5,7 +5,7 @@ Letters: B images of a data shard.
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -74,7 +74,7 @@ class PixelBatches:
         order = grain.MapDataset.range(sum(map(len, sources))).shuffle(seed).repeat()[data_shard::data_shards]
         self._images = order.map_with_index(read)
         self._identities = [source.identity() for source in sources]
-        self._reader: Iterator | None = None
+        self._reader: Any = None
         self._position = 0
         self._counts = SampleCounts()
         self._unusable: dict[str, None] = {}
@@ -86,7 +86,8 @@ class PixelBatches:
         """The next batch. InputError when too many images could not be read, naming some."""
         if self._reader is None:
             self._reader = prefetch(self._images[self._position :], self._workers, threads=2, buffer=2 * self._batch_size)
-        rows, keys = [], []
+        rows: list[np.ndarray] = []
+        keys: list[str] = []
         while len(rows) < self._batch_size:
             pixels, text = next(self._reader)
             self._position += 1

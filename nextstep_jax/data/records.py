@@ -132,7 +132,8 @@ class ImagePart:
         if name not in LATENT_DTYPES or np.ndim(latents) != 3:
             raise InputError(f"latents must be [h, w, c] of {', '.join(LATENT_DTYPES)}, found {np.shape(latents)} of {name}")
         data = np.ascontiguousarray(latents, LATENT_DTYPES[name]).tobytes()
-        return cls(data, name, int(height), int(width), tuple(map(int, latents.shape)), loss)
+        rows, columns, channels = map(int, latents.shape)
+        return cls(data, name, int(height), int(width), (rows, columns, channels), loss)
 
     @property
     def is_latents(self) -> bool:
@@ -241,7 +242,7 @@ def pack(sample: Sample) -> bytes:
             parts.append({"text": part.text, "loss": part.loss})
         else:
             grid = None if part.grid is None else list(part.grid)
-            size = {"height": part.height, "width": part.width, "grid": grid, "loss": part.loss}
+            size: dict[str, Any] = {"height": part.height, "width": part.width, "grid": grid, "loss": part.loss}
             parts.append({"image": part.data, "format": part.format} | size)
     value = {"v": VERSION, "key": sample.key, "kind": sample.kind, "parts": parts}
     value |= {"variants": dict(sample.caption_variants), "meta": dict(sample.metadata)}

@@ -59,12 +59,13 @@ class ReleasePacking:
 
     def __init__(self, streams: list[Stream], special: SpecialIds, config: PackingConfig):
         self._streams, self._special, self._config = streams, special, config
-        self._most_images = max(1, config.seq_len // (2 * max(h * w for h, w in config.grids)))
+        grids = config.grids or ()
+        self._most_images = max(1, config.seq_len // (2 * max(h * w for h, w in grids)))
         self._draw = draws(config.seed, config.data_shard, 0)
         self._bucket_draw = draws("BatchBucket", config.seed, config.data_shard, 0)
         self._queues: list[dict[str, list[_Item]]] = [{} for _ in streams]
         self._text: list[tuple[list[int], list[float]]] = [([], []) for _ in streams]  # ids and weights of the text stream
-        self._buckets: dict[str, list[Row]] = {f"{h}*{w}": [] for h, w in config.grids} | {MIXED: []}
+        self._buckets: dict[str, list[Row]] = {name: [] for name in (*(f"{h}*{w}" for h, w in grids), MIXED)}
         self._discarded = 0
 
     def next_batch(self) -> PackedBatch:

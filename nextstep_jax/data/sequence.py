@@ -62,7 +62,7 @@ class Segment:
     @property
     def sizes(self) -> Sizes:
         """Positions, text targets and image targets: what it takes of a row."""
-        return len(self), np.count_nonzero(self.text_weight), np.count_nonzero(self.image_weight)
+        return len(self), int(np.count_nonzero(self.text_weight)), int(np.count_nonzero(self.image_weight))
 
 
 def patchify(latents: np.ndarray, patch: int) -> np.ndarray:
@@ -137,7 +137,7 @@ class TokenizedSample(NamedTuple):
       parts: a list of TextIds and ImageTokens.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks this for
     key: str
     kind: str
     parts: list
@@ -181,7 +181,7 @@ class Tokenize:
 class Unusable(NamedTuple):
     """In place of a sample that cannot be used: why."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks this for
     reason: str
 
 

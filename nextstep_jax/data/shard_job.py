@@ -98,7 +98,10 @@ def make_shard(out: pathlib.Path, number: int, source: str, samples: Iterable[re
     """Write shard `number`, or keep it as it is if it was made from `source` (a digest) and is undamaged."""
     if (found := _kept(out, number, source)) is not None:
         return found
-    skipped, unused, kinds, images = [], [], collections.Counter(), 0
+    skipped: list[Skipped] = []
+    unused: list[Any] = []
+    kinds: collections.Counter[str] = collections.Counter()
+    images = 0
 
     def packed() -> Iterator[bytes]:
         nonlocal images

@@ -57,7 +57,9 @@ class Shard:
             raise InputError(f"a shard's entry has the keys {', '.join(fields)}, found {str(value)[:200]}")
         for name, kind in fields.items():
             if type(value[name]) is not kind or (kind is int and value[name] < 0):
-                raise InputError(f"a shard's {name} must be of type {kind.__name__}, found {value[name]!r}"[:200])
+                raise InputError(
+                    f"a shard's {name} must be of type {getattr(kind, '__name__', kind)}, found {value[name]!r}"[:200]
+                )
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}", value["file"]):
             raise InputError(f"a shard's file is a bare file name, found {value['file']!r}"[:200])
         return cls(**value)
@@ -185,7 +187,7 @@ class ArrayRecordSource:
             if name not in known and not name.startswith("progress/"):
                 self.unused.add("file that the index does not name", name)
         self._starts = [0, *itertools.accumulate(shard.samples for shard in self._shards)]
-        self._readers = collections.OrderedDict()
+        self._readers: collections.OrderedDict[int, Any] = collections.OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -240,4 +242,4 @@ class ArrayRecordSource:
         return {"directory": self.directory}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.__init__(state["directory"])
+        type(self).__init__(self, state["directory"])

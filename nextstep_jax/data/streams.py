@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nextstep_jax.data.augment import Augmentation, draws
@@ -153,7 +153,7 @@ class Stream:
         if config.shuffle:
             samples = samples.shuffle(seed=draws("shuffle", config.seed, number).getrandbits(32))
         self._samples = samples.repeat(config.epochs)[config.data_shard :: config.data_shards]
-        self._reader: Iterator | None = None
+        self._reader: Any = None
 
     def __getitem__(self, position: int) -> TokenizedSample:
         """A sample of the order, read on the spot. InputError if it cannot be used."""

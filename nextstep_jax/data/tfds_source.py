@@ -102,7 +102,7 @@ class TfdsSource:
         return self._arguments
 
     def __setstate__(self, arguments: tuple) -> None:
-        self.__init__(*arguments)
+        type(self).__init__(self, *arguments)
 
     def _to_text(self, value: Any, key: str) -> str:
         if self._label is not None:

@@ -10,7 +10,8 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -109,8 +110,8 @@ class Vocabulary:
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True  # text that spells a special token stays text
         self.source = source
-        self._unknown, self._marker_ids = None, frozenset()
-        ids = {name: self._tokenizer.token_to_id(token) for name, token in _TOKENS.items()}
+        self._unknown, self._marker_ids = None, frozenset[int]()
+        ids: dict[str, Any] = {name: self._tokenizer.token_to_id(token) for name, token in _TOKENS.items()}
         missing = [_TOKENS[name] for name, id in ids.items() if id is None and name not in OPTIONAL]
         if missing:
             raise InputError(f"{source}: not a NextStep tokenizer, it has no {', '.join(missing)}")
@@ -166,7 +167,7 @@ class Vocabulary:
         names = _TOKENS if special is True else special
         tokens = {_TOKENS[name]: getattr(self.special, name) for name in names if getattr(self.special, name) is not None}
         pieces = re.split("(" + "|".join(map(re.escape, tokens)) + ")", text)
-        ids = []
+        ids: list[int] = []
         for piece in pieces:
             ids += [tokens[piece]] if piece in tokens else self._encode_text(piece)
         return ids
@@ -194,7 +195,7 @@ class Vocabulary:
             return []
         text = re.sub('["“][^"“”]*["”]', lambda quoted: " " * len(quoted[0]), text)
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        spans: dict[int, list[tuple[int, int]]] = {}
+        spans: dict[int | None, list[tuple[int, int]]] = {}
         for word, span in zip(encoding.word_ids, encoding.offsets, strict=True):
             spans.setdefault(word, []).append(span)
         spelled = (text[parts[0][0] : parts[-1][1]] for parts in spans.values() if len(parts) > 1)
@@ -294,7 +295,7 @@ def word_vocabulary(words: Iterable[str]) -> bytes:
         if not re.fullmatch("[a-z]+", word):
             raise InputError(f"a word of a vocabulary has letters only, found {word!r}")
     entries = ["[UNK]", *_PUNCTUATION, *"0123456789", *_LETTERS, *("##" + letter for letter in _LETTERS), *words]
-    ids: Mapping[str, int] = {entry: id for id, entry in enumerate(dict.fromkeys(entries))}
+    ids = {entry: id for id, entry in enumerate(dict.fromkeys(entries))}
     model = models.WordPiece(ids, unk_token="[UNK]", continuing_subword_prefix="##", max_input_chars_per_word=256)
     tokenizer = Tokenizer(model)
     plain_quotes = [normalizers.Replace(Regex("[‘’]"), "'"), normalizers.Replace(Regex("[“”]"), '"')]

@@ -57,7 +57,8 @@ def read_tar_index(path: str | os.PathLike, unused: Unused | None = None) -> lis
 
 
 def _entries(file: BinaryIO, length: int, path: str, unused: Unused) -> Iterator[Entry]:
-    offset, long_name, pax = 0, None, {}
+    pax: dict[str, Any] = {}
+    offset, long_name = 0, None
     for count in itertools.count():
         file.seek(offset)
         header = file.read(_BLOCK)
@@ -130,7 +131,7 @@ def _short_name(header: bytes) -> bytes:
 
 def _parse_pax(data: bytes, where: str) -> dict[str, Any]:
     """The path and size of a PAX header: records "LENGTH KEY=VALUE\\n", LENGTH counting itself."""
-    found = {}
+    found: dict[str, Any] = {}
     while data:
         match = re.match(rb"([0-9]{1,6}) ([^=]+)=", data)
         length = int(match[1]) if match else 0
@@ -256,7 +257,8 @@ class _Grouping:
         numbered = [(*_numbered(stem, captioned), entry) for stem, entry in pictures]
         pictured = {key for key, _, _ in numbered}
         # Entries with their own key, and those that have one only up to a dot: (key, "json", "txt" or number, entry).
-        own, fields = [], []
+        own: list[Any] = []
+        fields: list[Any] = []
         for key, role, entry in texts:
             wider = next((prefix for prefix in _prefixes(key) if prefix in pictured), None) if key not in pictured else None
             (fields if wider else own).append((wider or key, role, entry))

@@ -7,6 +7,7 @@ Letters: R rows of one branch, M branches, C channels of one image token.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nextstep_jax.errors import InputError
 
@@ -34,7 +35,7 @@ def num_branches(cfg: float, image_cfg: float = 1.0, has_image: bool = True) -> 
     return 2 if cfg > 1 else 1
 
 
-def schedule(name: str, cfg: Array | float, k: Array | int, n: int) -> Array | float:
+def schedule(name: str, cfg: Array | float, k: Array | np.ndarray | int, n: int) -> Array | np.ndarray | float:
     """The strength at token k of n.
 
     "constant"; "linear" falls from cfg towards 1 (August 2025's linear); "rising" climbs from 1 towards cfg, but never

@@ -76,7 +76,7 @@ class TimestepDistribution:
         else:
             drawn = jax.random.normal(key, shape) if normal else jax.random.uniform(key, shape)
         t = jax.nn.sigmoid(self.mean + self.std * drawn) if normal else drawn
-        return t if self.shift == 1 else shift_times(t, self.shift)
+        return t if self.shift == 1 else jnp.asarray(shift_times(t, self.shift))
 
 
 RELEASED_TIMESTEPS = TimestepDistribution()

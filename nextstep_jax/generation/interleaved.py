@@ -63,9 +63,9 @@ def generate_interleaved(
             results.append(text)
         if not draws:
             break
-        h, w = _read_area(pipeline, [*parts, ids, [met]], settings)
+        h, w = _read_area(pipeline, [*parts, ids, [special.image_area]], settings)
         parts.append(ids)
-        branches = [parts, [settings.negative_prompt], [settings.negative_prompt]]
+        branches: list[list[Part]] = [parts, [settings.negative_prompt], [settings.negative_prompt]]
         tokens = pipeline.sample_tokens([branches], h, w, jax.random.fold_in(key, j)[None], settings, False)
         parts.append(ImageTokens(tokens[0], h, w))
         record = {"prompt": describe(prompt), "seed": seed, "index": j, "settings": dataclasses.asdict(settings)}

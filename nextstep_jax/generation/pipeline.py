@@ -11,9 +11,10 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
@@ -148,10 +149,10 @@ class Pipeline:
         settings = self.require_settings(settings)
         h, w = self.grid(settings, height, width, aspect)
         prompts = as_prompts(prompts)
-        branches = []
+        branches: list[list[list[Part]]] = []
         for prompt in prompts:
-            suffixed = [prompt, " " + settings.prompt_suffix] if settings.prompt_suffix else [prompt]
-            conditional = ["".join(suffixed)] if isinstance(prompt, str) else suffixed
+            suffix = " " + settings.prompt_suffix if settings.prompt_suffix else ""
+            conditional: list[Part] = [prompt + suffix] if isinstance(prompt, str) else [prompt, *([suffix] if suffix else [])]
             branches.append([conditional, [settings.negative_prompt], [settings.negative_prompt]])
         return self._generate_batches(branches, prompts, h, w, n, seed, settings, False, on_chunk)
 
@@ -184,7 +185,7 @@ class Pipeline:
         require_prompt(instruction)
         require_seed(seed)
         sources = self.load_images(images, settings)
-        if height is width is aspect is None:
+        if height is None and width is None and aspect is None:
             height, width = sources[0].shape[:2]
         h, w = self.grid(settings, height, width, aspect)
         encoded = self.encode_images(sources, seed)
@@ -192,14 +193,14 @@ class Pipeline:
         placed = [part for part in parts if isinstance(part, ImageTokens)]
         if settings.prompt_suffix:
             parts.append(" " + settings.prompt_suffix)
-        branches = [[parts, [*placed, settings.negative_prompt], [settings.negative_prompt]]]
+        branches: list[list[list[Part]]] = [[parts, [*placed, settings.negative_prompt], [settings.negative_prompt]]]
         return self._generate_batches(branches, [instruction], h, w, n, seed, settings, True, on_chunk)
 
     def load_images(self, images: ImageSource | Sequence[ImageSource], settings: GenerationConfig) -> list[Pixels]:
         """Input images as uint8 arrays, resized and cropped to buckets of the settings' area."""
         if not image_files.is_source(images) and not isinstance(images, Sequence):
             raise InputError(f"images must be files, Pillow images or arrays, found {images!r:.100}")
-        sources = [images] if image_files.is_source(images) else list(images)
+        sources: list[Any] = [images] if image_files.is_source(images) else list(cast(Sequence[ImageSource], images))
         if not sources:
             raise InputError("an edit needs at least one input image")
         area, pixels = bucket_area(settings, self.token_pixels), []
@@ -226,7 +227,7 @@ class Pipeline:
         """uint8 images of tokens [B, h * w, C]."""
         config, params = self.image_tokenizer
         with part("decode") as done:
-            pixels = done(decode_images(config, self.config.patch, h, w, params, tokens))
+            pixels = done(decode_images(config, self.config.patch, h, w, params, jnp.asarray(tokens)))
         return list(image_files.to_uint8(np.asarray(pixels)))
 
     def sample_tokens(
@@ -267,7 +268,7 @@ class Pipeline:
                 )
             if on_chunk is not None:
                 partial = np.asarray(state.tokens[:count])
-                on_chunk(stop, tokens, lambda partial=partial: self.decode_images(partial, h, w))
+                on_chunk(stop, tokens, functools.partial(self.decode_images, partial, h, w))
         return np.asarray(state.tokens[:count])
 
     def _generate_batches(

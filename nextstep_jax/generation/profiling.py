@@ -49,13 +49,17 @@ class Profile:
 def listen() -> Iterator[Profile]:
     """A `Profile` of what the pipeline does inside."""
     profile = Profile()
-    jax.monitoring.register_event_duration_secs_listener(profile._on_event)
+
+    def on_event(event: str, duration_secs: float, **_: str | int) -> None:
+        profile._on_event(event, duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(on_event)
     _listening.append(profile)
     try:
         yield profile
     finally:
         _listening.remove(profile)
-        jax.monitoring.unregister_event_duration_listener(profile._on_event)
+        jax.monitoring.unregister_event_duration_listener(on_event)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ Letters: R rows, P row length, V vocabulary, C channels of an image token.
 import operator
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,7 @@ PLACEHOLDER = re.compile(r"<image(?:_(\d+))?>")  # of an input image, in an inst
 
 def as_prompts(prompts: str | Sequence[int] | Sequence[str | Sequence[int]]) -> list[str | Sequence[int]]:
     """One or several prompts as a list. InputError for what is neither text nor ids, and for a prompt with nothing in it."""
+    several: list[Any]
     if isinstance(prompts, str) or not isinstance(prompts, Sequence | np.ndarray):
         several = [prompts]
     elif not len(prompts):
@@ -63,7 +65,8 @@ def place_images(instruction: str | Sequence[int], images: Sequence[ImageTokens]
     """
     if not isinstance(instruction, str) or not PLACEHOLDER.search(instruction):
         return [instruction, *images] if last else [*images, instruction]
-    parts, used = [], []
+    parts: list[Part] = []
+    used: list[int] = []
     for piece in re.split(r"(<image(?:_\d+)?>)", instruction):
         if match := PLACEHOLDER.fullmatch(piece):
             used.append(int(match[1]) if match[1] else len(used))
@@ -96,7 +99,7 @@ def frame_prompt(
         elif isinstance(part, str):
             if part and vocabulary is None:
                 raise InputError("this checkpoint has no text tokenizer (tokenizer.json): pass ids instead of text")
-            framed.append(TextIds(np.asarray(vocabulary.encode(part) if part else [], np.int32)))
+            framed.append(TextIds(np.asarray(vocabulary.encode(part) if part and vocabulary else [], np.int32)))
         else:
             framed.append(TextIds(_require_ids(part, limit, special.image_placeholder)))
     return frame(framed, special, config.token_channels)

@@ -62,4 +62,5 @@ def trained_sizes(overrides: Mapping[str, Any]) -> list[tuple[int, int]]:
     sizes = overrides.get("trained_sizes") or []
     if not isinstance(sizes, list | tuple) or any(not isinstance(size, list | tuple) or len(size) != 2 for size in sizes):
         raise InputError(f"config.json: trained_sizes must be a list of [height, width] in pixels, found {sizes!r}")
-    return [tuple(require_int("config.json: a side in trained_sizes", side, 1) for side in size) for size in sizes]
+    pairs = ([require_int("config.json: a side in trained_sizes", side, 1) for side in size] for size in sizes)
+    return [(height, width) for height, width in pairs]

@@ -46,7 +46,8 @@ def without_thinking(ids: Sequence[int], special: SpecialIds) -> list[int]:
     """Ids without what stands between the thinking tokens, and without these. Thinking that does not end goes to the end;
     what stands before an end without a beginning is thinking, too.
     """
-    kept, thinking = [], False
+    kept: list[int] = []
+    thinking = False
     for id in ids:
         if id == special.begin_of_thinking:
             thinking = True

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nextstep_jax.batch import AnyArray
 from nextstep_jax.config import NextStepConfig
 from nextstep_jax.flow.guidance import guide
 from nextstep_jax.flow.samplers import num_noise_draws, sample, timesteps
@@ -55,10 +56,10 @@ class SamplerConfig:
 class Prompt(NamedTuple):
     """Right-aligned prompt rows: ids [R, P], image tokens [R, P, C], is_image [R, P] and lengths [R]."""
 
-    text_ids: Array
-    image_tokens: Array
-    is_image: Array
-    lengths: Array
+    text_ids: AnyArray
+    image_tokens: AnyArray
+    is_image: AnyArray
+    lengths: AnyArray
 
 
 class DecodeState(NamedTuple):
@@ -129,8 +130,14 @@ def flow_step(
         v = model.apply(variables, rows, now, method="velocity_at")
         return guide(v, cfg, image_cfg, settings.branches, settings.rescale)
 
-    kwargs = dict(steps=settings.steps, shift=settings.shift, noise_level=settings.noise_level)
-    token = sample(velocity, noise, sampler=settings.sampler, **kwargs)
+    token = sample(
+        velocity,
+        noise,
+        sampler=settings.sampler,
+        steps=settings.steps,
+        shift=settings.shift,
+        noise_level=settings.noise_level,
+    )
     return layer_norm(token, TOKEN_NORM_EPS) if settings.normalize_tokens else token
 
 

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from nextstep_jax.chat import png_base64
 from nextstep_jax.errors import InputError
@@ -65,14 +66,14 @@ class EndpointReward:
             scores = parse_scores(self._post(body), len(requests))
             problem = "the answer holds no scores"
         except (self._failed, _BusyError) as error:
-            scores, problem = None, error
+            scores, problem = None, str(error)
         if scores is None:
             logger.warning("reward %s: %d images were not scored (%s)", self.name, len(requests), problem)
             return [None] * len(requests)
         return scores
 
     def _post(self, body: dict) -> bytes:
-        options = {"json": body, "timeout": self._timeout, "stream": True, "allow_redirects": False}
+        options: dict[str, Any] = {"json": body, "timeout": self._timeout, "stream": True, "allow_redirects": False}
         with self._session.post(self.name, **options) as response:
             if response.status_code in BUSY:
                 raise _BusyError(f"status {response.status_code} in {ATTEMPTS} attempts")

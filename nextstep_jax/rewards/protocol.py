@@ -31,6 +31,7 @@ class Reward(Protocol):
       name: kind and version; scores cached under one name must be comparable.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def __call__(self, requests: Sequence[RewardRequest]) -> list[Score | None]: ...

@@ -160,15 +160,16 @@ def compile_report(lowered: Lowered, chip: Chip, devices: int) -> dict[str, Any]
         size = float(wanted[1]) * 1024 ** (1 + "KMGT".index(wanted[2])) if wanted else None
         reason = f"{wanted[1]}{wanted[2]} wanted of {wanted[3]}" if wanted else str(error).splitlines()[0]
         return {"fits": False, "bytes_per_chip": size, "reason": reason, "estimated_mfu": None}
-    memory, cost = compiled.memory_analysis(), read_cost(compiled.as_text(), chip, devices)
+    memory: Any = compiled.memory_analysis()
+    cost = read_cost(compiled.as_text() or "", chip, devices)
     total = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     total += memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     known = {kind: size for kind, size in lowered.bytes_by_kind.items() if size}
     known["gradients and activations"] = memory.temp_size_in_bytes
     known["program"] = memory.generated_code_size_in_bytes
     fits = total <= chip.memory
-    reason = {} if fits else {"reason": f"{total / GIB:.2f}G set aside of {chip.memory / GIB:.2f}G hbm"}
-    return reason | {
+    why = {} if fits else {"reason": f"{total / GIB:.2f}G set aside of {chip.memory / GIB:.2f}G hbm"}
+    return why | {
         "fits": fits,
         "bytes_per_chip": total,
         "peak_bytes": memory.peak_memory_in_bytes,

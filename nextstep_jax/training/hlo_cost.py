@@ -39,7 +39,7 @@ class Instruction(NamedTuple):
 class Collective(NamedTuple):
     """All collectives of one type in one run, on one device: how many, and the bytes of their largest operand or result."""
 
-    count: float
+    count: float  # type: ignore[assignment]  # hides tuple.count, which nobody asks this for
     bytes: float
 
 
@@ -74,7 +74,9 @@ def read_cost(hlo: str, chip: Chip, devices: int) -> Cost:
     computations, entry = parse(hlo)
     runs, fused = count_runs(computations, entry)
     flops = cycles = kernels = kernel_flops = 0.0
-    counts, sizes, blocking, overlapped = defaultdict(float), defaultdict(float), 0.0, 0.0
+    counts: defaultdict[str, float] = defaultdict(float)
+    sizes: defaultdict[str, float] = defaultdict(float)
+    blocking = overlapped = 0.0
     for name, instructions in computations.items():
         times, shapes = runs[name], {i.name: i.shape for i in instructions}
         for i in instructions if times else ():
@@ -117,7 +119,8 @@ def read_cost(hlo: str, chip: Chip, devices: int) -> Cost:
 
 def parse(hlo: str) -> tuple[dict[str, list[Instruction]], str]:
     """The computations of a module, and the name of the one that is run."""
-    computations, entry, current = {}, "", []
+    computations: dict[str, list[Instruction]] = {}
+    entry, current = "", []
     for line in hlo.splitlines():
         if found := _COMPUTATION.match(line):
             current = computations[found[2]] = []
@@ -129,7 +132,9 @@ def parse(hlo: str) -> tuple[dict[str, list[Instruction]], str]:
 
 def count_runs(computations: dict[str, list[Instruction]], entry: str) -> tuple[dict[str, float], dict[str, bool]]:
     """How often each computation runs, and whether it is inside a fusion (its caller accounts for its time)."""
-    runs, fused, order, seen = defaultdict(float), defaultdict(bool), [], set()
+    runs: defaultdict[str, float] = defaultdict(float)
+    fused: defaultdict[str, bool] = defaultdict(bool)
+    order, seen = [], set()
 
     def visit(name: str) -> None:
         if name not in seen and name in computations:
@@ -151,7 +156,7 @@ def count_runs(computations: dict[str, list[Instruction]], entry: str) -> tuple[
 
 def _calls(i: Instruction, computations: dict[str, list[Instruction]]) -> list[tuple[str, float]]:
     if i.opcode == "while":
-        condition, body = (re.search(rf"{key}=%?([\w.\-]+)", i.rest)[1] for key in ("condition", "body"))
+        condition, body = (re.findall(rf"{key}=%?([\w.\-]+)", i.rest)[0] for key in ("condition", "body"))
         return [(body, trip_count(i, computations[condition]))]
     return [(name, 1.0) for name in re.findall(r"(?<![\w])calls=%?([\w.\-]+)", i.rest)]
 
@@ -160,8 +165,8 @@ def trip_count(loop: Instruction, condition: list[Instruction]) -> float:
     """Runs of a loop's body: what the compiler knows, else the constant that its counter is compared with, else 1."""
     if found := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
         return float(found[1])
-    constants = [re.match(r"(\d+)\)", i.rest) for i in condition if i.opcode == "constant" and i.shape.startswith("s32[]")]
-    constants = [float(found[1]) for found in constants if found]
+    texts = [i.rest for i in condition if i.opcode == "constant" and i.shape.startswith("s32[]")]
+    constants = [float(number[1]) for text in texts if (number := re.match(r"(\d+)\)", text))]
     return constants[0] if len(constants) == 1 else 1.0
 
 
@@ -213,7 +218,7 @@ def product_flops(i: Instruction, shapes: dict[str, str]) -> float:
     if i.opcode == "dot":
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.rest)
         return 2.0 * outputs * math.prod(left[int(d)] for d in contracted[1].split(",") if d) if contracted else 2.0 * outputs
-    left_labels, right_labels, out_labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.rest).groups()
+    left_labels, right_labels, out_labels = re.findall(r"dim_labels=(\w+)_(\w+)->(\w+)", i.rest)[0]
     out, total = dims_of(i.shape), 2.0 * right[right_labels.index("i")]
     for label, size in zip(out_labels, out, strict=True):
         if not label.isdigit():

@@ -30,7 +30,7 @@ def local_data_shards(config: RunConfig) -> tuple[int, ...]:
     if rows % (shards * config.grad_accum_steps):
         parts = f"{shards} devices with rows x grad_accum_steps {config.grad_accum_steps}"
         raise InputError(f"config.data.batch_size ({rows}) is not a multiple of {parts}")
-    here = set()
+    here: set[int] = set()
     for (part,) in sharding.addressable_devices_indices_map((rows,)).values():
         here.update(range(*part.indices(rows)))
     size = rows // data_shards

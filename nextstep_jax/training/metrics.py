@@ -168,7 +168,7 @@ class Writer:
             import wandb as client
 
             name = hashlib.blake2b(str(directory.resolve()).encode(), digest_size=8).hexdigest()
-            self._wandb = client.init(dir=str(directory), config=dict(config), id=name, resume="allow", **wandb)
+            self._wandb = client.init(dir=str(directory), config=dict(config), id=name, resume="allow", **(wandb or {}))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         if self._file is None:

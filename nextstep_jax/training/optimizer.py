@@ -96,11 +96,11 @@ def _direction(params, adam: optax.GradientTransformation, muon: Sequence[str]) 
     labels = jax.tree.map(lambda *hits: "muon" if any(hits) else "adam", *found)
 
     def dimensions(tree):
-        return jax.tree_util.tree_map_with_path(lambda path, leaf: _matrix(parameter_path(path), leaf.shape), tree)
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: _matrix(parameter_path(path) or "", leaf.shape), tree)
 
     def rescale(updates, _):
         def one(path, update):
-            inputs, outputs = _matrix(parameter_path(path), update.shape)
+            inputs, outputs = _matrix(parameter_path(path) or "", update.shape)
             sides = (math.prod(update.shape[axis] for axis in axes) for axes in (inputs, outputs))
             return update * (MUON_RMS * math.sqrt(max(sides)))
 
@@ -132,7 +132,7 @@ def matches(params, pattern: str, option: str, required: bool = False):
         compiled = re.compile(pattern)
     except re.error as error:
         raise InputError(f"{option}: {pattern!r} is not a regular expression ({error})") from error
-    found = jax.tree_util.tree_map_with_path(lambda path, _: bool(compiled.search(parameter_path(path))), params)
+    found = jax.tree_util.tree_map_with_path(lambda path, _: bool(compiled.search(parameter_path(path) or "")), params)
     if required and not any(jax.tree.leaves(found)):
         raise InputError(f"{option}: {pattern!r} matches no parameter")
     return found

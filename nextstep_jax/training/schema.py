@@ -97,9 +97,9 @@ def read(kind: Any, value: Any, path: str) -> Any:
         if isinstance(value, kind):
             return value
     elif kind is int:
-        if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        if type(value) is not bool and isinstance(value, numbers.Integral):
             return int(value)
-    elif isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
+    elif type(value) is not bool and isinstance(value, numbers.Real) and math.isfinite(value):
         return float(value)
     raise InputError(f"{path} must be {describe(kind)}, found {value!r}")
 

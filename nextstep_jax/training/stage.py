@@ -92,5 +92,5 @@ def export_run(
     read back from `workdir`, so that memory follows one layer. Returns which step. Raises as `export_params`.
     """
     base, config, files = stage.export()
-    sources = {"base": base, "config": config, "files": files}
-    return export_params(workdir, out, collections=("ema", "params"), step=step, dtype=dtype, **sources)
+    collections = ("ema", "params")
+    return export_params(workdir, out, collections=collections, step=step, dtype=dtype, base=base, config=config, files=files)

@@ -152,6 +152,8 @@ def _rows(case: _Case, sources: list[ImageTokens]) -> list[Segment]:
     """The rows as fed to the prefill, branch after branch."""
     captions, negative = case.values["captions"], _words(case.settings.negative_prompt)
     captions = [captions] if isinstance(captions, str) else captions
+    conditional: list[list[Part]]
+    image_only: list[list[Part]]
     conditional, image_only = [[_words(caption.removeprefix("<image>"))] for caption in captions], []
     if sources:
         conditional = [[source, *parts] for source, parts in zip(sources, conditional, strict=False)]

@@ -21,7 +21,7 @@ from nextstep_jax.flow.samplers import LAST_STEP, integrate, num_noise_draws, st
 from nextstep_jax.models.nextstep import NextStep
 
 _BATCH, _EVALUATIONS = 128, 32  # trajectories and evaluations are padded to multiples of these
-_REST = np.float32([1, 0, 0, 0])  # a row of a step table that leaves the state as it is
+_REST = np.asarray([1, 0, 0, 0], np.float32)  # a row of a step table that leaves the state as it is
 
 
 class Trajectory(NamedTuple):
@@ -116,8 +116,9 @@ def _integrate_batch(model: NextStep, branches: int, params: dict, trajectories:
         def velocity(x, i):
             now = jax.tree.map(lambda of_times: of_times[i], modulations)
             v = call(jnp.tile(x, (branches, 1)), now, method="velocity_at")
-            return jnp.where(rescale, guide(v, *strengths, branches, rescale=True), guide(v, *strengths, branches))
+            cfg, image_cfg = strengths
+            return jnp.where(rescale, guide(v, cfg, image_cfg, branches, True), guide(v, cfg, image_cfg, branches))
 
-        return integrate(velocity, noise[:, None], table)[0]
+        return integrate(velocity, jnp.asarray(noise)[:, None], jnp.asarray(table))[0]
 
     return jax.vmap(one)(trajectories)

@@ -9,7 +9,7 @@ Letters: B rows, S positions, D model width, C channels of an image token, V voc
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -53,9 +53,10 @@ class Reference:
     @classmethod
     def load(cls, goldens: Goldens) -> "Reference":
         cases = goldens.json("cases.json")
+        config: Any
         config, params = load_released(_folder(goldens, "tiny_model", "model.safetensors"))
         folders = {name: _folder(goldens, name, "checkpoint.safetensors", "checkpoint.pt") for name in (PLAIN, NORMALIZED)}
-        loaded = {name: load_released(folder) for name, folder in folders.items()}
+        loaded: dict[str, Any] = {name: load_released(folder) for name, folder in folders.items()}
         variants = [tokenizer_config for tokenizer_config, _ in loaded.values()]
         variants.append(dataclasses.replace(loaded[NORMALIZED][0], normalize_patch=None))
         tokenizers = {

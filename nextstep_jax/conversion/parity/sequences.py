@@ -97,7 +97,10 @@ class _Samples:
 
 def _prepare(sample: dict, kind: str, augmentation: Augmentation, seed: int) -> TokenizedSample:
     """A sample in the order that the augmentation gives it."""
-    texts, parts, numbers = {}, [], iter(sample["image_numbers"])
+    texts: dict[str, Any] = {}
+    parts: list[Any] = []
+    part: TextPart | ImagePart
+    numbers = iter(sample["image_numbers"])
     for piece in sample["pieces"]:
         if "text" in piece:
             part = TextPart(str(len(parts)))  # stands for its ids
@@ -116,7 +119,7 @@ def _encode(part: TextPart | ImagePart, texts: dict[str, TextIds]) -> TextIds | 
     if isinstance(part, TextPart):
         return texts[part.text]
     latents = part.latents()
-    return ImageTokens(latents.reshape(-1, 1), *latents.shape[:2], part.loss)
+    return ImageTokens(latents.reshape(-1, 1), latents.shape[0], latents.shape[1], part.loss)
 
 
 # --- one kind of data -------------------------------------------------------------------------------------------------
@@ -128,9 +131,10 @@ def _example(example: dict, seed: int, special: SpecialIds) -> dict:
         1, example["max_len"], channels=1, patch=1, seed=seed, shuffle=False, grids=_grids(example["grids_known"])
     )
     image_first = example.get("image_first_probability", 0)
-    samples = _Samples(example["samples"], example["kind"], 1.0, image_first, seed)
+    samples: Any = _Samples(example["samples"], example["kind"], 1.0, image_first, seed)
     packing = ReleasePacking([samples], special, layout)
-    is_text, packs, kept = example["kind"] == TEXT, [], {}  # kept: (grid, start, stop) of each sample in a queue, by position
+    is_text, packs = example["kind"] == TEXT, []
+    kept: dict[int, Any] = {}  # (grid, start, stop) of each sample in a queue, by position
     for _ in example["packs"]:
         row = packing.next_row(0)
         segments = [item.segment for item in row.items]
@@ -138,7 +142,7 @@ def _example(example: dict, seed: int, special: SpecialIds) -> dict:
         if is_text:
             pack = {key: pack[key] for key in ("input_ids", "labels", "attention_mask")}
         else:
-            kept |= {item.origin[0]: (row.grid, *item.origin[1:]) for item in row.items}
+            kept |= {origin[0]: (row.grid, *origin[1:]) for item in row.items if (origin := item.origin) is not None}
             pack["sample_indices"] = [int(item.key) for item in row.items]
         packs.append(pack | {"samples_read_so_far": samples.position})
     state = packing.state()
@@ -148,7 +152,8 @@ def _example(example: dict, seed: int, special: SpecialIds) -> dict:
     if is_text:
         left = {"stream": state["text"][0][0]}
 
-    described, cuts = [], []
+    described: list[dict] = []
+    cuts: list[Any] = []
     for position, tokenized in enumerate(samples.tokenized):
         if position >= samples.position:
             described.append({})
@@ -158,9 +163,9 @@ def _example(example: dict, seed: int, special: SpecialIds) -> dict:
         if is_text:
             described.append({"stream": segment.text_ids.tolist()})
             continue
-        row = _row(segment, len(segment), special)
-        description = {key: row[key] for key in ("input_ids", "labels", "image_filtered_idx")}
-        description |= {"queue": grid, "kept_image_numbers": row["image_numbers"]}
+        written = _row(segment, len(segment), special)
+        description = {key: written[key] for key in ("input_ids", "labels", "image_filtered_idx")}
+        description |= {"queue": grid, "kept_image_numbers": written["image_numbers"]}
         if grid is None:
             description["dropped"] = "longer than max_len"
         if example["kind"] == PAIR:
@@ -196,7 +201,7 @@ def _batches(example: dict, special: SpecialIds) -> dict:
         grids=_grids(example["grids_known"]),
     )
     image_first = example.get("image_first_probability", Augmentation().image_first)
-    sources = []
+    sources: list[Any] = []
     for number, dataset in enumerate(example["datasets"]):
         of_dataset = [sample for sample in example["samples"] if sample["dataset"] == number]
         sources.append(_Samples(of_dataset, dataset["kind"], dataset["weight"], image_first, example["seed"]))
@@ -252,7 +257,9 @@ def _row(segment: Segment, length: int, special: SpecialIds) -> dict:
     ids, pads = segment.text_ids, length - len(segment)
     last = segment.is_image & ~np.append(segment.is_image[1:], False)
     labels = np.where((segment.text_weight > 0) | last, ids, IGNORED)
-    numbers, kept, grids = [], [], []
+    numbers: list[Any] = []
+    kept: list[Any] = []
+    grids: list[Any] = []
     weights = segment.image_weight[segment.is_image]
     for h, w in _areas(ids.tolist(), special):
         taken = sum(a * b for a, b in grids)
@@ -278,4 +285,5 @@ def _areas(ids: list[int], special: SpecialIds) -> Iterator[tuple[int, int]]:
 
 
 def _grids(names: list[str]) -> tuple[tuple[int, int], ...]:
-    return tuple(tuple(map(int, name.split("*"))) for name in names if name != MIXED)
+    sizes = (map(int, name.split("*")) for name in names if name != MIXED)
+    return tuple((h, w) for h, w in sizes)
