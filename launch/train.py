@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
             if code is not None:
                 return code
             _initialize_distributed()
-        train(config, FLAGS["workdir"].value, EVALUATORS)
+        train(config, str(_WORKDIR.value), EVALUATORS)
     except NextStepError as error:
         return _fail(str(error), error.exit_code)
     except OSError as error:  # a full or lost disk

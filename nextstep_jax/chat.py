@@ -6,7 +6,7 @@ import io
 import logging
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -69,13 +69,14 @@ class ChatEndpoint:
             return list(pool.map(lambda question: self._ask(question, max_tokens), questions))
 
     def _ask(self, question: Question, max_tokens: int) -> str | None:
-        content = [{"type": "text", "text": question.text}]
+        content: list[Any] = [{"type": "text", "text": question.text}]
         if question.image is not None:
             url = f"data:image/png;base64,{png_base64(question.image)}"
             content.append({"type": "image_url", "image_url": {"url": url}})
         try:
+            messages: list[Any] = [{"role": "user", "content": content}]
             reply = self._client.chat.completions.create(
-                model=self._model, messages=[{"role": "user", "content": content}], temperature=0, max_tokens=max_tokens
+                model=self._model, messages=messages, temperature=0, max_tokens=max_tokens
             )
             answer = reply.choices[0].message.content
         except self._refused as error:

@@ -7,7 +7,7 @@ divides N.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from nextstep_jax.errors import InputError
 
@@ -45,7 +45,7 @@ class DataShards(Generic[Rows]):
         self._shards, self._count, self._anywhere = dict(sorted(shards.items())), count, anywhere
         self._ended: set[int] = set()
 
-    def __iter__(self) -> "DataShards[Rows]":
+    def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> list[Rows]:

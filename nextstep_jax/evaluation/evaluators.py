@@ -73,4 +73,4 @@ def reconstruction_evaluator(
     return evaluate
 
 
-EVALUATORS = {"shapes": shapes_evaluator, "reconstruction": reconstruction_evaluator}
+EVALUATORS: dict[str, Callable] = {"shapes": shapes_evaluator, "reconstruction": reconstruction_evaluator}

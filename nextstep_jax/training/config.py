@@ -88,7 +88,8 @@ def model_fields(config: NextStepConfig | ImageTokenizerConfig) -> ConfigDict:
 def _config_dict(value: Any) -> ConfigDict:
     """A dataclass field by field. Optional numbers stay settable."""
     fields = ConfigDict()
-    for name, kind in field_types(type(value)).items():
+    kinds: Mapping[str, Any] = field_types(type(value))  # type: ignore[arg-type]  # classes can be hashed
+    for name, kind in kinds.items():
         entry = getattr(value, name)
         if dataclasses.is_dataclass(entry):
             entry = _config_dict(entry)
@@ -112,13 +113,14 @@ def override(config: ConfigDict, path: str, text: str) -> None:
     group, names, full = config, path.split("."), "config"
     for number, name in enumerate(names):
         if dataclasses.is_dataclass(kind):
-            if name not in field_types(kind):
+            kinds: Mapping[str, Any] = field_types(kind)  # type: ignore[arg-type]  # classes can be hashed
+            if name not in kinds:
                 raise unknown_key(typing.cast(type, kind), name, full)
-            kind = field_types(kind)[name]
+            kind = kinds[name]
         elif typing.get_origin(kind) is typing.get_origin(Mapping[str, Any]):
             kind = typing.get_args(kind)[1]
             if name not in group and number < len(names) - 1:
-                group[name] = _config_dict(kind()) if dataclasses.is_dataclass(kind) else ConfigDict()
+                group[name] = _config_dict(typing.cast(type, kind)()) if dataclasses.is_dataclass(kind) else ConfigDict()
         elif kind is not Any:
             raise InputError(f"{full} is a setting without parts, found --config.{path}")
         full = f"{full}.{name}"

@@ -198,7 +198,7 @@ def open_validation_data(config: MultitaskConfig, model: NextStepConfig, vocabul
 class PackedData(DataShards[PackedBatch]):
     """The mixture's batches as the loop takes them: (Batch, kinds), the names of their samples, and what was left out."""
 
-    def __next__(self) -> HostBatch:
+    def __next__(self) -> HostBatch:  # type: ignore[override]  # what the loop takes, instead of the rows
         packed = super().__next__()
         arrays = jax.tree.map(lambda *parts: np.concatenate(parts), *[(part.batch, part.kinds) for part in packed])
         names = tuple(key for part in packed for row in part.keys for key in row)

@@ -78,7 +78,7 @@ def make_objective(
     def init(key: Array) -> dict:
         pixels = jnp.zeros((1, height, width, tokenizer.in_channels))
         params = {"image_tokenizer": model.init(key, pixels)["params"]}
-        if adversarial:
+        if discriminator is not None and adversarial:
             params["discriminator"] = discriminator.init(jax.random.fold_in(key, 1), pixels)["params"]
         return params
 
@@ -88,20 +88,25 @@ def make_objective(
     def loss(params, pixels: Array, key: Array, total: int):
         images = to_float(pixels)
         draws = draw_noise(key, tokenizer, *pixels.shape[:3])
-        networks = {"perceptual": perceptual}
-        if adversarial:
-            judged = {"params": jax.lax.stop_gradient(params["discriminator"])}
-            networks["discriminator"] = lambda images: discriminator.apply(judged, images)
+        judge = None
+        if discriminator is not None and adversarial:
+            judge = functools.partial(discriminator.apply, {"params": jax.lax.stop_gradient(params["discriminator"])})
         value, parts = reconstruction_loss(
-            model, params["image_tokenizer"], images, *draws, weights=weights, total=total, **networks
+            model,
+            params["image_tokenizer"],
+            images,
+            *draws,
+            weights=weights,
+            total=total,
+            perceptual=perceptual,
+            discriminator=judge,
         )
         means = {name: WeightedMean(term, 1.0) for name, term in (parts.terms | {"psnr": parts.psnr}).items()}
-        if adversarial:
-            judging = {"params": params["discriminator"]}
-            share = pixels.shape[0] / total
-            judge = discriminator_loss(lambda images: discriminator.apply(judging, images), images, parts.images) * share
-            means["discriminator"] = WeightedMean(judge, 1.0)
-            value = value + judge
+        if discriminator is not None and adversarial:
+            judge = functools.partial(discriminator.apply, {"params": params["discriminator"]})
+            judging = discriminator_loss(judge, images, parts.images) * (pixels.shape[0] / total)
+            means["discriminator"] = WeightedMean(judging, 1.0)
+            value = value + judging
         return value, {name: WeightedMean(mean.total, pixels.shape[0] / total) for name, mean in means.items()}
 
     def counts(pixels: Array) -> dict[str, Array]:
@@ -117,7 +122,7 @@ def make_objective(
 class PixelData(DataShards[PixelBatch]):
     """Images as the loop takes them, their names, and what was left out."""
 
-    def __next__(self) -> HostBatch:
+    def __next__(self) -> HostBatch:  # type: ignore[override]  # what the loop takes, instead of the rows
         batches = super().__next__()
         names = tuple(key for batch in batches for key in batch.keys)
         counts = [{"images": batch.counts} for batch in batches]
@@ -128,7 +133,12 @@ def open_data(config: ReconstructionConfig, sources: tuple[str, ...]) -> PixelDa
     """This host's images of the given sources, from their start."""
     data, mine = config.data, local_data_shards(config)
     opened, size = [open_source(source) for source in sources], data.batch_size // data.data_shards
-    options = {"crop": data.crop, "seed": config.seed, "data_shards": data.data_shards, "max_skipped": data.max_skipped}
+    options: dict[str, Any] = {
+        "crop": data.crop,
+        "seed": config.seed,
+        "data_shards": data.data_shards,
+        "max_skipped": data.max_skipped,
+    }
     shards = {}
     for n, workers in zip(mine, split_evenly(data.workers, len(mine)), strict=True):
         shards[n] = PixelBatches(opened, size, data.height, data.width, data_shard=n, workers=workers, **options)

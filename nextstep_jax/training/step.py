@@ -17,7 +17,7 @@ class WeightedMean(NamedTuple):
     """A weighted mean that can still be added to others: total / weight."""
 
     total: Array
-    weight: Array
+    weight: Array | float
 
 
 class Objective(NamedTuple):
