@@ -23,6 +23,7 @@ from nextstep_jax.generation.pipeline import Pipeline
 from nextstep_jax.generation.prompts import align_rows, frame_prompt, row_batch
 from nextstep_jax.generation.token_loop import DecodeState, SamplerConfig
 from nextstep_jax.models.nextstep import NextStep
+from nextstep_jax.seeds import seed_key
 
 Array = jax.Array
 
@@ -61,7 +62,7 @@ def trace(
     texts = [f"{prompt} {settings.prompt_suffix}".strip() for prompt in prompts]
     texts += [settings.negative_prompt] * count * (sampler.branches - 1)
     rows = [frame_prompt([text, prefix], pipeline.special, pipeline.config, pipeline.vocabulary) for text in texts]
-    key = jax.random.fold_in(jax.random.key(seed), 0)
+    key = jax.random.fold_in(seed_key(seed), 0)
     noise = token_loop.draw_noise(
         jnp.broadcast_to(key, (count,)), h * w, sampler.num_noise_draws, pipeline.config.token_channels
     )
@@ -109,7 +110,7 @@ def token_trajectories(
     sampler = settings.sampler_config(has_image=False)
     shape = (num_noise_draws(sampler.sampler, sampler.steps), draws, pipeline.config.token_channels)
     # One key per draw, so that the starting noise does not depend on how many draws a sampler takes.
-    keys = jax.random.split(jax.random.key(seed), 1 + shape[0])
+    keys = jax.random.split(seed_key(seed), 1 + shape[0])
     noise = jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(keys[1:]).at[0].set(jax.random.normal(keys[0], shape[1:]))
     times, states = _trajectories(pipeline.config, sampler, pipeline.params, jnp.asarray(condition), noise, settings.cfg)
     return np.asarray(times), np.asarray(states)

@@ -105,7 +105,8 @@ class Projection(nn.Module):
             x, kernel = jax.lax.optimization_barrier((x, kernel))
         y = project(self.equation, x, kernel.astype(self.dtype))
         if self.has_variable("params", "kernel_scale"):
-            y = y * self.get_variable("params", "kernel_scale").astype(self.dtype)
+            # In float32: rounded to bfloat16 the scales would err as much as everything else in the product.
+            y = (y.astype(jnp.float32) * self.get_variable("params", "kernel_scale")).astype(self.dtype)
         if self.bias_axes:
             bias = self.param("bias", nn.initializers.zeros, tuple(self.shape[-self.bias_axes :]))
             y = y + bias.astype(self.dtype)
