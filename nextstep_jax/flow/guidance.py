@@ -53,6 +53,7 @@ def schedule(name: str, cfg: Array | float, k: Array | np.ndarray | int, n: int)
     raise InputError(f"guidance schedule must be one of {', '.join(SCHEDULES)}, found {name!r}")
 
 
+@jax.named_scope("guide")
 def guide(velocity: Array, cfg: Array | float, image_cfg: Array | float, branches: int, rescale: bool = False) -> Array:
     """Guided velocity [R, C] from the branches' velocities [M * R, C].
 

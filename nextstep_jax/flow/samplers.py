@@ -128,8 +128,10 @@ def _scan(velocity: Callable[[Array, Array], Array], noise: Array, table: Array)
     def step(state, inputs):
         x, before = state
         i, (a, b, c, d), draw = inputs
-        v = velocity(x, i).astype(jnp.float32)
-        return (a * x + b * v + c * before + d * draw, v), None
+        with jax.named_scope("velocity"):
+            v = velocity(x, i).astype(jnp.float32)
+        with jax.named_scope("sampler_update"):
+            return (a * x + b * v + c * before + d * draw, v), None
 
     inputs = (jnp.arange(table.shape[0]), tuple(table.T), jnp.concatenate([fresh, quiet]))
     return step, (start, jnp.zeros_like(start)), inputs

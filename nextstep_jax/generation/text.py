@@ -58,6 +58,7 @@ def without_thinking(ids: Sequence[int], special: SpecialIds) -> list[int]:
     return kept
 
 
+@jax.named_scope("sample_ids")
 def sample_ids(key: Array, logits: Array, temperature: Array, top_p: Array) -> Array:
     """Ids [B] drawn from logits [B, V]: the most likely at temperature 0, else from the smallest set of mass >= top_p."""
     greedy = jnp.argmax(logits, axis=-1)

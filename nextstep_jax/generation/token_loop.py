@@ -82,6 +82,7 @@ class DecodeState(NamedTuple):
     step: Array
 
 
+@jax.named_scope("prefill_cache")
 def prefill_cache(config: NextStepConfig, params: dict, prompt: Prompt, slots: int) -> tuple[Cache, Array, Array, Array]:
     """Run the prompt but for its last position through the transformer.
 
@@ -101,6 +102,7 @@ def prefill_cache(config: NextStepConfig, params: dict, prompt: Prompt, slots: i
     return cache, valid, positions[:, -1], x[:, -1]
 
 
+@jax.named_scope("transformer_step")
 def transformer_step(
     config: NextStepConfig, params: dict, embedding: Array, positions: Array, cache: Cache, valid: Array
 ) -> tuple[Array, Cache]:
@@ -110,6 +112,7 @@ def transformer_step(
     return hidden[:, 0], cache
 
 
+@jax.named_scope("flow_step")
 def flow_step(
     config: NextStepConfig,
     settings: SamplerConfig,
@@ -138,9 +141,13 @@ def flow_step(
         shift=settings.shift,
         noise_level=settings.noise_level,
     )
-    return layer_norm(token, TOKEN_NORM_EPS) if settings.normalize_tokens else token
+    if not settings.normalize_tokens:
+        return token
+    with jax.named_scope("normalize_token"):
+        return layer_norm(token, TOKEN_NORM_EPS)
 
 
+@jax.named_scope("embed_times")
 def embed_times(config: NextStepConfig, settings: SamplerConfig, params: dict) -> Array:
     """Embeddings [T, W] of the sampler's times: constants of the whole loop."""
     times = jnp.asarray(timesteps(settings.sampler, settings.steps, settings.shift))
@@ -167,20 +174,22 @@ def sample_step(
     """
     hidden, cache = transformer_step(config, params, state.embedding, state.positions, state.cache, state.valid)
     if config.use_gen_pos_embed:
-        table = jnp.asarray(gen_pos_embed(config.base_grid, config.transformer.width))
-        hidden = (hidden + table[state.step]).astype(hidden.dtype)
+        with jax.named_scope("gen_pos_embed"):
+            table = jnp.asarray(gen_pos_embed(config.base_grid, config.transformer.width))
+            hidden = (hidden + table[state.step]).astype(hidden.dtype)
     model, variables = NextStep(config), {"params": params}
     condition = model.apply(variables, hidden, method="project_out")
     token = flow_step(config, settings, params, condition, time_embeddings, noise, guidance[0], guidance[1])
     embedding = model.apply(variables, token, method="embed_image")
-    state = DecodeState(
-        cache=cache,
-        valid=state.valid,
-        positions=state.positions + 1,
-        embedding=jnp.tile(embedding, (settings.branches, 1)),
-        tokens=jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.step, 0)),
-        step=state.step + 1,
-    )
+    with jax.named_scope("append_token"):
+        state = DecodeState(
+            cache=cache,
+            valid=state.valid,
+            positions=state.positions + 1,
+            embedding=jnp.tile(embedding, (settings.branches, 1)),
+            tokens=jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.step, 0)),
+            step=state.step + 1,
+        )
     return state, condition
 
 

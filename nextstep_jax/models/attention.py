@@ -46,6 +46,7 @@ def cache_mask(valid: Array, index: Array, queries: int) -> Array:
     return valid[:, None, :] & (slots <= index + jnp.arange(queries)[:, None])
 
 
+@jax.named_scope("write_cache")
 def write_cache(cache: LayerCache, keys: Array, values: Array, index: Array) -> LayerCache:
     """Put [B, S, K, H] keys and values at slots index, index + 1, …"""
     at = (0, index, 0, 0)
@@ -60,6 +61,7 @@ def shard_cache(x: Array) -> Array:
     return constrain(x, *CACHE_AXES)
 
 
+@jax.named_scope("attention_weights")
 def attention_weights(q: Array, k: Array, mask: Array) -> Array:
     """Softmax weights [B, K, N / K, S, T] in float32; mask is [B, S, T]."""
     b, s, n, h = q.shape
@@ -68,12 +70,14 @@ def attention_weights(q: Array, k: Array, mask: Array) -> Array:
     return jax.nn.softmax(jnp.where(mask[:, None, None], scores, _MASKED), axis=-1)
 
 
+@jax.named_scope("masked_attention")
 def masked_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
     """Attention of q [B, S, N, H] over k, v [B, T, K, H] where mask [B, S, T]; returns [B, S, N, H]."""
     weights = attention_weights(q, k, mask).astype(v.dtype)
     return jnp.einsum("BKGST,BTKH->BSKGH", weights, v).reshape(q.shape)
 
 
+@jax.named_scope("causal_attention")
 def causal_attention(q: Array, k: Array, v: Array, segment_ids: Array, kernel: str = "auto") -> Array:
     """Segment-aware causal attention of whole rows: q [B, S, N, H], k and v [B, S, K, H], segment_ids [B, S].
 

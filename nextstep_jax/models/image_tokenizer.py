@@ -42,6 +42,7 @@ class Posterior:
 # --- between encoder and decoder --------------------------------------------------------------------------------------
 
 
+@jax.named_scope("sample_posterior")
 def sample_posterior(posterior: Posterior, noise: Array, config: ImageTokenizerConfig) -> Array:
     """Latents [B, h, w, c] from standard normal `noise` of that shape; the mean itself if the tokenizer is deterministic."""
     if config.deterministic:
@@ -59,6 +60,7 @@ def unscale_latents(latents: Array, config: ImageTokenizerConfig) -> Array:
     return latents / config.scaling + config.shift
 
 
+@jax.named_scope("normalize_latents")
 def normalize_latents(mean: Array, patch: int | None) -> Array:
     """Zero mean and unit variance (biased, eps 1e-6) over each token's features.
 
@@ -78,12 +80,14 @@ def normalize_latents(mean: Array, patch: int | None) -> Array:
     return (centered * jax.lax.rsqrt(variance + NORM_EPS)).reshape(mean.shape)
 
 
+@jax.named_scope("perturb")
 def perturb(latents: Array, alpha: Array, noise: Array) -> Array:
     """latents + alpha * noise, with one strength per image (alpha [B], drawn from U[0, gamma]) or one for all (a scalar)."""
     alpha = jnp.asarray(alpha)
     return latents + alpha.reshape(alpha.shape + (1,) * (latents.ndim - alpha.ndim) if alpha.ndim else ()) * noise
 
 
+@jax.named_scope("patchify")
 def patchify(latents: Array, patch: int) -> Array:
     """Latents [B, h, w, c] -> tokens [B, (h/p)*(w/p), c*p*p] in reading order; inside a token: channel, row, column.
 
@@ -96,6 +100,7 @@ def patchify(latents: Array, patch: int) -> Array:
     return grid.reshape(batch, (h // patch) * (w // patch), c * patch**2)
 
 
+@jax.named_scope("unpatchify")
 def unpatchify(tokens: Array, h_tokens: int, w_tokens: int, patch: int) -> Array:
     """Tokens [B, h_tokens*w_tokens, c*p*p] -> latents [B, h_tokens*p, w_tokens*p, c]; the inverse of `patchify`.
 
@@ -166,6 +171,7 @@ def channel_statistics(x: Array) -> tuple[Array, Array]:
     return mean, jnp.square(x - mean[:, None, None]).mean((1, 2))
 
 
+@jax.named_scope("group_normalize")
 def group_normalize(x: Array, statistics: tuple[Array, Array], groups: int, scale: Array, bias: Array) -> Array:
     """GroupNorm of x [B, H, W, C] in float32, with the channel statistics [B, C] of the whole image."""
     batch, *_, c = x.shape
@@ -176,6 +182,7 @@ def group_normalize(x: Array, statistics: tuple[Array, Array], groups: int, scal
     return x.astype(jnp.float32) * gain[:, None, None] + offset[:, None, None]
 
 
+@jax.named_scope("attend")
 def attend(q: Array, k: Array, v: Array) -> Array:
     """Single-head attention of every latent pixel to all: q, k, v [B, h, w, C] -> [B, h, w, C]; softmax in float32."""
     _, h, w, c = q.shape

@@ -42,6 +42,7 @@ def rope_table(positions: Array, head_dim: int, theta: float) -> tuple[Array, Ar
     return jnp.cos(angles), jnp.sin(angles)
 
 
+@jax.named_scope("apply_rope")
 def apply_rope(x: Array, table: tuple[Array, Array]) -> Array:
     """Rotate [B, S, N, H] by a table [B, S, H / 2] (the two halves of H form the pairs)."""
     cos, sin = (t[:, :, None, :] for t in table)

@@ -85,3 +85,16 @@ def test_normalized_tokens_have_zero_mean_and_unit_variance(fused):
     tokens = run(fused, [[5]], noise=noise, settings=settings)
     np.testing.assert_allclose(tokens.mean(-1), 0, atol=1e-5)
     np.testing.assert_allclose(tokens.var(-1), 1, atol=1e-3)
+
+
+def test_profiles_name_the_stages_of_a_token(fused):
+    config, params = fused
+    state = jax.eval_shape(lambda: token_loop.prefill(config, params, prompt_of(config, [[5]]), 2, TOKENS))
+    settings = token_loop.SamplerConfig(branches=2, sampler="sde", steps=3, normalize_tokens=True)
+    lowered = token_loop.decode_tokens.lower(
+        config, settings, params, state, draw(config, 1), np.ones((TOKENS, 2), np.float32), TOKENS
+    )
+    found = lowered.as_text(debug_info=True)
+    stages = ("embed_times", "transformer_step", "write_cache", "masked_attention", "apply_rope", "flow_step", "velocity")
+    stages += ("guide", "sampler_update", "normalize_token", "append_token", "image_in_projector", "image_out_projector")
+    assert not [stage for stage in stages if f"{stage}/" not in found]
