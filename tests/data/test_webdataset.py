@@ -1,11 +1,14 @@
 """WebDataset tars: the release's layout, the tar format against the standard library, and hostile tars."""
 
+import contextlib
 import gzip
 import io
 import json
 import os
+import pathlib
 import pickle
 import tarfile
+import tempfile
 
 import numpy as np
 import pytest
@@ -15,7 +18,8 @@ from hypothesis import strategies as st
 from nextstep_jax.data import captions, images, records, webdataset
 from nextstep_jax.data.image_output import encode_image
 from nextstep_jax.data.records import TextPart
-from nextstep_jax.data.webdataset import WebDatasetSource, read_tar_index
+from nextstep_jax.data.source import IMAGE_EXTENSIONS, Unused
+from nextstep_jax.data.webdataset import Entry, WebDatasetSource, read_tar_index
 from nextstep_jax.errors import InputError
 
 
@@ -389,3 +393,164 @@ def test_the_name_of_a_caption_file_says_what_it_is():
     assert captions.parse_text(b"\xef\xbb\xbf cat \n", False, "x").caption == "cat"
     with pytest.raises(records.CaptionError, match="x: the caption is not UTF-8"):
         captions.parse_text(b"\xff", False, "x")
+
+
+# --- what belongs together, and what is left over ---------------------------------------------------------------------
+
+
+def samples_and_unused(path, kind=None):
+    """({key: (caption, image levels) or why not}, {reason: names})."""
+    source = WebDatasetSource([path], kind)
+    found = {}
+    for index in range(len(source)):
+        try:
+            sample = source[index]
+            found[sample.key] = ("".join(part.text for part in sample.texts), [level(part) for part in sample.images])
+        except InputError as error:
+            found[str(error).removeprefix(f"{path}: ").partition(":")[0]] = str(error)
+    return found, {reason: things["names"] for reason, things in source.unused.to_json().items()}
+
+
+@pytest.mark.parametrize(
+    "key", ["00000-000001", "kitchen-7", "22.05", "song 2.0 (clean)", "x.image", "a.b-3", "v1.0/x.y", "-1", "a-"]
+)
+@pytest.mark.parametrize("suffix", ["txt", "json"])
+def test_a_caption_with_the_exact_stem_comes_first(tar, key, suffix):
+    caption = {"caption": "right"} if suffix == "json" else b"right"
+    others = [
+        ("kitchen.txt", b"wrong"),
+        ("22.txt", b"wrong"),
+        ("x.txt", b"wrong"),
+        ("a.txt", b"wrong"),
+        ("00000.txt", b"wrong"),
+    ]
+    found, unused = samples_and_unused(tar([*others, (f"{key}.{suffix}", caption), (f"{key}.png", png(9))]))
+    assert found[key] == ("right", [9]) and not unused
+    assert sum(isinstance(value, tuple) for value in found.values()) == 1
+
+
+def test_the_image_of_a_lost_sample_gets_no_other_caption(tar):
+    found, _ = samples_and_unused(tar([("dog.txt", b"a brown dog"), ("dog-1.png", png(5)), ("dog-1.txt", b"a white dog")]))
+    assert found["dog-1"] == ("a white dog", [5]) and "a caption without an image" in found["dog"]
+
+
+def test_fields_belong_to_the_key_before_the_dot(tar):
+    """As WebDataset names them, where the exact stem has no caption."""
+    entries = [("a.input.png", png(1)), ("a.txt", b"A"), ("b.png", png(2)), ("b.caption.txt", b"B"), ("c.png", png(3))]
+    entries += [("c.mask.png", png(4)), ("c.txt", b"C"), ("c.note.txt", b"N")]
+    found, unused = samples_and_unused(tar(entries))
+    assert found == {"a": ("A", [1]), "b": ("B", [2]), "c": ("C", [3])}
+    assert {name.split(": ")[1] for name in unused.pop("further field of a sample")} == {
+        "c.mask.png",
+        "c.note.txt",
+    } and not unused
+
+
+def test_several_fields_without_numbers_are_no_guess(tar):
+    found, _ = samples_and_unused(tar([("a.txt", b"A"), ("a.x.png", png(1)), ("a.y.png", png(2))]))
+    assert "its images 'a.x.png' and 'a.y.png' have no numbers" in found["a"]
+
+
+def test_what_is_in_a_tar_and_in_no_sample_is_named(tar, tmp_path):
+    link, pipe, door = tarfile.TarInfo("link.png"), tarfile.TarInfo("pipe"), tarfile.TarInfo("folder")
+    link.type, link.linkname, pipe.type, door.type = tarfile.SYMTYPE, "/etc/passwd", tarfile.FIFOTYPE, tarfile.DIRTYPE
+    entries = [
+        ("a.txt", b"A"),
+        ("a.json", {"caption": "J"}),
+        ("a.png", png(1)),
+        (".a.png", b""),
+        ("x/.h/b.png", b""),
+        ("c.npy", b"0"),
+    ]
+    path = tar([*entries, ("inner.tar.gz", b"0"), ("README", b"x"), link, pipe, door])
+    with open(path, "ab") as file:
+        file.write(b"more")
+    found, unused = samples_and_unused(path)
+    assert found == {"a": ("J", [1])}
+    size = os.path.getsize(path)
+    assert {reason: [name.split(": ", 1)[1] for name in names] for reason, names in unused.items()} == {
+        "caption beside a .json": ["a.txt"],
+        "hidden": [".a.png", "x/.h/b.png"],
+        "other file": ["c.npy", "README"],
+        "archive inside an archive": ["inner.tar.gz"],
+        "link": ["link.png"],
+        "not a regular file": ["pipe"],
+        "bytes after the archive's end": [f"4 bytes from byte {size - 4} on"],
+    }
+
+
+def test_a_second_archive_after_the_first_is_noticed(tar, tmp_path):
+    path = tar([("a.txt", b"A"), ("a.png", png(1))])
+    path.write_bytes(path.read_bytes() * 2)
+    assert list(samples_and_unused(path)[1]) == ["bytes after the archive's end"]
+
+
+def test_images_and_variants_that_a_caption_leaves_out_are_named(tar):
+    value = {"caption": "<image_2>x<image_0>", "caption_b": "<image_0>y<image_2>", "caption_c": "<image_1>z<image_2>"}
+    sample = WebDatasetSource([tar([("k.json", value), *[(f"k-{n}.png", png(n)) for n in range(3)]])], "interleaved")[0]
+    assert [(reason, name.split(": ", 1)[1]) for reason, name in sample.unused] == [
+        (captions.UNPLACED, "k: image 1"),
+        (captions.OTHER_VARIANT, "k: caption_c"),
+    ]
+
+
+STEMS = st.builds("".join, st.lists(st.sampled_from(["a", "b", "-1", "-2", ".", "x/", ".5", " "]), min_size=1, max_size=5))
+NAMES = st.builds("{}.{}".format, STEMS, st.sampled_from(["png", "JPG", "jfif", "txt", "json", "npy", "tar", "heic"]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(NAMES, min_size=1, max_size=12, unique=True))
+def test_every_entry_is_in_one_sample_or_unused(names):
+    """And an image with the stem of a caption is in that caption's sample."""
+    unused = Unused()
+    entries = [Entry(name, 512 * place, 1) for place, name in enumerate(names)]
+    groups = webdataset._Grouping(0, "t", unused).group(entries)
+    used = [entry.name for group in groups.values() for entry in (*group.texts.values(), *group.images.values())]
+    left = [name.removeprefix("t: ") for things in unused.to_json().values() for name in things["names"]]
+    assert sorted([*used, *left]) == sorted(names)
+    by_stem = {}
+    for name in names:
+        by_stem.setdefault(name.rpartition(".")[0], []).append(name)
+    for stem, alike in by_stem.items():
+        image = [name for name in alike if name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS and name in used]
+        text = [name for name in alike if name.endswith((".txt", ".json")) and name in used]
+        if image and text:
+            group = groups[stem]
+            assert {entry.name for entry in group.texts.values()} == set(text)
+            assert set(image) & {entry.name for entry in group.images.values()}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_damaged_tar_is_an_error_or_read(data):
+    """Any bytes of a tar changed, cut or added: an InputError, or entries inside the file."""
+    whole = bytearray(TAR)
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    whole = whole[: data.draw(st.integers(0, len(whole)))] + data.draw(st.binary(max_size=600))
+    with tempfile.NamedTemporaryFile(suffix=".tar") as file:
+        file.write(whole)
+        file.flush()
+        try:
+            source = WebDatasetSource([file.name])
+        except InputError:
+            return
+        for index in range(len(source)):
+            with contextlib.suppress(InputError):
+                source[index]
+        assert source.unused.to_json() is not None and source.identity()
+
+
+def _whole_tar():
+    with tempfile.TemporaryDirectory() as folder:
+        entries = [("a.json", {"caption": "A"}), ("a.png", png(1)), ("b" * 120 + ".txt", b"B"), ("b" * 120 + ".png", png(2))]
+        return write_tar(pathlib.Path(folder) / "t.tar", entries, format=tarfile.PAX_FORMAT).read_bytes()
+
+
+TAR = _whole_tar()
+
+
+def test_a_pipe_named_as_a_tar_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "x.tar")
+    with pytest.raises(InputError, match=r"x.tar: not a regular file"):
+        WebDatasetSource([tmp_path / "x.tar"])

@@ -91,6 +91,9 @@ class _Samples:
         self.position += 1
         return self.tokenized[self.position - 1]
 
+    def state(self) -> dict:
+        return {"position": self.position}
+
     def count(self, sample: TokenizedSample, pieces: int) -> None:
         self.counts.oversized += not pieces
 
