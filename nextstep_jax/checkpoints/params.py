@@ -84,9 +84,15 @@ def load_config(directory: str | os.PathLike) -> dict[str, Any]:
       InputError: not a checkpoint folder, or of a newer version.
       DamagedDataError: the file is not what was written.
     """
-    config = json.loads(load_file(directory, CONFIG) or b"{}")
+    data = load_file(directory, CONFIG) or b""
+    try:
+        config = json.loads(data)
+        if not isinstance(config, dict):
+            raise ValueError(f"found {type(config).__name__}")
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{manifest.local_folder(directory) / CONFIG}: not a JSON object ({str(error)[:100]})") from error
     if config.get("format") != FORMAT or config.get("version") != VERSION:
-        found = f"{config.get('format')} version {config.get('version')}"
+        found = " version ".join(str(config.get(key))[:50] for key in ("format", "version"))
         raise InputError(f"{manifest.local_folder(directory) / CONFIG}: expected {FORMAT} version {VERSION}, found {found}")
     return config
 
@@ -244,13 +250,12 @@ def _read_manifest(directory: pathlib.Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{directory / MANIFEST}: cannot be read ({error.strerror})") from error
     try:
-        for name in content["files"]:
-            manifest.check_relative(name)
-        # Leaves are stored uncompressed: a manifest that promises more than its files hold would only fill the memory.
-        promised = sum(math.prod(entry["shape"]) * jnp.dtype(entry["dtype"]).itemsize for entry in content["leaves"].values())
-        held = sum(file["size"] for file in content["files"].values())
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{directory / MANIFEST}: not the manifest of a checkpoint; {expected}") from error
+        manifest.check_tables(content)
+    except InputError as error:
+        raise InputError(f"{directory / MANIFEST}: not the manifest of a checkpoint: {error}") from error
+    # Leaves are stored uncompressed: a manifest that promises more than its files hold would only fill the memory.
+    promised = sum(math.prod(entry["shape"]) * jnp.dtype(entry["dtype"]).itemsize for entry in content["leaves"].values())
+    held = sum(file["size"] for file in content["files"].values())
     if promised > held or CONFIG not in content["files"]:
         raise DamagedDataError(f"{directory / MANIFEST}: its {promised} bytes of leaves or {CONFIG} are not among its files")
     return content

@@ -58,12 +58,27 @@ def read_step(directory: pathlib.Path) -> list[dict[str, Any]]:
     for process in range(count):
         path = directory / process_file(process, count)
         try:
-            described.append(manifest.read_sealed(path))
+            content = manifest.read_sealed(path)
+            _check_description(content, process)
+            described.append(content)
         except FileNotFoundError:
             raise DamagedDataError(f"{directory}: damaged: {path.name} is missing") from None
         except OSError as error:
             raise DamagedDataError(f"{path}: cannot be read ({error.strerror})") from error
+        except InputError as error:
+            raise DamagedDataError(f"{path}: not the description of a step ({error})") from error
     return described
+
+
+def _check_description(content: Mapping[str, Any], process: int) -> None:
+    """InputError unless it is what process number `process` writes about a step."""
+    manifest.check_tables(content, leaves=process == 0)
+    for key in ("config", "versions") if process == 0 else ():
+        if not isinstance(content.get(key), dict):
+            raise InputError(f"its {key} is not a table")
+    if not isinstance(content.get("checkpoint_config"), dict | None):
+        raise InputError("its checkpoint_config is not a table")
+    from_json(content.get("data_state"))
 
 
 def restore_step(directory: pathlib.Path, target: Any, cast: bool) -> tuple[list[dict[str, Any]], Any]:
@@ -98,9 +113,12 @@ def to_json(data_state: Any) -> dict[str, Any]:
         raise InputError(f"the data iterator's state must be bytes or JSON-able: {error}") from error
 
 
-def from_json(encoded: Mapping[str, Any]) -> Any:
-    """The inverse of `to_json`."""
-    return base64.b64decode(encoded["bytes"]) if "bytes" in encoded else encoded["json"]
+def from_json(encoded: Any) -> Any:
+    """The inverse of `to_json`. InputError for anything that it does not give."""
+    try:
+        return base64.b64decode(encoded["bytes"]) if "bytes" in encoded else encoded["json"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"not the state of a data iterator ({error})") from error
 
 
 def _check_target(directory: pathlib.Path, leaves: arrays.LeafEntries, wanted: Mapping[str, Any], cast: bool) -> None:

@@ -9,13 +9,12 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from nextstep_jax.conversion.torch_files import read_json
+from nextstep_jax.conversion.torch_files import read_json, read_small
 from nextstep_jax.errors import InputError
 
 FILE = "tokenizer.json"
 # Kept as they are in a converted checkpoint, so that an export gives them back.
 COMPANIONS = ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json")
-MAX_FILE_BYTES = 64 << 20
 
 # How Qwen2 cuts text before byte-level BPE: contractions, words with one leading mark, single digits, runs of marks, spaces.
 _QWEN2_PIECES = (
@@ -36,34 +35,20 @@ def read(folder: pathlib.Path) -> dict[str, bytes]:
     """
     missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
     if (folder / FILE).is_file():
-        content = _read_small(folder / FILE)
+        content = read_small(folder / FILE)
     elif missing:
         wanted = f"{FILE}, or vocab.json and merges.txt"
         raise InputError(f"{folder}: no text tokenizer; expected {wanted} ({missing[0]} is missing)")
     else:
         content = _build(folder).to_str().encode()
-    companions = {name: _read_small(folder / name) for name in COMPANIONS if (folder / name).is_file()}
+    companions = {name: read_small(folder / name) for name in COMPANIONS if (folder / name).is_file()}
     return {FILE: content} | companions
-
-
-def _read_small(path: pathlib.Path) -> bytes:
-    """The content of a file of at most 64 MiB. InputError if it is empty, larger or unreadable."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    if not data:
-        raise InputError(f"{path}: the file is empty")
-    if len(data) > MAX_FILE_BYTES:
-        raise InputError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB")
-    return data
 
 
 def _build(folder: pathlib.Path) -> Tokenizer:
     vocabulary = read_json(folder / "vocab.json")
     try:
-        merges = _read_merges(_read_small(folder / "merges.txt"))
+        merges = _read_merges(read_small(folder / "merges.txt"))
         tokenizer = Tokenizer(models.BPE(vocabulary, merges, fuse_unk=False, byte_fallback=False))
     except Exception as error:  # the tokenizers library raises bare Exception
         reason = " ".join(str(error).split())[:200]

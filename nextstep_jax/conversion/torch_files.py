@@ -2,8 +2,8 @@
 
 Opening a file reads its table of contents only; each tensor is read when asked for, so memory follows the largest tensor.
 The files are not trusted: every offset, size and stride is checked before it is used, nothing outside the given folder is
-opened, and a torch checkpoint's pickle is interpreted here by a machine that knows tensors and nothing else. Nothing is
-ever imported or called on a file's behalf.
+opened (untrusted.py says where links may lead), and a torch checkpoint's pickle is interpreted by a machine that knows tensors
+and nothing else. Nothing is ever imported or called on a file's behalf.
 """
 
 import collections
@@ -24,12 +24,13 @@ import numpy as np
 
 from nextstep_jax.conversion.torch_pickle import Storage, View, is_sizes, read_pickle
 from nextstep_jax.errors import InputError
+from nextstep_jax.untrusted import open_inside
 
 # Tables of contents, without the tensors' data: a checkpoint of 1000 tensors needs about 0.1 MiB of either. Parsed, a malicious
 # one takes up to a hundred times as much.
 MAX_HEADER_BYTES = 16 << 20
 MAX_PICKLE_BYTES = 2 << 20
-MAX_JSON_BYTES = 64 << 20
+MAX_SMALL_BYTES = 64 << 20  # of a JSON file or a text tokenizer's
 MAX_NAME = 500  # characters of a tensor's name
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -101,13 +102,19 @@ def open_file(path: pathlib.Path) -> list[StoredTensor]:
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """A JSON object from a file. InputError if it is missing, too large, not JSON, not an object, or repeats a key."""
     with _reading(path, "not a JSON object"):
-        with open(path, "rb") as file:
-            data = file.read(MAX_JSON_BYTES + 1)
-        if len(data) > MAX_JSON_BYTES:
-            raise InputError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB")
+        return _parse_object(read_small(path))
+
+
+def read_small(path: pathlib.Path) -> bytes:
+    """The content of a file of at most 64 MiB. InputError if it is empty, larger, unreadable or a link out of its folder."""
+    with _reading(path, "cannot be read"):
+        with open_inside(path) as file:
+            data = file.read(MAX_SMALL_BYTES + 1)
+        if len(data) > MAX_SMALL_BYTES:
+            raise InputError(f"{path}: larger than {MAX_SMALL_BYTES >> 20} MiB")
         if not data.strip():
             raise InputError(f"{path}: the file is empty")
-        return _parse_object(data)
+        return data
 
 
 def read_weight_map(index: pathlib.Path) -> dict[str, str]:
@@ -115,7 +122,7 @@ def read_weight_map(index: pathlib.Path) -> dict[str, str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(file, str) for file in weight_map.values()):
         raise InputError(f"{index}: it has no weight_map from tensor names to file names")
-    strange = [file for file in weight_map.values() if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", file)]
+    strange = [file for file in weight_map.values() if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}", file)]
     if strange:
         raise InputError(f"{index}: names {strange[0]!r:.200}, which is not a file of its own folder")
     return weight_map
@@ -171,7 +178,7 @@ def open_safetensors(path: pathlib.Path) -> list[StoredTensor]:
     Raises:
       InputError: not safetensors, truncated, or a header that does not describe the data byte for byte.
     """
-    with _reading(path, "not a safetensors file"), open(path, "rb") as file:
+    with _reading(path, "not a safetensors file"), open_inside(path) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > MAX_HEADER_BYTES or 8 + length > size:
@@ -232,7 +239,9 @@ def open_torch(path: pathlib.Path) -> list[StoredTensor]:
         outside its storage, a compressed or truncated archive.
     """
     with _reading(path, "not a torch checkpoint"):
-        if not zipfile.is_zipfile(path):
+        with open_inside(path) as file:
+            is_zip = zipfile.is_zipfile(file)
+        if not is_zip:
             raise InputError(f"{path}: not a zip archive; checkpoints of torch before 1.6 and truncated files are not read")
         archive = _TorchArchive(path)
         state = read_pickle(archive.read_record("data.pkl", limit=MAX_PICKLE_BYTES), path)

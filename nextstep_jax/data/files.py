@@ -5,10 +5,10 @@ import hashlib
 import json
 import os
 import pathlib
-import stat
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
+from nextstep_jax import untrusted
 from nextstep_jax.errors import InputError
 
 _CHUNK = 1 << 20
@@ -18,10 +18,7 @@ _CHUNK = 1 << 20
 def open_regular(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A regular file, open for reading bytes. InputError names anything else, and a file that cannot be read."""
     try:
-        # Non-blocking, so that a named pipe in the way is refused instead of waited for.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise InputError(f"{path}: not a regular file")
+        with untrusted.open_regular(path) as file:
             yield file
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
@@ -39,7 +36,7 @@ def read_bytes(path: str | os.PathLike, limit: int) -> bytes:
 
 
 def walk(directory: str | os.PathLike, skip: Callable[[str, str], None]) -> Iterator[str]:
-    """The files below a folder, as paths within it, sorted by folder: regular ones, and links to such (`require_inside` tells
+    """The files below a folder, as paths within it, sorted by folder: regular ones, and links to such (`check_inside` tells
     where to). Everything else is handed to `skip` as (reason, path within the folder): hidden files and folders, linked and
     unreadable folders, broken links, pipes, sockets and devices.
     """
@@ -66,12 +63,6 @@ def walk(directory: str | os.PathLike, skip: Callable[[str, str], None]) -> Iter
             else:
                 skip("not a regular file", name)
         waiting += reversed(inner)
-
-
-def require_inside(path: str | os.PathLike, root: str | os.PathLike) -> None:
-    """InputError if `path` leads out of the folder `root` through a link: nothing outside a data folder is read."""
-    if not pathlib.Path(path).resolve().is_relative_to(pathlib.Path(root).resolve()):
-        raise InputError(f"{path}: a link out of the folder")
 
 
 def read_json(path: str | os.PathLike, limit: int = 64 << 20) -> Any:

@@ -13,6 +13,7 @@ from nextstep_jax.data import captions, files, images, records
 from nextstep_jax.data.source import ARCHIVE_EXTENSIONS, IMAGE_EXTENSIONS, Unused
 from nextstep_jax.data.webdataset import MAX_TEXT_BYTES
 from nextstep_jax.errors import InputError
+from nextstep_jax.untrusted import check_inside
 
 TABLES = ("captions.csv", "metadata.csv", "metadata.jsonl")
 _FILE_COLUMNS = ("file", "file_name")
@@ -130,7 +131,7 @@ class FolderSource:
         raise records.CaptionError(f"{path}: no caption (no .json or .txt beside it, no row in a table)")
 
     def _read(self, path: pathlib.Path, limit: int) -> bytes:
-        files.require_inside(path, self.directory)
+        check_inside(path, self.directory)
         return files.read_bytes(path, limit)
 
 

@@ -29,6 +29,7 @@ from nextstep_jax.data import files, records
 from nextstep_jax.data.source import Unused
 from nextstep_jax.errors import DamagedDataError, InputError
 from nextstep_jax.progress import progress_bar
+from nextstep_jax.untrusted import check_inside
 
 FORMAT = "nextstep_jax dataset"
 VERSION = 1
@@ -179,7 +180,7 @@ class ArrayRecordSource:
         self.name = self.index["name"]
         self._shards = self.index["shards"]
         for shard in self._shards:
-            files.require_inside(self.directory / shard.file, self.directory)
+            check_inside(self.directory / shard.file, self.directory)
             _check_size(self.directory / shard.file, shard)
         self.unused = Unused()
         known = {INDEX, *_BESIDE, *(shard.file for shard in self._shards)}

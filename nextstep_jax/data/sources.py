@@ -18,6 +18,7 @@ from nextstep_jax.data.source import ARCHIVE_EXTENSIONS, Source, Unused
 from nextstep_jax.data.tfds_source import TfdsSource
 from nextstep_jax.data.webdataset import WebDatasetSource
 from nextstep_jax.errors import InputError
+from nextstep_jax.untrusted import check_inside
 
 
 def open_source(spec: str | os.PathLike, kind: str | None = None, **options) -> Source:
@@ -72,7 +73,7 @@ def _open_folder(path: pathlib.Path, kind: str | None) -> Source:
         what = "datasets" if datasets else "tars"
         unused.add("archive that is not read" if archive else f"file beside {what}", file)
     for file in (*datasets, *([] if datasets else tars)):
-        files.require_inside(path / file, path)
+        check_inside(path / file, path)
     source: Source
     if datasets:
         source = ConcatSource(_alike([ArrayRecordSource(path / folder) for folder in datasets]), name)
