@@ -1,18 +1,17 @@
-"""Flow-head ablation: stage 1 with a head of 24 x 2048, 528M parameters (paper Tables 6 and 7).
+"""Flow-head ablation: a stage-1 model whose flow head starts over, with 24 x 2048, 528M parameters (paper Tables 6 and 7).
 
-    nextstep-jax train --config flow_head_528m --workdir DIR --config.init.checkpoint=QWEN
-    --config.data.root=DATA
+    nextstep-jax train --config flow_head_528m --workdir DIR --config.init.checkpoint=STAGE1/export --config.data.root=DATA
 
-Everything else as in nextstep_14b_stage1.py. Expected: the head's size hardly matters; the paper measures GenEval 0.55 / 0.55 /
-0.56 for 40M / 157M / 528M, here 0.56. On a laptop: `--config flow_head_528m:laptop`.
+Everything else as in flow_head_157m.py. Expected: the head's size hardly matters; the paper measures GenEval 0.55 / 0.55 / 0.56
+for 40M / 157M / 528M, here 0.56. On a laptop: `--config flow_head_528m:laptop`.
 """
 
-from nextstep_jax.configs import nextstep_14b_stage1
+from nextstep_jax.configs import flow_head_157m
 from nextstep_jax.training.laptop import parse_arg
 
 
 def base():
-    config = nextstep_14b_stage1.base()
+    config = flow_head_157m.base()
     config.name = "flow_head_528m"
     config.model.flow_head.update({"layers": 24, "width": 2048})
     return config

@@ -4,8 +4,8 @@
         --config.data.root=DATA --config.image_tokenizer_checkpoint=TOKENIZER
 
 QWEN is a Qwen2.5-14B folder converted with `nextstep-jax convert`; the image side of the model is randomly initialized. DATA
-holds the datasets text, pairs and interleaved, images resized, cropped and encoded to latents at 256x256 pixels with
-`nextstep-jax data encode --area 256 --square`.
+holds the datasets text, pairs and interleaved, images resized, randomly cropped and encoded to latents at 256x256 pixels with
+`nextstep-jax data encode --area 256 --square --crop random`.
 
 Expected: after 200K steps and 1.23T tokens, the stage-1 model of the paper. On a laptop, `--config
 nextstep_14b_stage1:laptop` runs the same stage with a tiny model on shapes (see nextstep_jax/training/laptop.py) in
@@ -16,7 +16,7 @@ from nextstep_jax.config import preset
 from nextstep_jax.training.config import base_config, model_fields, source
 from nextstep_jax.training.laptop import parse_arg
 
-# What the transformer of a text model lacks.
+# What a text model lacks.
 IMAGE_SIDE = (r"^model/image_(in|out)_projector/", r"^model/flow_head/")
 
 

@@ -5,9 +5,11 @@ After a change to a config or to a default, write the resolved settings again an
     python -m tests.training.test_configs && git diff tests/training/resolved
 """
 
+import dataclasses
 import importlib
 import json
 import pathlib
+import re
 
 import pytest
 
@@ -15,7 +17,7 @@ from nextstep_jax.config import preset
 from nextstep_jax.errors import InputError
 from nextstep_jax.training.config import resolve
 from nextstep_jax.training.multitask import packing_config
-from nextstep_jax.training.schema import plain
+from nextstep_jax.training.schema import flatten, plain
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 RESOLVED = pathlib.Path(__file__).parent / "resolved"
@@ -64,12 +66,15 @@ def test_the_stages_see_the_tokens_of_table_1(stage, tokens):
 
 @pytest.mark.parametrize("name, layers, width", [("40m", 6, 1024), ("157m", 12, 1536), ("528m", 24, 2048)])
 def test_the_flow_heads_follow_table_6(name, layers, width):
-    ablation, stage = get(f"flow_head_{name}"), get("nextstep_14b_stage1")
-    head = resolve(ablation).model.flow_head
-    assert (head.layers, head.width) == (layers, width)
-    ablation.model.flow_head = stage.model.flow_head
-    ablation.name = stage.name
-    assert ablation.to_dict() == stage.to_dict()
+    """Stage 1 but for the head, which alone starts over, and the number of steps (section 6.2)."""
+    ablation, stage = resolve(get(f"flow_head_{name}")), resolve(get("nextstep_14b_stage1"))
+    head = ablation.model.flow_head
+    assert (head.layers, head.width, ablation.steps) == (layers, width, 10_000)
+    assert ablation.init.reinit == (r"^model/flow_head/",) and not ablation.optimizer.frozen
+    optimizer = dataclasses.replace(ablation.optimizer, warmup_steps=stage.optimizer.warmup_steps)
+    model = dataclasses.replace(ablation.model, flow_head=stage.model.flow_head)
+    same = {"model": model, "optimizer": optimizer, "name": stage.name, "steps": stage.steps, "init": stage.init}
+    assert dataclasses.replace(ablation, **same) == stage
 
 
 def test_the_tokenizer_follows_section_4_2():
@@ -107,6 +112,17 @@ def test_rows_are_packed_to_the_most_targets_of_the_heads(name, most):
     run = resolve(config)
     found = packing_config(run, run.model, data_shard=0)
     assert (found.max_text_targets, found.max_image_targets) == (most, most)
+
+
+def test_the_pages_say_what_is_there():
+    """Settings, tests and configs that docs/stages.md names exist."""
+    page = (CONFIGS.parent / "docs" / "stages.md").read_text(encoding="utf-8")
+    for file, test in re.findall(r"`((?:\w+/)*test_\w+)(?:\.py)?(?:::(\w+))?`", page):
+        path = CONFIGS.parent / "tests" / ("training/test_configs.py" if file == "test_configs" else f"{file}.py")
+        assert path.is_file() and f"def {test}" in path.read_text(encoding="utf-8"), (file, test)
+    known = [name for stage in ("nextstep_14b_sft", "tokenizer_f8ch16") for name, _ in flatten(plain(resolve(get(stage))), "")]
+    named = re.findall(r"`((?:data|loss|model|optimizer|image_tokenizer|init)\.[\w.]*\w)`", page.replace("NAME", "pairs"))
+    assert len(named) > 20 and all(any(f"{k}.".startswith(f".{name}.") for k in known) for name in named)
 
 
 def test_the_docstrings_say_how_to_launch_and_what_to_expect():
