@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 a check failed, 2 bad input or usage, 3 damaged data, 130 interrupted, 141 nobody reads the output.
 """
 
+import errno
 import json
 import os
 import pathlib
@@ -27,6 +28,8 @@ from nextstep_jax.errors import NextStepError, UnfamiliarWarning
 # jax and the networks are imported inside the commands: `--help` and bad usage answer at once.
 
 _COMPLETE = "_NEXTSTEP_JAX_COMPLETE"  # set by a shell that asks for completions
+# What the system says of a name that cannot be used as given; anything else is a failure of the machine.
+_UNUSABLE = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EPERM)
 # Packages that are not always installed, and the extra that brings them.
 _EXTRAS = dict.fromkeys(("absl", "grain", "ml_collections", "optax", "tensorflow_datasets"), "train")
 _EXTRAS |= {"huggingface_hub": "hub", "libtpu": "tpu"}
@@ -78,7 +81,8 @@ def main() -> None:
                 raise
             code = _fail(f"{error.name} is not installed: pip install 'nextstep_jax[{extra}]'", 2)
         except OSError as error:
-            code = _fail(": ".join(str(part) for part in (error.filename, error.strerror or error) if part), 1)
+            message = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+            code = _fail(message, 2 if error.errno in _UNUSABLE else 1)
         sys.exit(cli_streams.finish(code))
 
 

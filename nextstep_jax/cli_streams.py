@@ -4,6 +4,7 @@ What goes to standard error (progress, warnings, errors) is comfort: where it ca
 What goes to standard output is a result: where it cannot be written, the command fails, after its files are complete.
 """
 
+import codecs
 import contextlib
 import os
 import sys
@@ -12,6 +13,7 @@ from typing import Any, TextIO
 
 import click
 
+_PRINTABLE = "nextstep_jax.printable"  # name of an error handler of codecs
 BROKEN_PIPE = 141  # exit code of a program that SIGPIPE ends
 
 
@@ -74,10 +76,18 @@ def _open_missing() -> None:
 
 
 def _print_everything(stream: TextIO) -> None:
-    """Characters that the locale does not have are printed as escapes; names of files are printed byte by byte."""
+    """Characters that the locale does not have are printed as escapes, undecodable names of files byte by byte."""
     if hasattr(stream, "reconfigure"):
-        utf8 = (stream.encoding or "").lower().replace("-", "") == "utf8"
-        stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
+        codecs.register_error(_PRINTABLE, _printable)
+        stream.reconfigure(errors=_PRINTABLE)
+
+
+def _printable(error: UnicodeError) -> tuple[str | bytes, int]:
+    """How a character is printed that the stream's encoding does not have."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
 
 
 def _discard_stdout() -> None:

@@ -50,12 +50,13 @@ def test_progress_goes_on_where_stderr_breaks():
     stream.flush()
 
 
-@pytest.mark.parametrize("encoding, printed", [("ascii", b"\\xe9 \\udcff"), ("utf-8", "é ".encode() + b"\xff")])
+@pytest.mark.parametrize("encoding, printed", [("ascii", b"\\xe9 \xff\\udd00"), ("utf-8", "é ".encode() + b"\xff\\udd00")])
 def test_every_character_and_name_can_be_printed(encoding, printed):
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding=encoding)
     cli_streams._print_everything(stream)
     stream.write("é \udcff")
+    stream.write("\udd00")
     stream.flush()
     assert raw.getvalue() == printed
 
