@@ -16,6 +16,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from nextstep_jax.config import NextStepConfig
+from nextstep_jax.data import files
 from nextstep_jax.errors import InputError
 
 EOS = "<|endoftext|>"
@@ -133,11 +134,8 @@ class Vocabulary:
     @classmethod
     def from_file(cls, path: str | os.PathLike) -> "Vocabulary":
         """Read a tokenizer.json. InputError if it is missing, empty, too large, not one, or lacks the special tokens."""
-        try:
-            with open(path, "rb") as file:
-                data = file.read(MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        with files.open_regular(path) as file:
+            data = file.read(MAX_FILE_BYTES + 1)
         return cls.from_bytes(data, str(pathlib.Path(path)))
 
     def to_bytes(self) -> bytes:

@@ -2,17 +2,21 @@
 
 import collections
 import fcntl
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from nextstep_jax.data import build, images, records, shard_job, shards
+from nextstep_jax.cli import cli
+from nextstep_jax.data import build, captions, images, records, shard_job, shards
 from nextstep_jax.data.image_folder import FolderSource
 from nextstep_jax.data.image_output import encode_image
 from nextstep_jax.data.shards import ArrayRecordSource
@@ -334,3 +338,30 @@ def test_a_shard_is_counted_by_what_is_in_it(tmp_path):
 def prepared(directory):
     (directory / "progress").mkdir()
     return directory
+
+
+def test_the_report_names_what_was_not_used(folder, tmp_path):
+    """On the command line too, for what lies beside samples and for what a caption leaves out."""
+    (folder / "lost.txt").write_text("x")
+    (folder / "old.zip").write_bytes(b"x")
+    tar = tmp_path / "t.tar"
+    caption = json.dumps({"caption": "<image_0>", "caption_b": "<image_1>"}).encode()
+    with tarfile.open(tar, "w") as file:
+        for name, data in (("k.json", caption), ("k-0.png", png()), ("k-1.png", png())):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    for number, options in enumerate(([str(folder), "--max-skipped", "1"], [str(tar), "--kind", "interleaved"])):
+        out = tmp_path / f"out{number}"
+        for _ in range(2):  # the second time, shards are kept, and so is their account
+            result = CliRunner().invoke(cli, ["data", "build", *options[:1], str(out), "--workers", "1", *options[1:]])
+            assert result.exit_code == 0, result.output
+            unused = json.loads((out / "report.json").read_text())["unused"]
+            assert all(f"{things['count']} {reason}" in result.output for reason, things in unused.items())
+        found = {reason: [name.rpartition(": k")[2] for name in things["names"]] for reason, things in unused.items()}
+        if number:
+            assert found == {captions.UNPLACED: [": image 1"], captions.OTHER_VARIANT: [": caption_b"]}
+        else:
+            assert found["caption without an image"] == ["lost.txt"] and found["archive that is not read"] == ["old.zip"]
+        shown = CliRunner().invoke(cli, ["data", "inspect", options[0], *(options[1:] if number else [])])
+        assert all(f"not used  {things['count']} {reason}" in shown.output for reason, things in unused.items())

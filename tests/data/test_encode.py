@@ -1,12 +1,17 @@
 """Datasets of latents: order, batches, what is passed through, interruption, refusals."""
 
+import pickle
+import shutil
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from nextstep_jax.data import images, records, shards
 from nextstep_jax.data.encode import encode
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
 from nextstep_jax.data.shards import ArrayRecordSource
+from nextstep_jax.data.sources import open_source
 from nextstep_jax.errors import DamagedDataError, InputError
 
 
@@ -148,3 +153,68 @@ def test_a_damaged_shard_is_noticed_before_it_is_encoded(dataset, tmp_path):
     path.write_bytes(data)
     with pytest.raises(DamagedDataError, match="shard-00001"):
         encode(dataset, Encoder(), tmp_path / "out", area=32)
+
+
+def test_a_square_is_what_stage_1_crops_to(dataset, tmp_path):
+    """Whatever the aspect ratio: the middle square of an image scaled to cover 32x32 (against Pillow)."""
+    noise = np.random.default_rng(0).integers(0, 256, (48, 80, 3), np.uint8)
+    part = ImagePart.from_pixels(noise)
+    entry = shards.write_shard(dataset / shards.shard_name(0), [records.pack(Sample((part,), "pair", "wide"))])
+    shards.write_index(dataset, "tiny", [entry], images=1, kinds={"pair": 1})
+    encoder, seen = Encoder(), []
+
+    def keep(pixels):
+        seen.append(pixels)
+        return encoder(pixels)
+
+    encode(dataset, keep, tmp_path / "out", area=32, square=True, batch=1, dtype="float32")
+    expected = Image.fromarray(noise).resize((32, 32), Image.Resampling.LANCZOS, box=(16, 0, 64, 48))
+    np.testing.assert_allclose(seen[0][0], np.asarray(expected, np.float32) / 127.5 - 1, atol=1e-6)
+    assert ArrayRecordSource(tmp_path / "out").index["latents"] == {"area": 32, "dtype": "float32", "square": True}
+    encode(dataset, keep, tmp_path / "buckets", area=32, batch=1, dtype="float32")
+    assert seen[1].shape[1:3] == images.bucket_for(width=80, height=48, area=32) != (32, 32)
+
+
+def test_random_crops_differ_and_come_again(dataset, tmp_path):
+    """Columns count up: a crop shows where it was taken."""
+    ramp = np.broadcast_to(np.arange(200, dtype=np.uint8)[None, :, None], (20, 200, 3))
+    parts = [Sample((ImagePart.from_pixels(np.ascontiguousarray(ramp)),), "pair", str(i)) for i in range(30)]
+    entry = shards.write_shard(dataset / shards.shard_name(0), [records.pack(sample) for sample in parts])
+    shards.write_index(dataset, "tiny", [entry], images=30, kinds={"pair": 30})
+
+    def firsts(folder, **options):
+        encode(dataset, Encoder(), tmp_path / folder, area=16, square=True, dtype="float32", **options)
+        source = ArrayRecordSource(tmp_path / folder)
+        return [float(source[i].images[0].latents()[0, 0, 0]) for i in range(30)]
+
+    drawn = firsts("drawn", crop="random")
+    assert len(set(drawn)) > 20 and min(drawn) < -0.6 and max(drawn) > 0.2
+    assert firsts("again", crop="random") == drawn
+    assert len(set(firsts("center"))) == 1
+
+
+def test_a_folder_of_datasets_is_one_source(dataset, tmp_path):
+    """The same images at two areas, mixed by samples; what lies beside them is named."""
+    for area in (32, 64):
+        encode(dataset, Encoder(), tmp_path / "both" / str(area), area=area, dtype="float32", encoder={"image_tokenizer": "a"})
+    (tmp_path / "both" / "notes.txt").write_text("x")
+    source = pickle.loads(pickle.dumps(open_source(tmp_path / "both")))
+    assert (source.name, len(source)) == ("both", 12)
+    sides = [[max(part.grid[:2]) * 8 for part in source[i].images] for i in range(12)]
+    assert [source[i].key for i in range(12)] == [*"012345"] * 2
+    assert all(b == [2 * side for side in a] for a, b in zip(sides[:6], sides[6:], strict=True))
+    assert source.unused.to_json() == {"file beside datasets": {"count": 1, "names": ["notes.txt"]}}
+    before = source.fingerprint(0, 3), source.fingerprint(9, 12), source.identity()
+    encode(
+        dataset, lambda pixels: -Encoder()(pixels), tmp_path / "new", area=64, dtype="float32", encoder={"image_tokenizer": "a"}
+    )
+    shutil.rmtree(tmp_path / "both" / "64")
+    shutil.move(tmp_path / "new", tmp_path / "both" / "64")
+    after = open_source(tmp_path / "both")
+    changed = [
+        x == y for x, y in zip(before, (after.fingerprint(0, 3), after.fingerprint(9, 12), after.identity()), strict=True)
+    ]
+    assert changed == [True, False, False]
+    encode(dataset, Encoder(), tmp_path / "both" / "48", area=48, encoder={"image_tokenizer": "b"})
+    with pytest.raises(InputError, match="both/48: not encoded by the same image tokenizer as .*both/32"):
+        open_source(tmp_path / "both")

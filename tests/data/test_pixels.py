@@ -1,6 +1,8 @@
 """Image batches for the image tokenizer."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -101,3 +103,49 @@ def test_many_damaged_pictures_stop_the_run_and_one_is_named():
 def test_without_sources_there_is_nothing_to_read():
     with pytest.raises(InputError, match="needs a source"):
         PixelBatches([], 4, 8, 8)
+
+
+def test_random_crops_are_drawn_anew_and_come_again():
+    """Columns count up, so that a crop shows where it was taken; the saved position gives the same crops."""
+
+    class Ramps(Images):
+        def __getitem__(self, index):
+            ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None], (8, 64, 3))
+            return Sample((TextPart("a ramp"), ImagePart.from_pixels(np.ascontiguousarray(ramp))), "pair", str(index))
+
+    batches = PixelBatches([Ramps(4)], 4, 8, 8, crop="random")
+    first = sum(numbers(batches, 4), [])
+    state = batches.get_state()
+    second = sum(numbers(batches, 2), [])
+    batches.close()
+    assert len(set(first)) > 8 and max(first) - min(first) > 20
+    again = PixelBatches([Ramps(4)], 4, 8, 8, crop="random")
+    again.set_state(state)
+    assert sum(numbers(again, 2), []) == second
+    again.close()
+    with pytest.raises(InputError, match="crop must be center or random"):
+        PixelBatches([Ramps(4)], 4, 8, 8, crop="left")
+
+
+def test_other_images_at_the_same_place_are_noticed():
+    batches = PixelBatches([Images(20)], 4, 8, 8)
+    state = batches.get_state()
+    with pytest.raises(InputError, match="the sources hold other images than when the position"):
+        PixelBatches([Images(20, size=(9, 9))], 4, 8, 8).set_state(state)
+    with pytest.raises(InputError, match="not one that this version wrote"):
+        batches.set_state({"next_index": 3})
+
+
+def test_reader_processes_need_no_absl_app():
+    """As in a notebook: nothing has parsed absl's flags."""
+    code = """
+import numpy as np
+from nextstep_jax.data.pixels import PixelBatches
+from nextstep_jax.data.sources import open_source
+for workers in (0, 1):
+    batches = PixelBatches([open_source("shapes:pair:train:8")], 4, 16, 16, workers=workers)
+    print(next(batches).keys)
+    batches.close()
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(found) == 2 and found[0] == found[1]

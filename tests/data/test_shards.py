@@ -1,11 +1,15 @@
 """Shards and their index: random access, damage, hostile indexes."""
 
 import json
+import pathlib
 import pickle
 import shutil
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nextstep_jax.data import records, shards
 from nextstep_jax.data.shards import ArrayRecordSource, Shard
@@ -181,3 +185,33 @@ def test_an_index_that_counts_wrong_is_noticed_on_reading(dataset):
     assert source[0].key == "k0"
     with pytest.raises(DamagedDataError, match="1 records, expected 2"):
         source[3]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_damaged_index_is_an_error_or_whole(written, data):
+    """Values exchanged, removed or of another type anywhere in index.json."""
+    value = json.loads((written / shards.INDEX).read_text())
+    holder = value if data.draw(st.booleans()) else value["shards"][data.draw(st.integers(0, 2))]
+    name = data.draw(st.sampled_from([*holder]))
+    if data.draw(st.booleans()):
+        del holder[name]
+    else:
+        holder[name] = data.draw(JSON)
+    with tempfile.TemporaryDirectory() as folder:
+        for file in written.iterdir():
+            (pathlib.Path(folder) / file.name).hardlink_to(file)
+        (pathlib.Path(folder) / shards.INDEX).unlink()
+        (pathlib.Path(folder) / shards.INDEX).write_text(json.dumps(value))
+        try:
+            source = ArrayRecordSource(folder)
+        except (InputError, DamagedDataError) as error:
+            assert "\n" not in str(error)
+            return
+        assert len(source) == 8 and source[3].key == "k3" and source.unused.to_json() == {}

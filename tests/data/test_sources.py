@@ -1,6 +1,8 @@
 """Readers: folders with captions, TFDS, the built-in dataset, and telling sources apart."""
 
+import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -100,3 +102,57 @@ def test_readers_import_no_training_stack():
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"grain", "tensorflow_datasets", "tensorflow", "array_record", "torch", "optax"} & set(loaded)
     assert sources.__name__ in loaded
+
+
+# --- links and pipes --------------------------------------------------------------------------------------------------
+
+
+def text_tar(path):
+    with tarfile.open(path, "w") as tar:
+        info = tarfile.TarInfo("k.json")
+        info.size = len(data := b'{"text": "in a tar"}')
+        tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_no_reader_follows_a_link_out_of_its_folder(folder, tmp_path):
+    """A tar, a shard, a table and an image that are links to elsewhere, each refused in the same words."""
+    text_tar(tmp_path / "elsewhere.tar")
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "x.tar").symlink_to(tmp_path / "elsewhere.tar")
+    (tmp_path / "built").mkdir()
+    entry = shards.write_shard(tmp_path / "shard-0", [records.pack(records.Sample((TextPart("x"),), "text", "k"))])
+    (tmp_path / "built" / "shard-0").symlink_to(tmp_path / "shard-0")
+    shards.write_index(tmp_path / "built", "texts", [entry], images=0, kinds={"text": 1})
+    (tmp_path / "table.csv").write_text("file,caption\nb.png,x\n")
+    (folder / "captions.csv").symlink_to(tmp_path / "table.csv")
+    for spec, name in (("tars", "x.tar"), ("built", "shard-0"), (folder.name, "captions.csv")):
+        with pytest.raises(InputError, match=f"{spec}/{name}: a link out of the folder"):
+            open_source(tmp_path / spec)
+    (tmp_path / "tars" / "y.tar").hardlink_to(tmp_path / "elsewhere.tar")
+    (tmp_path / "tars" / "x.tar").unlink()
+    (tmp_path / "tars" / "x.tar").symlink_to("y.tar")
+    assert len(open_source(tmp_path / "tars")) == 2
+
+
+def test_pipes_in_a_data_folder_are_counted_and_not_waited_for(tmp_path):
+    text_tar(tmp_path / "a.tar")
+    for name in ("b.tar", "index.json", "captions.csv", "c.png"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "old.tar.gz").write_bytes(b"x")
+    (tmp_path / "a.png").write_bytes(png(1))
+    source = open_source(tmp_path)
+    assert [source[i].parts[0].text for i in range(len(source))] == ["in a tar"]
+    assert {reason: things["names"] for reason, things in source.unused.to_json().items()} == {
+        "not a regular file": ["b.tar", "c.png", "captions.csv", "index.json"],
+        "archive that is not read": ["old.tar.gz"],
+        "file beside tars": ["a.png"],
+    }
+
+
+def test_an_image_may_be_called_index(folder):
+    """index.json beside index.png is its caption, not a dataset's index."""
+    (folder / "index.png").write_bytes(png(7))
+    (folder / "index.json").write_text('{"caption": "the seventh"}')
+    source = open_source(folder)
+    assert source[source.names.index("index.png")].texts[0].text == "the seventh"

@@ -36,6 +36,8 @@ def prepared(tmp_path_factory):
                 "caption": tfds.features.Text(),
                 "captions": tfds.features.Sequence(tfds.features.Text()),
                 "label": tfds.features.ClassLabel(names=["house_cat", "dog"]),
+                "objects": tfds.features.Sequence({"id": np.int64, "text": tfds.features.Text()}),
+                "nested": {"deep": {"text": tfds.features.Text()}, "score": np.float32},
             }
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
@@ -46,7 +48,9 @@ def prepared(tmp_path_factory):
             for i in range(5):
                 captions = [f"one {i}", f"two {i}"]
                 caption = f"caption {i}" if i != 3 else " "
-                yield i, {"image": png(10 * i), "caption": caption, "captions": captions, "label": i % 2}
+                example = {"image": png(10 * i), "caption": caption, "captions": captions, "label": i % 2}
+                example["objects"] = [{"id": i, "text": f"thing {i}"}, {"id": i + 1, "text": f"object {i}"}]
+                yield i, example | {"nested": {"deep": {"text": f"deep {i}"}, "score": 0.5}}
 
     directory = tmp_path_factory.mktemp("tfds")
     TinyPictures(data_dir=directory, file_format="array_record").download_and_prepare()
@@ -83,12 +87,26 @@ def test_tfds_labels_and_lists_of_captions(prepared):
     assert (several[3].parts[0].text, several[3].caption_variants) == ("one 3", {"caption.1": "two 3"})
 
 
+def test_features_inside_others(prepared):
+    lists = by_level(TfdsSource("tiny_pictures", data_dir=prepared, caption="objects/text"))
+    assert (lists[3].parts[0].text, lists[3].caption_variants) == ("thing 3", {"caption.1": "object 3"})
+    source = TfdsSource("tiny_pictures", data_dir=prepared, caption="nested/deep/text")
+    assert by_level(source)[3].parts[0].text == "deep 3"
+    unread = {"caption", "captions", "label", "nested/score", "objects/id", "objects/text"}
+    assert set(source.unused.to_json()["feature"]["names"]) == unread
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"name": "no_such_dataset"}, "no_such_dataset: cannot be opened by TFDS"),
         ({"split": "test"}, "tiny_pictures: cannot be opened by TFDS"),
         ({"caption": "words"}, r"tiny_pictures: no feature words \(it has "),
+        ({"caption": "objects"}, r"tiny_pictures: no feature objects \(it has .*objects/text"),
+        ({"caption": "objects/id"}, "the feature objects/id is neither text nor a class label but Tensor of int64"),
+        ({"caption": "nested/score"}, "the feature nested/score is neither text nor a class label but Tensor of float32"),
+        ({"caption": "image"}, "the feature image is neither text nor a class label but Image of uint8"),
+        ({"image": "caption"}, "the feature caption is not an image but Text of object"),
         ({"template": "no place"}, "template must contain {} once"),
     ],
 )
