@@ -202,7 +202,7 @@ def test_bad_files(tmp_path, content, message):
 def test_missing_file(tmp_path):
     with pytest.raises(InputError, match="no-such-file"):
         Vocabulary.from_file(tmp_path / "no-such-file")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="not a regular file"):
         Vocabulary.from_file(tmp_path)
 
 
