@@ -36,13 +36,13 @@ from nextstep_jax.data.images import to_float
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
 from nextstep_jax.data.shards import INDEX
 from nextstep_jax.evaluation.latents import distance_to_normal, encode_latents, reconstruct_noisy
-from nextstep_jax.evaluation.reading import parse_scene
 from nextstep_jax.evaluation.reconstruction import psnr, ssim
 from nextstep_jax.evaluation.responses import generate_responses
 from nextstep_jax.evaluation.shapes import evaluate
 from nextstep_jax.evaluation.traces import token_statistics, trace
 from nextstep_jax.generation.load import builtin_checkpoint
 from nextstep_jax.generation.pipeline import Pipeline
+from nextstep_jax.rewards.scene_reader import parse_scene
 from nextstep_jax.training.loop import train
 from nextstep_jax.training.run_logs import read_metrics
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from nextstep_jax.cli_shared import AREA, Group, Number
+from nextstep_jax.cli_shared import AREA, CHECKPOINT, DTYPE, SAMPLER, SEED, Group, Number, load_pipeline
 
 _COUNT = click.IntRange(min=1)
 
@@ -116,6 +116,70 @@ def inspect(source, sheet, sheet_samples, limit, verify, as_json, **reading):
         opened.verify(progress=not as_json)
     found = inspection.inspect(opened, limit=limit, sheet=sheet, sheet_samples=sheet_samples, progress=not as_json)
     click.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else _in_words(found))
+
+
+@data.command()
+@click.argument("prompts")
+@click.argument("out", type=click.Path(path_type=pathlib.Path))
+@click.option(
+    "--reward",
+    "rewards",
+    multiple=True,
+    required=True,
+    metavar='"[WEIGHT ]REWARD"',
+    help="shapes, ocr, python:MODULE:FUNCTION, http://HOST/PATH or openai:URL#MODEL; several are z-scored and added.",
+)
+@click.option(
+    "--cache", type=click.Path(path_type=pathlib.Path), help="File that keeps scores, so that none is paid for twice."
+)
+@CHECKPOINT
+@DTYPE
+@SEED
+@click.option("--per-prompt", type=click.IntRange(min=2), default=16, show_default=True, help="Images of each prompt.")
+@click.option("--shard-prompts", type=_COUNT, default=64, show_default=True, help="Prompts a shard.")
+@click.option("--cfg", type=Number(min=1), help="Guidance, 1 for none.  [default: the checkpoint's]")
+@click.option("--sampler", type=SAMPLER, help="Flow sampler.  [default: the checkpoint's]")
+@click.option("--steps", type=_COUNT, help="Sampling steps per token.  [default: the checkpoint's]")
+@click.option("--thinking/--no-thinking", default=None, help="Think once for all images of a prompt.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def candidates(prompts, out, rewards, cache, checkpoint, dtype, seed, per_prompt, shard_prompts, as_json, **changes):
+    """Draw several images of each of PROMPTS, score them, and write the dataset OUT for preference training; interrupted, the
+    same command goes on.
+
+    PROMPTS is a text file with a prompt a line, a .jsonl file of objects with "prompt" and what rewards need, or
+    shapes:CATEGORY:N.
+    """
+    from nextstep_jax import checkpoints
+    from nextstep_jax.generation.load import builtin_checkpoint
+    from nextstep_jax.rewards.cache import CachedReward
+    from nextstep_jax.rewards.combine import RewardTerm
+    from nextstep_jax.rewards.loading import open_reward, parse_weighted
+    from nextstep_jax.training.candidates import make_candidates, read_prompts
+
+    asked = read_prompts(prompts)
+    terms = []
+    for text in rewards:
+        weight, name = parse_weighted(text)
+        reward = open_reward(name) if cache is None else CachedReward(open_reward(name), cache)
+        terms.append(RewardTerm(reward, weight, "z_score" if len(rewards) > 1 else "none"))
+    pipeline = load_pipeline(checkpoint, dtype)
+    report = make_candidates(
+        pipeline,
+        asked,
+        terms,
+        out,
+        per_prompt=per_prompt,
+        seed=seed,
+        settings=pipeline.settings(**changes),
+        model=checkpoints.digest_of(checkpoint or builtin_checkpoint()),
+        shard_prompts=shard_prompts,
+        progress=not as_json,
+    )
+    if as_json:
+        click.echo(json.dumps(report))
+        return
+    skipped = ", ".join(f"{count} {reason}" for reason, count in report["skipped"].items()) or "none"
+    click.echo(f"{out}: {report['samples']} of {report['prompts']} prompts, {report['images']} images; left out: {skipped}")
 
 
 def _unused(unused: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ by `nextstep_jax.checkpoints.training`, which is imported on its own because it 
 from nextstep_jax.checkpoints.digests import leaf_digest
 from nextstep_jax.checkpoints.params import (
     abstract_params,
+    digest_of,
     iterate_params,
     load_config,
     load_file,
@@ -17,6 +18,7 @@ from nextstep_jax.checkpoints.params import (
 
 __all__ = [
     "abstract_params",
+    "digest_of",
     "iterate_params",
     "leaf_digest",
     "load_config",

@@ -10,6 +10,7 @@ What lies in it:
 
 import contextlib
 import glob
+import hashlib
 import json
 import math
 import os
@@ -75,6 +76,16 @@ def save_params(
                 manifest.write_durably(partial / name, data)
             described = manifest.describe_files(partial, manifest.list_files(partial))
             manifest.write_durably(partial / MANIFEST, manifest.seal({"leaves": entries, "files": described}))
+
+
+def digest_of(folder: str | os.PathLike) -> str:
+    """What identifies a checkpoint: a digest of its manifest, which holds those of all its leaves and files.
+
+    Raises:
+      InputError: not a checkpoint folder.
+    """
+    _read_manifest(pathlib.Path(folder))
+    return hashlib.blake2b((pathlib.Path(folder) / MANIFEST).read_bytes(), digest_size=16).hexdigest()
 
 
 def load_config(directory: str | os.PathLike) -> dict[str, Any]:

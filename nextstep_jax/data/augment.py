@@ -10,8 +10,9 @@ such images (and trains captioning with the caption that follows), `caption_drop
 """
 
 import dataclasses
+import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
 from nextstep_jax.errors import InputError
@@ -70,7 +71,9 @@ def draws(*values: int | str) -> random.Random:
 
 
 def arrange(sample: Sample, augmentation: Augmentation, seed: int, index: int) -> list[TextPart | ImagePart]:
-    """The sample's parts as the model will see them. Only the last image of an edit keeps its loss."""
+    """The sample's parts as the model will see them. Only the last image of an edit keeps its loss; a preference has two images
+    left, the preferred one first.
+    """
     names = [name for name in augmentation.caption_variants if name == "" or name in sample.caption_variants]
     weights = [augmentation.caption_variants[name] for name in names]
     if sum(weights) > 0:
@@ -80,6 +83,8 @@ def arrange(sample: Sample, augmentation: Augmentation, seed: int, index: int) -
         return _arrange_pair(_apply_template(sample.parts, augmentation, seed, index), augmentation, seed, index)
     if sample.kind == "edit":
         return _arrange_edit(_apply_template(sample.parts, augmentation, seed, index), augmentation, seed, index)
+    if sample.kind == "preference":
+        return _arrange_preference(sample, seed, index)
     return list(sample.parts)
 
 
@@ -120,3 +125,34 @@ def _arrange_edit(parts, augmentation: Augmentation, seed: int, index: int) -> l
         dropped = sources[0] if which < 0.3 else sources[1]
         before = [part for part in before if part is not dropped]
     return [*before, *parts[target:]]
+
+
+def _arrange_preference(sample: Sample, seed: int, index: int) -> list[TextPart | ImagePart]:
+    winner, loser = choose_pair(require_scores(sample), draws("preference", seed, index))
+    return [*sample.texts, sample.images[winner], sample.images[loser]]
+
+
+def require_scores(sample: Sample) -> list[float]:
+    """A preference's scores, one for each image. InputError if they are not there."""
+    scores = sample.metadata.get("scores")
+    if not isinstance(scores, Sequence) or isinstance(scores, str) or len(scores) != len(sample.images):
+        raise InputError(f"a preference of {len(sample.images)} images needs as many scores, found {scores!r:.100}")
+    if not all(isinstance(score, int | float) and math.isfinite(score) for score in scores):
+        raise InputError(f"scores must be numbers, found {scores!r:.100}")
+    return list(scores)
+
+
+def choose_pair(scores: Sequence[float], draw: random.Random) -> tuple[int, int]:
+    """Which image is preferred to which: one of the best quarter to one of the others that has a lower score (the paper's top 4
+    and other 12 of 16 candidates).
+
+    Raises:
+      InputError: all scores are equal.
+    """
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    best = max(1, len(scores) // 4)
+    winners = [i for i in order[:best] if scores[i] > scores[order[-1]]]
+    if not winners:
+        raise InputError("all images have the same score: none is preferred")
+    winner = draw.choice(winners)
+    return winner, draw.choice([i for i in order[best:] if scores[i] < scores[winner]])

@@ -160,13 +160,15 @@ class SegmentPacking:
         contents = [[(item.segment, KIND_IDS[item.kind]) for item in row] for row in rows]
         keys = tuple(tuple(f"{self._streams[item.stream].name}:{item.key}" for item in row) for row in rows)
         config = self._config
-        batch, kinds = assemble(contents, config.batch_size, config.seq_len, config.channels, self._special.pad, separated=True)
+        batch, kinds = assemble(
+            contents, config.batch_size, config.seq_len, config.row_channels, self._special.pad, separated=True
+        )
         return PackedBatch(batch, kinds, keys, count_by_name(self._streams))
 
     def padding(self) -> PackedBatch:
         """A batch of padding only."""
         config = self._config
-        batch, kinds = assemble([], config.batch_size, config.seq_len, config.channels, self._special.pad, separated=True)
+        batch, kinds = assemble([], config.batch_size, config.seq_len, config.row_channels, self._special.pad, separated=True)
         return PackedBatch(batch, kinds, (), count_by_name(self._streams))
 
     def _read_one(self) -> None:
@@ -189,7 +191,7 @@ class SegmentPacking:
                 self._closed.append(closed)
 
     def _segments(self, tokenized: TokenizedSample) -> list[Segment]:
-        return segments(tokenized, self._special, self._config.channels, self._config.limits)
+        return segments(tokenized, self._special, self._config.row_channels, self._config.limits)
 
     def state(self) -> dict[str, Any]:
         """All that decides what comes next. Samples in open rows are named, not stored."""

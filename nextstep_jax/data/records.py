@@ -4,7 +4,7 @@ Schema, version 1. A sample is a msgpack map; every key is always present:
 
     {"v": 1,                                    schema version
      "key": str,                                names the sample in reports; unique within a dataset by convention
-     "kind": "text"|"pair"|"edit"|"interleaved",
+     "kind": "text"|"pair"|"edit"|"interleaved"|"preference",
      "parts": [                                 in the order the model sees them
         {"text": str, "loss": bool},            loss: does the part count as a target?
         {"image": bytes, "format": str,         "png"|"jpeg"|"webp": the file's own bytes, never re-encoded;
@@ -34,7 +34,7 @@ from nextstep_jax.data import image_output, images
 from nextstep_jax.errors import DamagedDataError, InputError
 
 VERSION = 1
-KINDS = ("text", "pair", "edit", "interleaved")
+KINDS = ("text", "pair", "edit", "interleaved", "preference")
 LATENT_DTYPES = {"float16": np.dtype("<f2"), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype("<f4")}
 
 # Bounds on what is read back, so that a damaged or hostile record cannot exhaust memory.
@@ -158,7 +158,8 @@ class Sample:
 
     Attributes:
       parts: text and image parts, at least one.
-      kind: "text" (no image), "pair" (one image), "edit" (sources, an instruction, a target) or "interleaved".
+      kind: "text" (no image), "pair" (one image), "edit" (sources, an instruction, a target), "interleaved", or "preference"
+        (a prompt, then several images made of it; `metadata["scores"]` has a number for each).
       key: names the sample in reports.
       caption_variants: other captions for the same images, by name (e.g. "short", "zh"). A variant places every image once, as
         `<image_0>`, `<image_1>`, ... (numbered as in `images`); with one image it may leave the place to the original. See
@@ -185,7 +186,8 @@ class Sample:
         if self.kind not in KINDS:
             raise InputError(f"kind must be one of {', '.join(KINDS)}, found {self.kind!r}")
         count = len(self.images)
-        if (self.kind == "text" and count) or (self.kind == "pair" and count != 1) or (self.kind == "edit" and count < 2):
+        fewest, most = {"text": (0, 0), "pair": (1, 1), "edit": (2, count), "preference": (2, count)}.get(self.kind, (0, count))
+        if not fewest <= count <= max(fewest, most):
             raise InputError(f"a sample of kind {self.kind!r} cannot have {count} images")
         _require_text("key", self.key)
         if not isinstance(self.caption_variants, Mapping) or len(self.caption_variants) > MAX_ITEMS:

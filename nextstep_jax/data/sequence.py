@@ -150,6 +150,7 @@ class Tokenize:
     Attributes:
       name: of the source, for errors.
       patch, channels: side of an image token in latent pixels, and C.
+      pairs: samples are preferences, each of which gives one image of 2 C channels: the preferred image's, then the other's.
       thinking: the source's texts may spell the thinking and prompt-refinement tokens (chain-of-thought data).
     """
 
@@ -160,11 +161,15 @@ class Tokenize:
     patch: int
     channels: int
     thinking: bool = False
+    pairs: bool = False
 
     def __call__(self, index: int, sample: Sample) -> TokenizedSample:
         try:
-            arranged = arrange(sample, self.augmentation, self.seed, index)
-            return TokenizedSample(index, sample.key, sample.kind, [self._encode(part) for part in arranged])
+            if self.pairs != (sample.kind == "preference"):
+                wanted = "preferences" if self.pairs else "no preferences"
+                raise InputError(f"this training takes {wanted}, found a sample of kind {sample.kind!r}")
+            parts = [self._encode(part) for part in arrange(sample, self.augmentation, self.seed, index)]
+            return TokenizedSample(index, sample.key, sample.kind, _paired(parts) if self.pairs else parts)
         except InputError as error:
             raise InputError(f"{self.name}: sample {sample.key!r}: {error}") from error
 
@@ -176,6 +181,15 @@ class Tokenize:
         if latents.shape[-1] * patch**2 != self.channels:
             raise InputError(f"latents {latents.shape} in patches of {patch} are not image tokens of {self.channels} numbers")
         return ImageTokens(patchify(latents, patch), latents.shape[0] // patch, latents.shape[1] // patch, part.loss)
+
+
+def _paired(parts: list[TextIds | ImageTokens]) -> list[TextIds | ImageTokens]:
+    """The parts of a preference with its two images as one."""
+    *texts, winner, loser = parts
+    if (winner.h, winner.w) != (loser.h, loser.w):
+        raise InputError(f"the images of a preference must have one size, found {winner.h}*{winner.w} and {loser.h}*{loser.w}")
+    tokens = np.concatenate([winner.tokens, loser.tokens], axis=1)
+    return [*texts, ImageTokens(tokens, winner.h, winner.w)]
 
 
 class Unusable(NamedTuple):

@@ -71,6 +71,7 @@ class PackingConfig:
       seq_len: positions of a row.
       max_text_targets, max_image_targets: how many text and image targets a row has room for; None: as many as positions.
       channels, patch: of an image token: C, and its side in latent pixels.
+      pairs: the samples are preferences; an image position of a row holds 2 C numbers, the preferred image's first.
       epochs: None repeats for ever. A finite pass ends with rows, and a batch, that are partly padding.
       data_shard, data_shards: this is data shard n of N. A finite pass may end sooner in one data shard than in another.
       grids: None packs samples as segments that do not see each other. With the (h, w) of all images that can occur, rows are
@@ -86,6 +87,7 @@ class PackingConfig:
     seq_len: int
     channels: int = 64
     patch: int = 2
+    pairs: bool = False
     seed: int = 42
     shuffle: bool = True
     epochs: int | None = None
@@ -116,6 +118,13 @@ class PackingConfig:
             raise InputError(f"epochs must be 1 or more, found {self.epochs}")
         if self.grids is not None and (not self.grids or self.epochs is not None):
             raise InputError("grids must name at least one (h, w), and epochs must then be None")
+        if self.grids is not None and self.pairs:
+            raise InputError("the release's packing (grids) knows no preferences")
+
+    @property
+    def row_channels(self) -> int:
+        """Numbers at an image position of a row."""
+        return self.channels * (2 if self.pairs else 1)
 
     @property
     def limits(self) -> Sizes:
@@ -147,7 +156,16 @@ class Stream:
         self._config, self._workers = config, workers
         self._length = len(component.source)
         name, augmentation = component.source.name, component.augmentation
-        tokenize = Tokenize(name, vocabulary, augmentation, config.seed, config.patch, config.channels, component.thinking)
+        tokenize = Tokenize(
+            name,
+            vocabulary,
+            augmentation,
+            config.seed,
+            config.patch,
+            config.channels,
+            thinking=component.thinking,
+            pairs=config.pairs,
+        )
         # Indices reach `tokenize` as epoch * length + place, which is how its draws differ from epoch to epoch.
         samples = grain.MapDataset.range(self._length).map_with_index(ReadSample(component.source, tokenize))
         if config.shuffle:

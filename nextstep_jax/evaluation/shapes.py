@@ -2,7 +2,8 @@
 
 Like GenEval: prompts by category (single object, two objects, counting, colors, position, attribute binding,
 words), each right or wrong; the score of a category is its fraction of right responses, the overall score the mean over these
-categories. Edits and captions are scored separately. Responses are judged from their pixels and words alone (reading.py).
+categories. Edits and captions are scored separately. Responses are judged from their pixels (rewards/scene_reader.py) and words
+alone.
 
 The image must hold what was asked for and nothing else. What a prompt leaves open may be anything.
 """
@@ -20,7 +21,7 @@ from nextstep_jax.data.shapes.edits import find
 from nextstep_jax.data.shapes.meaning import REGION_SLACK, inventory
 from nextstep_jax.data.shapes.scene import in_region
 from nextstep_jax.errors import InputError
-from nextstep_jax.evaluation.reading import parse_scene
+from nextstep_jax.rewards.scene_reader import parse_scene
 
 PER_CATEGORY = 40
 PLACE_SLACK = 5.0  # pixels that an object may have moved that should have stayed in place

@@ -18,9 +18,9 @@ from nextstep_jax.data import images
 from nextstep_jax.data.shapes import CANVAS, Scene
 from nextstep_jax.data.source import Source
 from nextstep_jax.errors import InputError
-from nextstep_jax.evaluation.reading import parse_scene
 from nextstep_jax.evaluation.reconstruction import WINDOW, psnr, ssim
 from nextstep_jax.models.image_tokenizer import ImageTokenizer
+from nextstep_jax.rewards.scene_reader import parse_scene
 
 # Pixels [B, height, width, 3] in [-1, 1] to their reconstructions.
 Reconstruct = Callable[[np.ndarray], jax.Array]

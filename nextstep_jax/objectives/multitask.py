@@ -127,6 +127,18 @@ def multitask_loss(
     return loss, Metrics(lm_loss, im_loss, jnp.sum(text.weights > 0), jnp.sum(image.weights > 0), text, image)
 
 
+def image_losses(
+    model: NextStep, params: dict, batch: Batch, noise: Array, t: Array, *, max_image_targets: int | None = None
+) -> Targets:
+    """The flow head's part of `multitask_loss` alone: the velocity error of each image target."""
+
+    def call(method: str, *arguments):
+        return model.apply({"params": params}, *arguments, method=method)
+
+    hidden, project_out = call("__call__", batch), model.config.train_out_projector
+    return _image_losses(call, hidden, batch, max_image_targets, noise, t, project_out, "velocity")
+
+
 def draw_noise(
     key: Array, rows: int, slots: int, draws: int, channels: int, timesteps: TimestepDistribution = RELEASED_TIMESTEPS
 ) -> tuple[Array, Array]:

@@ -1,6 +1,7 @@
 """Rewards: how well an image is what was asked for, as named scores.
 
 `protocol` says what a reward is, `loading` opens one by the name a config gives it, `combine` adds several up over groups of
-images, `cache` remembers scores. The rewards themselves: `text` (read words), `endpoint` (a server of scores) and `judge` (a
+images, `cache` remembers scores. The rewards themselves: `shapes` (the built-in dataset's
+world, read by `scene_reader`), `text` (read words), `endpoint` (a server of scores) and `judge` (a
 vision-language model). Knows `data` and `errors` alone; nothing here imports torch or jax.
 """

@@ -9,6 +9,7 @@ from nextstep_jax.errors import InputError
 from nextstep_jax.rewards.endpoint import EndpointReward
 from nextstep_jax.rewards.judge import JudgeReward
 from nextstep_jax.rewards.protocol import Reward, RewardRequest, Score
+from nextstep_jax.rewards.shapes import ShapesReward
 from nextstep_jax.rewards.text import OcrReward
 
 
@@ -26,6 +27,7 @@ class FunctionReward:
 def open_reward(spelling: str) -> Reward:
     """The reward that a config calls `spelling`.
 
+    "shapes"                         whether an image of the built-in dataset's world is right
     "ocr"                            words read from the image, against those asked for (extra `rewards`)
     "python:package.module:function" a function (requests) -> scores
     "http://HOST/PATH", "https://…"  a server of scores, see `endpoint`
@@ -35,6 +37,8 @@ def open_reward(spelling: str) -> Reward:
       InputError: no such spelling, a function that cannot be imported, or a package that is not installed.
     """
     kind, _, rest = spelling.partition(":")
+    if spelling == "shapes":
+        return ShapesReward()
     if spelling == "ocr":
         return OcrReward()
     if kind == "python":
@@ -43,7 +47,18 @@ def open_reward(spelling: str) -> Reward:
         return EndpointReward(spelling)
     if kind == "openai":
         return JudgeReward(ChatEndpoint(spelling))
-    raise InputError(f"reward must be ocr, python:MODULE:FUNCTION, an http(s) address or openai:URL#MODEL, found {spelling!r}")
+    raise InputError(
+        f"reward must be shapes, ocr, python:MODULE:FUNCTION, an http(s) address or openai:URL#MODEL, found {spelling!r}"
+    )
+
+
+def parse_weighted(text: str) -> tuple[float, str]:
+    """(weight, spelling) of "0.5 SPELLING" or "SPELLING". InputError for a weight that is no number."""
+    weight, _, spelling = text.strip().rpartition(" ")
+    try:
+        return float(weight or 1), spelling
+    except ValueError as error:
+        raise InputError(f"a reward is written REWARD or 'WEIGHT REWARD', found {text!r}") from error
 
 
 def _import_function(path: str) -> Callable:

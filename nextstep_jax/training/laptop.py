@@ -15,6 +15,8 @@ _PATHS = {
     "edits": "edit",
     "thinking": "thinking",
     "interleaved": "interleaved",
+    "candidates": "candidates",
+    "self_cot": "self_cot",
 }
 
 

@@ -27,20 +27,24 @@ from nextstep_jax.data.image_output import save_image
 from nextstep_jax.errors import InputError, NextStepError
 from nextstep_jax.sharding.mesh import global_batch, make_mesh, replicated
 from nextstep_jax.sharding.params import sharding_table, with_shardings
-from nextstep_jax.training import metrics, multitask, reconstruction, run_record
+from nextstep_jax.training import metrics, multitask, preference, reconstruction, run_record
 from nextstep_jax.training.config import resolve
 from nextstep_jax.training.evals import EvaluatorFactory, open_evaluators, run_evaluators
 from nextstep_jax.training.init import initial_params
 from nextstep_jax.training.program import make_program
 from nextstep_jax.training.schema import flatten, plain
 from nextstep_jax.training.settings import RunConfig
-from nextstep_jax.training.stage import Stage, export_run
+from nextstep_jax.training.stage import Collect, Stage, export_run
 from nextstep_jax.training.state import TrainState
 from nextstep_jax.training.step import make_validation_step
 
 logger = logging.getLogger(__name__)
 
-STAGES: dict[str, Callable[[Any], Stage]] = {"multitask": multitask.make_stage, "reconstruction": reconstruction.make_stage}
+STAGES: dict[str, Callable[[Any], Stage]] = {
+    "multitask": multitask.make_stage,
+    "preference": preference.make_stage,
+    "reconstruction": reconstruction.make_stage,
+}
 
 
 def train(
@@ -112,6 +116,7 @@ def train(
         # --- The compiled steps ---------------------------------------------------------------------------------------
         train_step = program.jit_step()
         validation_step = jax.jit(make_validation_step(objective))
+        collect = stage.collector(key) if stage.collector else None
 
         # --- The loop -------------------------------------------------------------------------------------------------
         trackers = {**dataclasses.asdict(run.wandb), "name": run.name}
@@ -142,6 +147,8 @@ def train(
             # Nothing is copied between host and device but the batch, which `global_batch` does on purpose.
             with jax.profiler.StepTraceAnnotation("train", step_num=step), jax.transfer_guard("disallow"):
                 batch = global_batch(host_batch.arrays, mesh, objective.batch_axes)
+                if collect:
+                    batch = collect(state, batch, key)
                 state, step_metrics = train_step(state, batch, key)
             accumulator.add(step, step_metrics, waited, timed=step > first + 1)
             guard.remember(step, host_batch.names)
@@ -173,7 +180,7 @@ def train(
                     logger.warning("Told to stop: step %d is saved, the same command continues from it", step)
                     return state
                 if validates:
-                    writer.scalars(step, validate(stage, validation_step, state, key, run.validation.batches))
+                    writer.scalars(step, validate(stage, validation_step, collect, state, key, run.validation.batches))
                 if samples:
                     log_samples(stage, state, workdir, step, writer)
                 if evaluates:
@@ -226,7 +233,12 @@ def _due(step: int, every: int) -> bool:
 
 
 def validate(
-    stage: Stage, validation_step: Callable[..., Any], state: TrainState, key: jax.Array, batches: int
+    stage: Stage,
+    validation_step: Callable[..., Any],
+    collect: Collect | None,
+    state: TrainState,
+    key: jax.Array,
+    batches: int,
 ) -> dict[str, float]:
     """Means over the first validation batches, always the same ones with the same noise, of the averaged parameters."""
     mesh, means = jax.sharding.get_mesh(), []
@@ -234,7 +246,10 @@ def validate(
     with contextlib.closing(stage.validation_data()) as data:
         for number, host_batch in zip(range(batches), data, strict=False):
             batch = global_batch(host_batch.arrays, mesh, stage.objective.batch_axes)
-            means.append(validation_step(state.averaged_params, batch, jax.random.fold_in(key, number)))
+            batch_key = jax.random.fold_in(key, number)
+            if collect:
+                batch = collect(state, batch, batch_key)
+            means.append(validation_step(state.averaged_params, batch, batch_key))
     return {f"validation/{name}": value for name, value in metrics.mean_values(jax.device_get(means)).items()}
 
 

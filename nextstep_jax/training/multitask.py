@@ -175,21 +175,21 @@ def packing_config(config: MultitaskConfig, model: NextStepConfig, data_shard: i
     return PackingConfig(**fields | changes)
 
 
-def open_data(config: MultitaskConfig, model: NextStepConfig, vocabulary: Vocabulary) -> "PackedData":
-    """The training mixture, from its start."""
+def open_data(config: MultitaskConfig, model: NextStepConfig, vocabulary: Vocabulary, **changes) -> "PackedData":
+    """The training mixture, from its start. `changes` are fields of PackingConfig."""
     components, mine = open_components(config.data.root, config.data.sources), local_data_shards(config)
-    settings = {"epochs": config.data.epochs or None, "threads": max(1, _THREADS // (len(mine) * len(components)))}
+    settings = {"epochs": config.data.epochs or None, "threads": max(1, _THREADS // (len(mine) * len(components)))} | changes
     shards = {}
     for n, workers in zip(mine, split_evenly(config.data.workers, len(mine)), strict=True):
         shards[n] = BatchIterator(components, vocabulary, packing_config(config, model, n, workers=workers, **settings))
     return PackedData(shards, config.data.data_shards, on_any_process if config.data.epochs else None)
 
 
-def open_validation_data(config: MultitaskConfig, model: NextStepConfig, vocabulary: Vocabulary) -> "PackedData":
+def open_validation_data(config: MultitaskConfig, model: NextStepConfig, vocabulary: Vocabulary, **changes) -> "PackedData":
     """The validation mixture: stored order, no augmentation, the same batches every time."""
     components = open_components(config.data.root, config.data.validation, as_stored=True)
     shards = {
-        n: BatchIterator(components, vocabulary, packing_config(config, model, n, shuffle=False))
+        n: BatchIterator(components, vocabulary, packing_config(config, model, n, shuffle=False, **changes))
         for n in local_data_shards(config)
     }
     return PackedData(shards, config.data.data_shards)

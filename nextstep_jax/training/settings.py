@@ -359,6 +359,38 @@ class MultitaskConfig(RunConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class PreferenceLossConfig:
+    """Diffusion-DPO (objectives/preference.py).
+
+    Attributes:
+      beta: how strongly the reference, the model that training starts from, holds the model back.
+      winner_weight: of the error of the preferred images themselves.
+      draws: of noise and time for each image token; all of an image's stand inside one sigmoid.
+      timesteps: the distribution of the times.
+    """
+
+    beta: Annotated[float, above(0)] = 2000.0
+    winner_weight: Annotated[float, at_least(0)] = 0.0
+    draws: Positive = 8
+    timesteps: TimestepDistribution = TimestepDistribution()
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceConfig(MultitaskConfig):
+    """The flow head on pairs of images of one prompt, of which one is preferred (training/preference.py)."""
+
+    objective: Literal["preference"] = "preference"  # type: ignore[assignment]  # narrower in each kind of run
+    loss: PreferenceLossConfig = PreferenceLossConfig()  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data.grids:
+            raise InputError("data.grids: the release's packing knows no preferences")
+        if self.init.reinit:
+            raise InputError("init.reinit: the model that training starts from is the reference, it keeps its parameters")
+
+
+@dataclasses.dataclass(frozen=True)
 class ReconstructionLossConfig(Weights):
     """Weights of the terms of objectives/reconstruction.py. The networks behind the last two are named
     "package.module:function": the function returns (images, reconstructions) -> [B] distances, or a Linen module images ->
@@ -379,4 +411,8 @@ class ReconstructionConfig(RunConfig):
     loss: ReconstructionLossConfig = ReconstructionLossConfig()
 
 
-RUNS: dict[str, type[RunConfig]] = {"multitask": MultitaskConfig, "reconstruction": ReconstructionConfig}
+RUNS: dict[str, type[RunConfig]] = {
+    "multitask": MultitaskConfig,
+    "preference": PreferenceConfig,
+    "reconstruction": ReconstructionConfig,
+}

@@ -4,10 +4,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 
 from nextstep_jax.checkpoints.export import export_params
+from nextstep_jax.training.state import TrainState
 from nextstep_jax.training.step import Objective
+
+Array = jax.Array
 
 
 class HostBatch(NamedTuple):
@@ -50,6 +54,9 @@ def image_grid(images: Sequence[np.ndarray], columns: int = 8) -> np.ndarray:
     return grid.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
 
 
+Collect = Callable[[TrainState, Any, Array], Any]
+
+
 class Export(NamedTuple):
     """What stands beside the trained parameters in a checkpoint folder.
 
@@ -75,6 +82,9 @@ class Stage(NamedTuple):
         -> their reconstructions.
       draw_samples: parameters -> an image [height, width, 3] uint8 of what the model makes now.
       export: the rest of the checkpoint folder.
+      collector: opens what completes a batch on the device before the step, (state, batch, key) -> batch: it may run other
+        models, the current one, or a reward. It depends on its arguments alone, so that a run that was stopped continues
+        exactly. None: batches are complete.
     """
 
     objective: Objective
@@ -83,6 +93,7 @@ class Stage(NamedTuple):
     inference: Callable[[Any], Any]
     draw_samples: Callable[[Any], np.ndarray]
     export: Callable[[], Export]
+    collector: Callable[[Array], Collect] | None = None
 
 
 def export_run(

@@ -2,10 +2,14 @@
 
 import dataclasses
 import json
+import random
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from nextstep_jax.data.augment import AS_STORED, Augmentation, arrange, draws, make_seed
+from nextstep_jax.data.augment import AS_STORED, Augmentation, arrange, choose_pair, draws, make_seed
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
 from nextstep_jax.errors import InputError
 from tests.conftest import GOLDENS
@@ -117,3 +121,41 @@ def test_same_index_same_choice_and_epochs_differ():
 def test_bad_settings(changes):
     with pytest.raises(InputError, match=next(iter(changes))[:6]):
         Augmentation(**changes)
+
+
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=20), st.integers(0, 2**31))
+def test_the_preferred_image_is_of_the_best_quarter_and_scores_more(scores, seed):
+    if len(set(scores)) == 1:
+        with pytest.raises(InputError, match="none is preferred"):
+            choose_pair(scores, random.Random(seed))
+        return
+    winner, loser = choose_pair(scores, random.Random(seed))
+    assert scores[winner] > scores[loser]
+    best = max(1, len(scores) // 4)
+    assert sum(score > scores[winner] for score in scores) < best  # no more than the best quarter's others are better
+    assert sum(score < scores[loser] for score in scores) < len(scores) - best
+
+
+def test_every_pair_of_the_best_four_and_the_others_is_drawn():
+    drawn = {choose_pair(range(16), random.Random(seed)) for seed in range(2_000)}
+    assert drawn == {(winner, loser) for winner in range(12, 16) for loser in range(12)}
+
+
+@pytest.mark.parametrize("scores", [None, [1.0], [1.0, "2"], [1.0, float("nan")], "12"])
+def test_a_preference_without_a_number_for_each_image_is_refused(scores):
+    images = tuple(ImagePart.from_latents(np.zeros((2, 2, 16), np.float16), 16, 16) for _ in range(2))
+    sample = Sample((TextPart("a"), *images), "preference", "k")
+    object.__setattr__(sample, "metadata", {"scores": scores})
+    with pytest.raises(InputError, match="scores"):
+        arrange(sample, Augmentation(), 0, 0)
+
+
+def test_a_preference_keeps_its_texts_and_two_images_the_preferred_first():
+    images = [ImagePart.from_latents(np.full((2, 2, 16), i, np.float16), 16, 16) for i in range(5)]
+    sample = Sample((TextPart("a"), TextPart("b"), *images), "preference", "k", metadata={"scores": [0, 4, 1, 2, 3]})
+    seen = set()
+    for index in range(50):
+        *texts, winner, loser = arrange(sample, Augmentation(), 0, index)
+        assert [part.text for part in texts] == ["a", "b"] and winner == images[1]
+        seen.add(float(loser.latents().flat[0]))
+    assert seen == {0, 2, 3, 4}

@@ -13,7 +13,7 @@ from nextstep_jax.data import shapes
 from nextstep_jax.data.shapes import edits, language, layout, meaning, samples
 from nextstep_jax.errors import InputError
 from nextstep_jax.evaluation import shapes as shape_eval
-from nextstep_jax.evaluation.reading import UNKNOWN, parse_scene
+from nextstep_jax.rewards.scene_reader import UNKNOWN, parse_scene
 
 COUNT = 24
 

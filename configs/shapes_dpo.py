@@ -1,0 +1,45 @@
+"""The built-in model, Diffusion-DPO on its own images, judged by ShapeEval's reader.
+
+    for kind in words:1200 counting:800 binding:600 single:150 two:150 colors:150 position:150; do
+      nextstep-jax data candidates shapes:$kind runs/shapes_data/candidates/${kind%:*} --reward shapes
+    done
+    nextstep-jax train --config shapes_dpo --workdir runs/shapes_dpo
+    nextstep-jax evaluate shapes --per-category 140 --seed 2 --checkpoint runs/shapes_dpo/export
+
+Prompts are training prompts, none of a held-out combination. Expected: not run yet. Shrunk: `--config shapes_dpo:laptop`.
+"""
+
+from nextstep_jax.configs import shapes_sft
+from nextstep_jax.training.config import base_config, source
+from nextstep_jax.training.laptop import parse_arg
+
+
+def base():
+    sft = shapes_sft.base()
+    config = base_config("preference")
+    config.name = "shapes_dpo"
+    config.model = sft.model
+    config.init.checkpoint = "nextstep_jax/builtin/shapes"
+    config.image_tokenizer_checkpoint = config.init.checkpoint
+    config.samples.generation = sft.samples.generation
+    config.export_dtype = sft.export_dtype
+
+    config.steps = 300
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.warmup_steps = 30
+    config.optimizer.weight_decay = 0.0
+    config.loss.beta = 2000.0
+    config.loss.winner_weight = 0.1
+
+    # A pair has some 32 positions: a step has about 64 pairs.
+    config.data.root = "runs/shapes_data"
+    config.data.vocabulary = "shapes"
+    config.data.seq_len, config.data.batch_size = 256, 8
+    config.data.sources.candidates = source("candidates")
+    config.max_target_fraction.image = 0.6
+    config.checkpoint.every, config.log_every = 100, 10
+    return config
+
+
+def get_config(argument=None):
+    return parse_arg(base(), argument)

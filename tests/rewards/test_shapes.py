@@ -1,0 +1,43 @@
+"""ShapeEval's judgement as a reward: on the dataset's own images, and on images that are partly right."""
+
+import numpy as np
+import pytest
+
+from nextstep_jax.data import shapes
+from nextstep_jax.rewards.loading import open_reward
+from nextstep_jax.rewards.protocol import RewardRequest
+
+
+@pytest.mark.parametrize("category", shapes.CATEGORIES)
+def test_what_the_dataset_draws_is_right_and_another_prompt_wrong(category):
+    reward = open_reward("shapes")
+    prompts = shapes.prompts("train", category, 6)
+    samples = [shapes.sample("pair", index) for index in range(40)]
+    own = [RewardRequest(sample.texts[0].text, sample.images[0].pixels()) for sample in samples]
+    assert np.mean([score["reward"] for score in reward(own)]) > 0.95  # the reader misses a word or two
+    others = [RewardRequest(prompt.text, sample.images[0].pixels()) for prompt in prompts for sample in samples[:6]]
+    assert np.mean([score["reward"] for score in reward(others)]) < 0.2
+
+
+@pytest.mark.parametrize(
+    "prompt, parts",
+    [
+        ("a red circle and a blue square", 1.0),
+        ("a red circle and a green square", 0.5),
+        ("a circle and a square", 1.0),
+        ("two red circles and a blue square", 2 / 3),
+        ("a red circle", 0.5),
+        ("a green cross", 0.0),
+    ],
+)
+def test_parts_are_the_things_that_are_there(prompt, parts):
+    from nextstep_jax.rewards.shapes import matched_fraction
+
+    thing = shapes.Object
+    scene = shapes.Scene((thing("circle", "red", "large", (16, 16)), thing("square", "blue", "large", (48, 48))), "white")
+    assert matched_fraction(shapes.parse(prompt), scene) == pytest.approx(parts)
+
+
+def test_what_cannot_be_judged_is_not_scored():
+    reward, pixels = open_reward("shapes"), np.zeros((64, 64, 3), np.uint8)
+    assert reward([RewardRequest("a cat on a bench", pixels), RewardRequest("a red circle", pixels[:32])]) == [None, None]

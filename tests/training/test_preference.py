@@ -1,0 +1,178 @@
+"""Preference training end to end: candidates of a tiny model, the stage's first loss, learning, and exact continuation."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from nextstep_jax.data.shards import ArrayRecordSource
+from nextstep_jax.errors import InputError
+from nextstep_jax.generation.pipeline import Pipeline
+from nextstep_jax.rewards.combine import RewardTerm
+from nextstep_jax.rewards.loading import FunctionReward
+from nextstep_jax.training.candidates import CandidatePrompt, make_candidates, read_prompts
+from nextstep_jax.training.config import base_config, model_fields, source
+from nextstep_jax.training.loop import train
+from nextstep_jax.training.run_logs import read_metrics
+
+PROMPTS = [CandidatePrompt(text) for text in ("a red circle", "a blue square", "red", "a circle of blue", "left")]
+
+
+def brightness(requests):
+    """Nothing of "red" is scored, "left" is always the same."""
+    values = [float(request.image.mean()) for request in requests]
+    return [
+        None if request.prompt == "red" else {"reward": 0.0 if request.prompt == "left" else value}
+        for request, value in zip(requests, values, strict=True)
+    ]
+
+
+TERMS = [RewardTerm(FunctionReward("brightness", brightness))]
+
+
+@pytest.fixture(scope="module")
+def candidates(tmp_path_factory, tiny_pipeline):
+    root = tmp_path_factory.mktemp("candidates")
+    settings = tiny_pipeline.settings(image_size=32, prompt_suffix="")
+    report = make_candidates(
+        tiny_pipeline, PROMPTS, TERMS, root / "candidates", per_prompt=4, settings=settings, shard_prompts=2
+    )
+    return root, report, settings
+
+
+def test_candidates_are_scored_and_what_teaches_nothing_is_counted(candidates, tiny_pipeline):
+    root, report, settings = candidates
+    assert report == {
+        "prompts": 5,
+        "samples": 3,
+        "images": 12,
+        "skipped": {"not scored": 1, "all scores equal": 1},
+    }
+    dataset = ArrayRecordSource(root / "candidates")
+    assert [dataset[i].texts[0].text for i in range(3)] == ["a red circle", "a blue square", "a circle of blue"]
+    sample = dataset[1]
+    images = tiny_pipeline.generate("a blue square", n=4, seed=1, settings=settings)  # the second prompt's own seed
+    for part, image, score in zip(sample.images, images, sample.metadata["scores"], strict=True):
+        tokens = part.latents().astype(np.float32)
+        assert part.latents().shape == (4, 4, 16) and score == pytest.approx(float(image.pixels.mean()))
+        np.testing.assert_allclose(np.sort(tokens.ravel()), np.sort(image.tokens.ravel()), atol=5e-3)
+
+
+def test_interrupted_candidates_go_on_where_they_stopped(candidates, tiny_pipeline, tmp_path):
+    root, report, settings = candidates
+    calls = []
+
+    def failing(requests):
+        calls.append(len(requests))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return brightness(requests)
+
+    terms = [RewardTerm(FunctionReward("brightness", failing))]
+    arguments = {"per_prompt": 4, "settings": settings, "shard_prompts": 2}
+    with pytest.raises(KeyboardInterrupt):
+        make_candidates(tiny_pipeline, PROMPTS, terms, tmp_path / "c", **arguments)
+    assert make_candidates(tiny_pipeline, PROMPTS, terms, tmp_path / "c", **arguments) == report
+    assert calls == [8, 8, 8, 4]  # the first shard's images were scored once
+    shards = [path for path in (tmp_path / "c").iterdir() if path.is_file() and path.name != "index.json"]
+    same = [(root / "candidates" / p.name).read_bytes() == p.read_bytes() for p in shards]
+    assert same and all(same)
+    with pytest.raises(InputError, match="made otherwise"):
+        make_candidates(tiny_pipeline, PROMPTS, terms, tmp_path / "c", **(arguments | {"seed": 1}))
+
+
+def test_prompts_of_which_all_images_are_alike_make_no_dataset(tiny_pipeline, tmp_path, candidates):
+    with pytest.raises(InputError, match=r"no prompt is left to learn from \(1 all scores equal\)"):
+        make_candidates(tiny_pipeline, PROMPTS[-1:], TERMS, tmp_path / "c", per_prompt=2, settings=candidates[2])
+
+
+@pytest.fixture
+def config(candidates, tiny_config, tiny_checkpoint):
+    config = base_config("preference")
+    config.model = model_fields(tiny_config)
+    config.init.checkpoint = config.image_tokenizer_checkpoint = str(tiny_checkpoint)
+    config.data.root = str(candidates[0])
+    config.data.sources.candidates = source("candidates")
+    config.data.update({"seq_len": 32, "batch_size": 2})
+    config.loss.update({"beta": 50.0, "draws": 4})
+    config.optimizer.update({"learning_rate": 3e-3, "weight_decay": 0.0})
+    config.update({"steps": 4, "log_every": 1})
+    config.checkpoint.every = 2
+    return config
+
+
+def test_training_begins_at_log_two_and_learns_to_prefer(config, tmp_path):
+    config.steps = 25
+    train(config, tmp_path / "run")
+    metrics = {name: values for name, (_, values) in read_metrics(tmp_path / "run").items()}
+    assert metrics["loss"][0] == pytest.approx(math.log(2), rel=1e-6)
+    assert metrics["preference/margin"][0] == metrics["preference/winner_drift"][0] == 0
+    assert metrics["preference/correct"][-5:].mean() > 0.9 and metrics["loss"][-5:].mean() < 0.4
+    images = Pipeline.from_checkpoint(tmp_path / "run" / "export").generate("a red circle", height=32, width=32)
+    assert images[0].pixels.shape == (32, 32, 3)
+
+
+def test_a_run_that_was_stopped_continues_bit_for_bit(config, tmp_path):
+    whole = train(config, tmp_path / "whole")
+    config.steps = 2
+    train(config, tmp_path / "parts")
+    config.steps = 4
+    parts = train(config, tmp_path / "parts")
+    for one, other in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_gradients_of_parts_add_up_to_the_batchs(config, tmp_path):
+    config.steps = 1
+    whole = train(config, tmp_path / "whole")
+    config.grad_accum_steps = 2
+    parts = train(config, tmp_path / "parts")
+    for one, other in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["multitask", "preference"])
+def test_each_stage_takes_its_own_kind_of_data(config, shapes_data, candidates, tmp_path, objective):
+    if objective == "multitask":
+        other = base_config("multitask")
+        other.model, other.init, other.data = config.model, config.init, config.data
+        other.steps, message = 1, "this training takes no preferences, found a sample of kind 'preference'"
+    else:
+        other, message = config, "this training takes preferences, found a sample of kind 'pair'"
+        other.data.root = str(shapes_data)
+        other.data.sources.candidates.path = "pair"
+    with pytest.raises(InputError, match=message):
+        train(other, tmp_path / "run")
+
+
+def test_prompts_of_files_and_of_the_dataset(tmp_path):
+    (tmp_path / "a.txt").write_text("a cat\n\n  a dog \n")
+    assert [prompt.text for prompt in read_prompts(tmp_path / "a.txt")] == ["a cat", "a dog"]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "a sign", "text": "Open"}) + "\n")
+    assert read_prompts(tmp_path / "a.jsonl") == [CandidatePrompt("a sign", {"text": "Open"})]
+    assert [p.metadata["category"] for p in read_prompts("shapes:words:3")] == ["words"] * 3
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.txt", b"\n \n", "expected prompts, one a line, found none"),
+        ("a.txt", b"\xff\xfe", "cannot be read as a text file"),
+        ("a.jsonl", b'{"prompt": "a"}\n{"text": "b"}', 'line 2: expected an object with a text called "prompt"'),
+        ("a.jsonl", b"[" * 100_000, "line 1: not JSON"),
+        ("missing.txt", None, "cannot be read"),
+    ],
+)
+def test_files_that_hold_no_prompts_are_refused(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_prompts(tmp_path / name)
+
+
+@pytest.mark.parametrize("spec", ["shapes:cats:3", "shapes:words:0", "shapes:words:x", "shapes:words"])
+def test_prompts_that_the_dataset_does_not_have_are_refused(spec):
+    with pytest.raises(InputError, match="expected shapes:CATEGORY:N"):
+        read_prompts(spec)
