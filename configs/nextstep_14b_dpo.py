@@ -5,8 +5,8 @@
 
 The paper takes 20K prompts, 16 images each, and ImageReward; the preferred image is one of the best four, the other one of the
 remaining twelve. 300 steps of 64 pairs are one pass over 20K pairs. The paper does not give beta and the batch: those here
-follow DiffusionDPO (a mean over tokens and channels) and that count. Expected: not run. On a laptop, once candidates of the tiny model
-lie in shapes-data: `--config nextstep_14b_dpo:laptop`.
+follow DiffusionDPO (a mean over tokens and channels) and that count. Expected: not run. On a laptop, once candidates of the
+tiny model lie in shapes-data: `--config nextstep_14b_dpo:laptop`.
 """
 
 from nextstep_jax.config import preset

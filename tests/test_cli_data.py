@@ -135,3 +135,21 @@ def test_the_commands_are_light_to_import():
     code = "import sys, nextstep_jax.cli_data; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"jax", "numpy", "PIL", "grain"} & set(loaded)
+
+
+def test_candidates_are_drawn_scored_and_counted(run, tmp_path):
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text("a red circle\nleft\nred\na blue square\n")
+    reward = "2 python:tests.training.test_preference:brightness"
+    code, text, _ = run("candidates", prompts, out, "--reward", reward, "--per-prompt", 3, "--steps", 2, "--json")
+    report = json.loads(text)
+    assert code == 0 and (report["prompts"], report["samples"], report["images"]) == (4, 2, 6)
+    assert report["skipped"] == {"not scored": 1, "all scores equal": 1}
+    assert run("inspect", out, "--json")[0] == 0
+    for arguments, message in [
+        (("--reward", "beauty"), "reward must be shapes, ocr,"),
+        (("--reward", "much shapes"), "WEIGHT REWARD"),
+        (("--reward", "shapes", "--per-prompt", 1), "--per-prompt"),
+    ]:
+        code, _, error = run("candidates", prompts, tmp_path / "other", *arguments)
+        assert code == 2 and message in error and not (tmp_path / "other").exists()

@@ -185,7 +185,8 @@ class Tokenize:
 
 def _paired(parts: list[TextIds | ImageTokens]) -> list[TextIds | ImageTokens]:
     """The parts of a preference with its two images as one."""
-    *texts, winner, loser = parts
+    texts = [part for part in parts if isinstance(part, TextIds)]
+    winner, loser = (part for part in parts if isinstance(part, ImageTokens))
     if (winner.h, winner.w) != (loser.h, loser.w):
         raise InputError(f"the images of a preference must have one size, found {winner.h}*{winner.w} and {loser.h}*{loser.w}")
     tokens = np.concatenate([winner.tokens, loser.tokens], axis=1)

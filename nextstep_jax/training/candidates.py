@@ -16,6 +16,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from nextstep_jax.data import records, shapes, shard_job
@@ -68,16 +69,16 @@ def read_prompts(spec: str | os.PathLike) -> list[CandidatePrompt]:
     if len(data) > MAX_FILE:
         raise InputError(f"{path}: expected at most {MAX_FILE >> 20} MiB of prompts")
     read = _from_json if path.suffix == ".jsonl" else CandidatePrompt
-    prompts = []
+    found: list[CandidatePrompt] = []
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                prompts.append(read(line.strip()))
+                found.append(read(line.strip()))
             except InputError as error:
                 raise InputError(f"{path}, line {number}: {error}") from error
-    if not prompts:
+    if not found:
         raise InputError(f"{path}: expected prompts, one a line, found none")
-    return prompts
+    return found
 
 
 def _from_json(line: str) -> CandidatePrompt:
@@ -194,6 +195,6 @@ def _sample(
     for image in group:
         height, width = image.pixels.shape[:2]
         grid = height // pipeline.token_pixels, width // pipeline.token_pixels
-        latents = np.asarray(unpatchify(image.tokens[None], *grid, pipeline.config.patch)[0], np.float16)
+        latents = np.asarray(unpatchify(jnp.asarray(image.tokens[None]), *grid, pipeline.config.patch)[0], np.float16)
         parts.append(records.ImagePart.from_latents(latents, height, width))
     return records.Sample(tuple(parts), "preference", key, metadata=metadata)

@@ -18,7 +18,7 @@ from nextstep_jax.training import multitask
 from nextstep_jax.training.flops import multitask_flops, work_of
 from nextstep_jax.training.init import initial_params
 from nextstep_jax.training.settings import PreferenceConfig
-from nextstep_jax.training.stage import Collect, Stage
+from nextstep_jax.training.stage import Collect, DataIterator, Stage
 from nextstep_jax.training.step import Objective, WeightedMean
 from nextstep_jax.training.vocabulary import open_vocabulary
 
@@ -32,13 +32,18 @@ def make_stage(config: PreferenceConfig) -> Stage:
     model = config.model
     vocabulary = open_vocabulary(config.data.vocabulary, config.init.checkpoint)
     vocabulary.require_match(model)
-    data = functools.partial(multitask.open_data, config, model, vocabulary, pairs=True)
-    validation = functools.partial(multitask.open_validation_data, config, model, vocabulary, pairs=True)
     objective = make_objective(config)
+
+    def training_data() -> DataIterator:
+        return multitask.open_data(config, model, vocabulary, pairs=True)
+
+    def validation_data() -> DataIterator:
+        return multitask.open_validation_data(config, model, vocabulary, pairs=True)
+
     return Stage(
         objective=objective,
-        training_data=data,
-        validation_data=validation if config.data.validation else None,
+        training_data=training_data,
+        validation_data=validation_data if config.data.validation else None,
         inference=functools.partial(multitask.inference, config, vocabulary),
         draw_samples=functools.partial(multitask.draw_samples, config, vocabulary),
         export=functools.partial(multitask.export, config, model, vocabulary),
