@@ -22,13 +22,13 @@ def config_file(spec: str) -> str:
       InputError: a name that no shipped config has.
     """
     name, colon, argument = spec.partition(":")
-    if pathlib.Path(name).suffix == ".py" or os.sep in name or pathlib.Path(name).is_file():
+    if pathlib.Path(name).suffix == ".py" or os.sep in name or os.path.isfile(name):
         return spec
     names = config_names()
     if name not in names:
         near = difflib.get_close_matches(name, names, 3, 0.4)
         known = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"
-        raise InputError(f"--config: neither a file nor the name of a shipped config: {name!r}; {known}")
+        raise InputError(f"--config: neither a file nor the name of a shipped config: {name!r:.200}; {known}")
     return f"{_folder() / name}.py{colon}{argument}"
 
 

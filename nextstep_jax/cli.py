@@ -16,6 +16,7 @@ from nextstep_jax import __version__, cli_generate, cli_launch, cli_streams
 from nextstep_jax.cli_data import data
 from nextstep_jax.cli_evaluate import evaluate
 from nextstep_jax.cli_shared import (
+    Command,
     Group,
     keep_compiled_programs,
     leave_out_absent_tpus,
@@ -41,17 +42,109 @@ def cli():
     """NextStep-1 in JAX: images, edits and text from one causal transformer."""
 
 
+@click.command(cls=Command)
+@click.argument("src")
+@click.argument("dst", type=click.Path(path_type=pathlib.Path))
+@click.option("--vae", help="Folder of the image tokenizer, if it is not inside SRC.")
+@click.option("--text-tokenizer", help="Folder of the text tokenizer, if it is not inside SRC.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "keep"]), default="keep", show_default=True)
+def convert(src: str, dst: pathlib.Path, vae: str | None, text_tokenizer: str | None, dtype: str):
+    """Convert released PyTorch weights.
+
+    DST becomes a checkpoint folder. SRC is a folder (NextStep-1, NextStep-1.1, a training checkpoint, Qwen2.5, or an
+    image tokenizer alone) or a hub name such as stepfun-ai/NextStep-1.1, which needs the extra "hub".
+    """
+    from nextstep_jax.conversion.from_torch import convert as run
+
+    with updating_bar("converting") as update:
+        result = run(src, dst, vae=vae, text_tokenizer=text_tokenizer, dtype=dtype, progress=update)
+    for warning in result.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(f"{dst}: {result.parameters:,} parameters, {readable_bytes(result.nbytes)}")
+    if result.dropped:
+        click.echo(f"not converted, because it is computed: {', '.join(result.dropped)}")
+
+
+@click.command(cls=Command)
+@click.argument("src", type=click.Path(path_type=pathlib.Path))
+@click.argument("dst", type=click.Path(path_type=pathlib.Path))
+def export(src: pathlib.Path, dst: pathlib.Path):
+    """Write a checkpoint as released safetensors.
+
+    SRC is a checkpoint folder; DST gets the layout of the PyTorch releases.
+    """
+    from nextstep_jax.conversion.to_torch import export as run
+
+    with updating_bar("exporting") as update:
+        run(src, dst, progress=update)
+    click.echo(str(dst))
+
+
+@click.command(cls=Command)
+@click.argument("folder", type=click.Path(path_type=pathlib.Path))
+@click.option("--json", "json_file", type=click.Path(path_type=pathlib.Path), help="Also write the rows as JSON.")
+def parity(folder: pathlib.Path, json_file: pathlib.Path | None):
+    """Compare with numbers of the PyTorch releases.
+
+    FOLDER holds arrays computed by the releases; each is compared with what this library computes. Exit code 1 on any miss.
+    """
+    from nextstep_jax.conversion.parity import run_parity
+
+    if json_file is not None:
+        require_writable(json_file)
+    keep_compiled_programs()
+    report = run_parity(folder, lambda part: click.echo(f"comparing {part}", err=True))
+    if json_file is not None:
+        from nextstep_jax.data.files import write_bytes
+
+        write_bytes(json_file, (report.to_json() + "\n").encode())
+    click.echo(report.table())
+    click.echo(f"{len(report.rows)} arrays compared, {len(report.misses)} missed")
+    sys.exit(1 if report.misses else 0)
+
+
+@click.command(cls=Command)
+@click.argument("checkpoint", required=False, type=click.Path(path_type=pathlib.Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def info(checkpoint: pathlib.Path | None, as_json: bool):
+    """Show what a checkpoint holds.
+
+    Sizes, parameters by part and memory by dtype of CHECKPOINT, or of the built-in model.
+    """
+    from nextstep_jax.generation.load import builtin_checkpoint, describe
+
+    values = describe(checkpoint or builtin_checkpoint())
+    if as_json:
+        click.echo(json.dumps(values))
+        return
+    for section, rows in values.items():
+        if not isinstance(rows, dict):
+            click.echo(f"{section}: {rows}")
+            continue
+        click.echo(f"{section}:")
+        for name, value in rows.items():
+            shown = readable_bytes(value) if section.startswith("memory") else f"{value:,}" if isinstance(value, int) else value
+            click.echo(f"  {name:<24} {shown}")
+
+
+# --- the whole --------------------------------------------------------------------------------------------------------
+
+
 for _command in (
     cli_generate.generate,
     cli_generate.edit,
     cli_generate.complete,
     cli_generate.caption,
+    convert,
+    export,
+    parity,
+    info,
     data,
-    evaluate,
     cli_launch.train,
     cli_launch.export_run,
     cli_launch.submit,
     cli_launch.aot,
+    evaluate,
 ):
     cli.add_command(_command)
 
@@ -113,79 +206,3 @@ def _show_warnings_in_one_line() -> None:
 
     warnings.showwarning = shown
     warnings.simplefilter("always", UnfamiliarWarning)
-
-
-@cli.command()
-@click.argument("src")
-@click.argument("dst", type=click.Path(path_type=pathlib.Path))
-@click.option("--vae", help="Folder of the image tokenizer, if it is not inside SRC.")
-@click.option("--text-tokenizer", help="Folder of the text tokenizer, if it is not inside SRC.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "keep"]), default="keep", show_default=True)
-def convert(src: str, dst: pathlib.Path, vae: str | None, text_tokenizer: str | None, dtype: str):
-    """Convert released PyTorch weights into a checkpoint folder.
-
-    SRC is a folder (NextStep-1, NextStep-1.1, a training checkpoint, Qwen2.5, or an image tokenizer alone) or a hub name
-    such as stepfun-ai/NextStep-1.1, which needs the extra "hub".
-    """
-    from nextstep_jax.conversion.from_torch import convert as run
-
-    with updating_bar("converting") as update:
-        result = run(src, dst, vae=vae, text_tokenizer=text_tokenizer, dtype=dtype, progress=update)
-    for warning in result.warnings:
-        click.echo(f"warning: {warning}", err=True)
-    click.echo(f"{dst}: {result.parameters:,} parameters, {readable_bytes(result.nbytes)}")
-    if result.dropped:
-        click.echo(f"not converted, because it is computed: {', '.join(result.dropped)}")
-
-
-@cli.command()
-@click.argument("src", type=click.Path(path_type=pathlib.Path))
-@click.argument("dst", type=click.Path(path_type=pathlib.Path))
-def export(src: pathlib.Path, dst: pathlib.Path):
-    """Write a checkpoint folder SRC as safetensors in the released layout."""
-    from nextstep_jax.conversion.to_torch import export as run
-
-    with updating_bar("exporting") as update:
-        run(src, dst, progress=update)
-    click.echo(str(dst))
-
-
-@cli.command()
-@click.argument("folder", type=click.Path(path_type=pathlib.Path))
-@click.option("--json", "json_file", type=click.Path(path_type=pathlib.Path), help="Also write the rows as JSON.")
-def parity(folder: pathlib.Path, json_file: pathlib.Path | None):
-    """Compare this library, array by array, with numbers of the PyTorch releases. Exit 1 on any miss."""
-    from nextstep_jax.conversion.parity import run_parity
-
-    if json_file is not None:
-        require_writable(json_file)
-    keep_compiled_programs()
-    report = run_parity(folder, lambda part: click.echo(f"comparing {part}", err=True))
-    if json_file is not None:
-        from nextstep_jax.data.files import write_bytes
-
-        write_bytes(json_file, (report.to_json() + "\n").encode())
-    click.echo(report.table())
-    click.echo(f"{len(report.rows)} arrays compared, {len(report.misses)} missed")
-    sys.exit(1 if report.misses else 0)
-
-
-@cli.command()
-@click.argument("checkpoint", required=False, type=click.Path(path_type=pathlib.Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def info(checkpoint: pathlib.Path | None, as_json: bool):
-    """Sizes, parameters by part and memory by dtype of a checkpoint (default: the built-in model)."""
-    from nextstep_jax.generation.load import builtin_checkpoint, describe
-
-    values = describe(checkpoint or builtin_checkpoint())
-    if as_json:
-        click.echo(json.dumps(values))
-        return
-    for section, rows in values.items():
-        if not isinstance(rows, dict):
-            click.echo(f"{section}: {rows}")
-            continue
-        click.echo(f"{section}:")
-        for name, value in rows.items():
-            shown = readable_bytes(value) if section.startswith("memory") else f"{value:,}" if isinstance(value, int) else value
-            click.echo(f"  {name:<24} {shown}")

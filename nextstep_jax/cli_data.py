@@ -60,10 +60,10 @@ def data():
     "--workers",
     type=_COUNT,
     default=lambda: min(os.cpu_count() or 1, 16),
-    show_default="one a core, up to 16",
-    help="Processes.",
+    show_default="one per core, up to 16",
+    help="Reader processes.",
 )
-@click.option("--shard-samples", type=_COUNT, default=1000, show_default=True, help="Samples a shard.")
+@click.option("--shard-samples", type=_COUNT, default=1000, show_default=True, help="Samples per shard.")
 @click.option(
     "--max-skipped", type=Number(0, 1), default=0.01, show_default=True, help="Fraction of samples that may be unusable."
 )
@@ -100,7 +100,7 @@ def build(source, out, name, workers, shard_samples, max_skipped, min_side, max_
 @data.command(help=f"Show what is in SOURCE.\n\n{_SOURCE}")
 @click.argument("source")
 @click.option("--sheet", type=click.Path(), metavar="PNG", help="Write a contact sheet.")
-@click.option("--sheet-samples", type=_COUNT, default=16, show_default=True, help="Samples on it.")
+@click.option("--sheet-samples", type=_COUNT, default=16, show_default=True, help="Samples on the contact sheet.")
 @click.option("--limit", type=_COUNT, default=10_000, show_default=True, help="Samples to look at, spread evenly.")
 @click.option("--verify", is_flag=True, help="First compare every shard with its digest.")
 @_source_options
@@ -230,13 +230,13 @@ def _in_words(found: Mapping[str, Any]) -> str:
     type=click.Choice(["center", "random"]),
     help="Part of an image to keep.",
 )
-@click.option("--batch", type=_COUNT, default=8, show_default=True, help="Images a call.")
+@click.option("--batch", type=_COUNT, default=8, show_default=True, help="Images per call.")
 @click.option(
     "--dtype",
     default="bfloat16",
     show_default=True,
     type=click.Choice(["float16", "bfloat16", "float32"]),
-    help="Of the latents.",
+    help="Data type of the latents.",
 )
 @click.option("--threads", type=_COUNT, default=2, show_default=True, help="Threads that read images.")
 @click.option("--json", "as_json", is_flag=True, help="Print the counts as JSON.")

@@ -28,7 +28,10 @@ def evaluate():
 @evaluate.command()
 @CHECKPOINT
 @click.option(
-    "--prompts", "prompts_file", type=click.Path(path_type=pathlib.Path), help="Prompts, one a line.  [default: held-out ones]"
+    "--prompts",
+    "prompts_file",
+    type=click.Path(path_type=pathlib.Path),
+    help="File of prompts, one per line.  [default: held-out ones]",
 )
 @click.option("--per-category", type=click.IntRange(min=1), help="Held-out prompts of each category.  [default: 40]")
 @SEED
@@ -73,7 +76,7 @@ def shapes(checkpoint, prompts_file, per_category, seed, dtype, json_file, **cha
     "--area", type=AREA, default=256, show_default=True, help="Side, in pixels, of the square whose area the images get."
 )
 @click.option("--limit", type=click.IntRange(min=1), default=500, show_default=True, help="Images to reconstruct.")
-@click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Images a call.")
+@click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Images per call.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def tokenizer(source, checkpoint, area, limit, batch, as_json):
     """PSNR and SSIM of the images of SOURCE after encoding and decoding; and, of 64-pixel images, how many ShapeEval still

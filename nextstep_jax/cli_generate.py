@@ -45,8 +45,8 @@ def _generation_options(command):
         ),
         SEED,
         click.option("--n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="Images per prompt."),
-        click.option("--height", type=_SIDE, help="Pixels."),
-        click.option("--width", type=_SIDE, help="Pixels."),
+        click.option("--height", type=_SIDE, help="Of the image, in pixels."),
+        click.option("--width", type=_SIDE, help="Of the image, in pixels."),
         click.option("--aspect", metavar="W:H", help="Aspect ratio instead, e.g. 16:9; the nearest bucket is taken."),
         click.option("--steps", type=click.IntRange(min=1), help="Sampling steps per token.  [default: the checkpoint's]"),
         click.option(
@@ -56,11 +56,21 @@ def _generation_options(command):
             help="Steps of an image's last tokens, falling from --steps; 0 for no change.",
         ),
         click.option("--cfg", type=Number(min=1), help="Guidance towards the prompt, 1 for none.  [default: the checkpoint's]"),
-        click.option("--schedule", type=SCHEDULE, help="Of the guidance along the tokens.  [default: the checkpoint's]"),
+        click.option("--schedule", type=SCHEDULE, help="How guidance changes along the tokens.  [default: the checkpoint's]"),
         click.option("--sampler", type=SAMPLER, help="Flow sampler.  [default: the checkpoint's]"),
-        click.option("--shift", type=Number(min=0, min_open=True), help="Time shift.  [default: the checkpoint's]"),
-        click.option("--noise-level", type=Number(0, 1), help="Of the sde and cps samplers.  [default: the checkpoint's]"),
-        click.option("--use-norm/--no-norm", default=None, help="Normalize each sampled token.  [default: the checkpoint's]"),
+        click.option(
+            "--shift",
+            type=Number(min=0, min_open=True),
+            help="Shift of the sampling times towards noise.  [default: the checkpoint's]",
+        ),
+        click.option(
+            "--noise-level", type=Number(0, 1), help="Noise of the sde and cps samplers.  [default: the checkpoint's]"
+        ),
+        click.option(
+            "--normalize-tokens/--no-normalize-tokens",
+            default=None,
+            help="Normalize each sampled token.  [default: the checkpoint's]",
+        ),
         click.option(
             "--thinking/--no-thinking",
             default=None,
@@ -69,9 +79,11 @@ def _generation_options(command):
         click.option("--prompt-suffix", help="Text appended to the prompt.  [default: the checkpoint's]"),
         click.option("--negative-prompt", help="Text that guidance leads away from.  [default: the checkpoint's]"),
         DTYPE,
-        click.option("--preview", type=click.Path(path_type=pathlib.Path), help="Keep the partial image in this file."),
-        click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON."),
-        click.option("--profile", is_flag=True, help="Print where the time went."),
+        click.option(
+            "--preview", type=click.Path(path_type=pathlib.Path), help="While it is drawn, keep the partial image in this file."
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print the images' records as JSON."),
+        click.option("--profile", is_flag=True, help="Print how long each part took."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -149,8 +161,8 @@ def _text_options(command):
         ),
         SEED,
         DTYPE,
-        click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON."),
-        click.option("--profile", is_flag=True, help="Print where the time went."),
+        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+        click.option("--profile", is_flag=True, help="Print how long each part took."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -246,7 +258,7 @@ def _prepare(options: dict, edit: bool):
         require_writable(options["preview"])
     names = ["cfg", "image_cfg", "schedule", "sampler", "steps", "final_steps", "shift", "noise_level", "thinking"]
     names += ["prompt_suffix", "negative_prompt"]
-    changes = {name: options[name] for name in names if name in options} | {"normalize_tokens": options["use_norm"]}
+    changes = {name: options[name] for name in names if name in options} | {"normalize_tokens": options["normalize_tokens"]}
     size = {name: options[name] for name in ("height", "width", "aspect")}
     require_usable(options["checkpoint"], edit, changes, **size)
     pipeline = load_pipeline(options["checkpoint"], options["dtype"])

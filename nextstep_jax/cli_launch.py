@@ -62,9 +62,10 @@ _CONFIG = click.option(
 @click.option("--distributed", is_flag=True, help="One of several processes: find the others first.")
 @click.pass_context
 def train(ctx: click.Context, config: str, workdir: str, distributed: bool):
-    """Train a stage; the same command again continues a run that was stopped.
+    """Train a stage, or continue a run.
 
-    Any setting is changed with --config.KEY=VALUE, e.g. --config.steps=100 --config.optimizer.learning_rate=1e-4.
+    The same command continues a run that was stopped. Any setting is changed with --config.KEY=VALUE, e.g.
+    --config.steps=100 --config.optimizer.learning_rate=1e-4.
     """
     from nextstep_jax.launch import train as program
 
@@ -81,8 +82,10 @@ def train(ctx: click.Context, config: str, workdir: str, distributed: bool):
 @click.command(cls=_RunCommand, context_settings=_PASS_ON)
 @_CONFIG
 @click.option("--topology", required=True, metavar="GENERATION:SHAPE", help="E.g. v5p:4x4x4, v6e:16x16, v5e:2x4.")
-@click.option("--slices", type=click.IntRange(min=1), default=1, show_default=True, help="How many of them.")
-@click.option("--what", type=click.Choice(["train", "generate"]), default="train", show_default=True, help="Which program.")
+@click.option("--slices", type=click.IntRange(min=1), default=1, show_default=True, help="Slices of that topology.")
+@click.option(
+    "--what", type=click.Choice(["train", "generate"]), default="train", show_default=True, help="Program to compile."
+)
 @click.option(
     "--tokens-per-chip",
     type=click.IntRange(min=0),
@@ -93,9 +96,11 @@ def train(ctx: click.Context, config: str, workdir: str, distributed: bool):
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 @click.pass_context
 def aot(ctx: click.Context, config: str, topology: str, slices: int, what: str, tokens_per_chip: int, as_json: bool):
-    """Compile a stage for TPUs that are not here: does it fit, how fast is it estimated to be. Exit 1 if it does not fit.
+    """Compile a stage for TPUs ahead of time.
 
-    Needs the extra "tpu", whose compiler runs on any CPU machine. Settings are changed with --config.KEY=VALUE.
+    Says whether the program fits into the chips' memory (exit code 1 if not), and how fast the compiler expects it to
+    be. No TPU is needed: the compiler, the extra "tpu", runs on any CPU machine. Settings are changed with
+    --config.KEY=VALUE.
     """
     from nextstep_jax.launch import aot_compile as program
 
@@ -107,12 +112,13 @@ def aot(ctx: click.Context, config: str, topology: str, slices: int, what: str, 
 @click.command(cls=Command)
 @click.option("--workdir", required=True, type=click.Path(path_type=pathlib.Path), metavar="DIR", help="Folder of the run.")
 @click.option("--out", required=True, type=click.Path(path_type=pathlib.Path), metavar="DIR", help="Folder to make.")
-@click.option("--step", type=click.IntRange(min=0), help="Which.  [default: the newest complete one]")
+@click.option("--step", type=click.IntRange(min=0), help="Step to export.  [default: the newest complete one]")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 def export_run(workdir: pathlib.Path, out: pathlib.Path, step: int | None, dtype: str):
-    """Export a step of a run as a checkpoint folder to generate from, also while the run goes on.
+    """Export a run's parameters as a checkpoint folder.
 
-    The averaged parameters are exported where the run keeps an average.
+    The folder can be generated from. The run may still be going on. The averaged parameters are exported where the run
+    keeps an average.
     """
     from nextstep_jax.launch.export import export
 
@@ -130,7 +136,7 @@ class _Untouched(Command):
 @click.command(cls=_Untouched, options_metavar="PLACE [OPTIONS]")
 @click.pass_context
 def submit(ctx: click.Context):
-    """Start a training on TPU slices, GKE, Slurm or this machine's GPUs; `submit --help` lists the places."""
+    """Start a training on TPUs, GKE, Slurm or GPUs."""
     from nextstep_jax.launch import submit as program
 
     sys.exit(program.main(ctx.args))

@@ -22,15 +22,19 @@ _RENAMED = {
     "--positive": "--prompt-suffix",
     "--negative": "--negative-prompt",
     "--last-steps": "--final-steps",
+    "--use-norm": "--normalize-tokens",
+    "--no-norm": "--no-normalize-tokens",
 }
 
 CHECKPOINT = click.option(
     "--checkpoint", type=click.Path(path_type=pathlib.Path), help="Checkpoint folder.  [default: the built-in model]"
 )
 DTYPE = click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "int8"]), help="Of the weights.  [default: as stored]"
+    "--dtype", type=click.Choice(["float32", "bfloat16", "int8"]), help="Data type of the weights.  [default: as stored]"
 )
-SEED = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+SEED = click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="The same seed gives the same result."
+)
 
 
 class Command(click.Command):
@@ -50,6 +54,10 @@ class Group(click.Group):
 
     command_class = Command
     group_class = type
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which they were added: related ones stay together."""
+        return list(self.commands)
 
     def resolve_command(self, ctx: click.Context, args: list[str]):
         name = args[0]
