@@ -1,0 +1,393 @@
+"""Do the tests see? Breaks the code on purpose, one place at a time, and runs the tests that have to notice.
+
+    python -m benchmarks.mutations [--json FILE] [--only WORD] [--processes 1]
+
+Each mutation is a line of MUTATIONS: a file, what stands there, what is put in its place, and the tests that must fail then. It
+is applied to a copy of the working tree, never to the tree itself. A mutation whose text is no longer there, or is there twice,
+is an error: the list follows the code. With --json, what is done already is not done again.
+
+Prints one line a mutation and the share that was caught. Exit codes: 0 all were caught, 1 some survived, 2 a line that does not
+apply.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import pathlib
+import queue
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PACKAGE = "nextstep_jax"
+TIMEOUT = 900  # seconds; what does not end is caught, too
+
+
+class Mutation(NamedTuple):
+    """A place below nextstep_jax/, its text, the text in its place, and the tests (below tests/) that must fail."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTATIONS = [
+    # --- flow ---------------------------------------------------------------------------------------------------------
+    Mutation("flow/paths.py", "return t * x + (1 - t) * noise", "return (1 - t) * x + t * noise", "flow/test_paths.py"),
+    Mutation("flow/paths.py", "return x - noise", "return noise - x", "flow/test_paths.py"),
+    Mutation(
+        "flow/paths.py",
+        'normal = self.distribution == "logit_normal"',
+        "normal = False",
+        "flow/test_paths.py training/test_multitask.py",
+    ),
+    Mutation(
+        "flow/paths.py", "return t / (shift - (shift - 1) * t)", "return t / (shift + (shift - 1) * t)", "flow/test_paths.py"
+    ),
+    Mutation("flow/guidance.py", "guided = unconditional + cfg * (", "guided = conditional + cfg * (", "flow/test_guidance.py"),
+    Mutation("flow/guidance.py", "return jnp.maximum(cfg / 2, 1", "return jnp.maximum(0, 1", "flow/test_guidance.py"),
+    Mutation("flow/guidance.py", "jnp.minimum(ratio, 1)", "ratio", "flow/test_guidance.py"),
+    Mutation("flow/samplers.py", "np.sqrt(2 * (1 - t) * dt)", "np.sqrt((1 - t) * dt)", "flow/test_samplers.py"),
+    Mutation(
+        "flow/samplers.py",
+        "r = np.append(0, dt[1:] / dt[:-1]) / 2",
+        "r = np.append(0, dt[1:] / dt[:-1])",
+        "flow/test_samplers.py",
+    ),
+    Mutation("flow/samplers.py", "(1 - s) * np.sin(angle)", "(1 - t) * np.sin(angle)", "flow/test_samplers.py"),
+    Mutation(
+        "flow/samplers.py",
+        "corrector = np.stack([1 + 0 * t, dt / 2, -dt / 2",
+        "corrector = np.stack([1 + 0 * t, dt, -dt",
+        "flow/test_samplers.py",
+    ),
+    Mutation(
+        "flow/likelihood.py",
+        "- 0.5 * jnp.sum(jnp.square(change), axis=-1)",
+        "- jnp.sum(jnp.square(change), axis=-1)",
+        "flow/test_likelihood.py",
+    ),
+    Mutation("flow/likelihood.py", "(table[:, 2] == 0) & (table[:, 3] > 0)", "table[:, 3] >= 0", "flow/test_likelihood.py"),
+    # --- models -------------------------------------------------------------------------------------------------------
+    Mutation(
+        "models/layers.py",
+        "    y = x.astype(jnp.float32)\n    y = y * jax.lax.rsqrt(",
+        "    y = x.astype(jnp.bfloat16)\n    y = y * jax.lax.rsqrt(",
+        "models/test_layers.py",
+    ),
+    Mutation(
+        "models/attention.py",
+        'scores = jnp.einsum("BSKGH,BTKH->BKGST", grouped, k, preferred_element_type=jnp.float32) * h**-0.5',
+        'scores = jnp.einsum("BSKGH,BTKH->BKGST", grouped, k) * h**-0.5',
+        "models/test_attention.py",
+    ),
+    Mutation(
+        "models/layers.py",
+        "first * cos - second * sin, second * cos + first * sin",
+        "first * cos + second * sin, second * cos - first * sin",
+        "models/test_layers.py models/test_transformer.py",
+    ),
+    Mutation(
+        "models/layers.py",
+        "    y = y - jnp.mean(y, axis=-1, keepdims=True)\n",
+        "",
+        "models/test_layers.py models/test_flow_head.py generation/test_token_loop.py",
+    ),
+    Mutation(
+        "models/nextstep.py",
+        "columns, rows = np.tile(line, (grid, 1)), np.repeat(line, grid, axis=0)",
+        "rows, columns = np.tile(line, (grid, 1)), np.repeat(line, grid, axis=0)",
+        "models conversion/test_parity_parts.py conversion/test_parity.py",
+    ),
+    Mutation(
+        "models/param_layouts.py", 'for name in ("q", "k", "v")]', 'for name in ("k", "q", "v")]', "models/test_transformer.py"
+    ),
+    Mutation("models/param_layouts.py", "jnp.round(values / scale)", "jnp.floor(values / scale)", "models/test_layers.py"),
+    # --- objectives ---------------------------------------------------------------------------------------------------
+    Mutation(
+        "objectives/multitask.py",
+        "noise = constrain(jax.random.normal(noise_key, (*shape, channels))",
+        "noise = constrain(jnp.broadcast_to(jax.random.normal(noise_key, (rows, slots, 1, channels)), (*shape, channels))",
+        "objectives/test_multitask.py",
+    ),
+    Mutation(
+        "objectives/multitask.py",
+        "noise_key, time_key = jax.random.split(key)",
+        "noise_key = time_key = key",
+        "objectives/test_multitask.py",
+    ),
+    Mutation(
+        "objectives/multitask.py",
+        "return _next(batch.text_weight) * inside,",
+        "return _next(batch.text_weight),",
+        "objectives/test_multitask.py",
+    ),
+    Mutation("objectives/multitask.py", "return jnp.roll(x, -1, axis=1)", "return x", "objectives/test_multitask.py"),
+    Mutation(
+        "objectives/multitask.py",
+        "loss = text_scale * lm_loss + image_scale * im_loss",
+        "loss = lm_loss + image_scale * im_loss",
+        "objectives/test_multitask.py",
+    ),
+    Mutation("objectives/preference.py", "margin = -0.5 * beta", "margin = -beta", "objectives/test_preference.py"),
+    Mutation(
+        "objectives/preference.py", "    reference = jax.lax.stop_gradient(reference)\n", "", "objectives/test_preference.py"
+    ),
+    Mutation(
+        "objectives/preference.py",
+        "return PairErrors(errors[0::2], errors[1::2])",
+        "return PairErrors(errors[1::2], errors[0::2])",
+        "objectives/test_preference.py",
+    ),
+    Mutation("objectives/policy_gradient.py", "rest * field - x", "field - x", "objectives/test_policy_gradient.py"),
+    Mutation(
+        "objectives/policy_gradient.py",
+        "return -jnp.minimum(ratio * advantage",
+        "return -jnp.maximum(ratio * advantage",
+        "objectives/test_policy_gradient.py",
+    ),
+    Mutation(
+        "objectives/reconstruction.py",
+        "return 0.5 * (jnp.square(posterior.mean)",
+        "return (jnp.square(posterior.mean)",
+        "objectives/test_reconstruction.py",
+    ),
+    Mutation(
+        "objectives/reconstruction.py",
+        "alpha_key, (count,), maxval=config.perturbation",
+        "alpha_key, (count,), maxval=1.0",
+        "objectives/test_reconstruction.py",
+    ),
+    # --- training -----------------------------------------------------------------------------------------------------
+    Mutation(
+        "training/optimizer.py",
+        "cosine_decay_schedule(peak, steps - warmup_steps,",
+        "cosine_decay_schedule(peak, steps,",
+        "training/test_optimizer.py",
+    ),
+    Mutation(
+        "training/optimizer.py",
+        "optax.linear_schedule(peak / max(warmup_steps, 1),",
+        "optax.linear_schedule(0.0,",
+        "training/test_optimizer.py",
+    ),
+    Mutation("training/optimizer.py", "if m and not t else f", "if m else f", "training/test_optimizer.py"),
+    Mutation(
+        "training/step.py",
+        "key = jax.random.fold_in(key, state.step)",
+        "key = jax.random.fold_in(key, 0)",
+        "training/test_step.py training/test_loop.py",
+    ),
+    Mutation(
+        "training/step.py",
+        "params=merge(keep(updated, trainable), rest)",
+        "params=merge(updated, rest)",
+        "training/test_step.py",
+    ),
+    Mutation(
+        "training/step.py",
+        "skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1)",
+        "skipped_in_a_row=jnp.where(finite, 0, 1)",
+        "training/test_step.py",
+    ),
+    Mutation(
+        "training/step.py",
+        "rows, jax.random.fold_in(key, index))",
+        "rows, key)",
+        "training/test_step.py training/test_multitask.py",
+    ),
+    Mutation(
+        "training/preference.py",
+        "key = jax.random.fold_in(jax.random.fold_in(key, _DRAW_FOLD), step)",
+        "key = jax.random.fold_in(key, _DRAW_FOLD)",
+        "training/test_preference.py",
+    ),
+    Mutation("training/init.py", "        if is_reinit(path):\n            continue\n", "", "training/test_init.py"),
+    Mutation(
+        "training/metrics.py", "self._bad = [] if good else", "self._bad = self._bad if good else", "training/test_metrics.py"
+    ),
+    # --- data ---------------------------------------------------------------------------------------------------------
+    Mutation(
+        "data/packing.py",
+        "place = max(fitting, key=self.used.__getitem__)",
+        "place = min(fitting, key=self.used.__getitem__)",
+        "data/test_packing.py",
+    ),
+    Mutation("data/packing.py", "    text_weight[positions == 0] = 0\n", "", "data/test_packing.py"),
+    Mutation(
+        "data/packing.py",
+        "segment_ids[b, start:stop] = number if separated else 1",
+        "segment_ids[b, start:stop] = 1",
+        "data/test_packing.py",
+    ),
+    Mutation(
+        "data/sequence.py",
+        "text_weight += [1.0] * (len(prefix) - 1) + [0.0]",
+        "text_weight += [1.0] * len(prefix) + [0.0] * 0 + [0.0] * 0 + [1.0] * 0",
+        "data/test_sequence.py",
+    ),
+    Mutation(
+        "data/sequence.py", "isinstance(last, TextIds) and last.loss", "isinstance(last, TextIds)", "data/test_sequence.py"
+    ),
+    Mutation("data/sequence.py", "transpose(0, 2, 4, 1, 3)", "transpose(0, 2, 1, 3, 4)", "data/test_sequence.py"),
+    Mutation(
+        "data/augment.py",
+        "return winner, draw.choice([i for i in order[best:] if scores[i] < scores[winner]])",
+        "return winner, draw.choice(order[best:])",
+        "data/test_augment.py",
+    ),
+    Mutation("data/augment.py", "< augmentation.caption_dropout:", "> augmentation.caption_dropout:", "data/test_augment.py"),
+    Mutation(
+        "data/streams.py",
+        "[config.data_shard :: config.data_shards]",
+        "[:: config.data_shards]",
+        "data/test_mixture.py data/test_data_shards.py",
+    ),
+    Mutation("data/images.py", "/ 127.5 - 1", "/ 128 - 1", "data/test_images.py data/test_pixels.py"),
+    # --- generation ---------------------------------------------------------------------------------------------------
+    Mutation(
+        "generation/token_loop.py",
+        "positions = jnp.maximum(jnp.arange(length) - padding[:, None], 0)",
+        "positions = jnp.arange(length) + 0 * padding[:, None]",
+        "generation/test_token_loop.py",
+    ),
+    Mutation(
+        "generation/token_loop.py",
+        "valid = jnp.arange(slots) >= padding[:, None]",
+        "valid = jnp.arange(slots) >= 0 * padding[:, None]",
+        "generation/test_token_loop.py",
+    ),
+    Mutation(
+        "generation/token_loop.py",
+        "return jnp.moveaxis(each, 0, 2)",
+        "return jnp.moveaxis(each[:1].repeat(each.shape[0], 0), 0, 2)",
+        "generation/test_token_loop.py generation/test_pipeline.py",
+    ),
+    Mutation(
+        "generation/text.py",
+        "return jnp.where(temperature > 0, drawn, greedy)",
+        "return jnp.where(temperature > 0, greedy, drawn)",
+        "generation/test_text.py",
+    ),
+    Mutation("generation/text.py", "kept = jnp.sum(mass < top_p,", "kept = jnp.sum(mass < 1.0,", "generation/test_text.py"),
+    Mutation("seeds.py", "return jax.random.fold_in(key, high) if high else key", "return key", "test_seeds.py"),
+    # --- conversion and checkpoints -----------------------------------------------------------------------------------
+    Mutation(
+        "conversion/names.py",
+        'return einops.rearrange(array, f"{right} -> {left}"',
+        'return einops.rearrange(array, f"{left} -> {right}"',
+        "conversion/test_names.py conversion/test_to_torch.py",
+    ),
+    Mutation("checkpoints/digests.py", "x = words ^ position", "x = words + 0 * position", "checkpoints/test_digests.py"),
+    Mutation(
+        "checkpoints/manifest.py",
+        "if _describe(root, name) != dict(expected):",
+        "if False:",
+        "checkpoints/test_damage.py checkpoints/test_params.py",
+    ),
+    Mutation(
+        "checkpoints/manifest.py",
+        "if not found or tail != digest + _END.encode():",
+        "if not found:",
+        "checkpoints/test_damage.py checkpoints/test_params.py",
+    ),
+    Mutation(
+        "checkpoints/lock.py", "if self._last_touch() != first:", "if self._last_touch() == first:", "checkpoints/test_lock.py"
+    ),
+    # --- rewards ------------------------------------------------------------------------------------------------------
+    Mutation(
+        "rewards/combine.py",
+        "valid &= np.isfinite(values).all(axis=1)",
+        "valid &= np.isfinite(values).any(axis=1)",
+        "rewards/test_combine.py",
+    ),
+    Mutation("rewards/cache.py", "digest.update(request.image.tobytes())", "digest.update(b'')", "rewards/test_cache.py"),
+    Mutation("rewards/endpoint.py", '"allow_redirects": False', '"allow_redirects": True', "rewards/test_endpoint.py"),
+]
+
+
+def problems() -> list[str]:
+    """The mutations that do not apply to the code as it is."""
+    found = []
+    for mutation in MUTATIONS:
+        count = (ROOT / PACKAGE / mutation.file).read_text(encoding="utf-8").count(mutation.old)
+        if count != 1:
+            found.append(f"{mutation.file}: {mutation.old!r} is there {count} times")
+        found += [f"no tests/{test}" for test in mutation.tests.split() if not (ROOT / "tests" / test).exists()]
+    return found
+
+
+def copy_tree(target: pathlib.Path) -> None:
+    """The files of the working tree that git knows or would add."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        source, copy = ROOT / name, target / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_symlink() or source.is_file():
+            shutil.copy2(source, copy, follow_symlinks=False)
+
+
+def is_caught(mutation: Mutation, tree: pathlib.Path) -> bool:
+    """Whether a test fails in `tree`, which is as before afterwards."""
+    path = tree / PACKAGE / mutation.file
+    before = path.read_text(encoding="utf-8")
+    path.write_text(before.replace(mutation.old, mutation.new), encoding="utf-8")
+    tests = [f"tests/{test}" for test in mutation.tests.split()]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    try:
+        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, timeout=TIMEOUT)
+        if done.returncode not in (0, 1):
+            raise RuntimeError(f"{mutation.file}: pytest ended with {done.returncode}\n{done.stdout.decode()[-2000:]}")
+        return done.returncode == 1
+    except subprocess.TimeoutExpired:
+        return True
+    finally:
+        path.write_text(before, encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=pathlib.Path, help="File with the results; what it holds is not done again.")
+    parser.add_argument("--only", default="", help="Mutations with this in their file or text.")
+    parser.add_argument("--processes", type=int, default=1)
+    options = parser.parse_args()
+    if wrong := problems():
+        print("\n".join(wrong), file=sys.stderr)
+        return 2
+    known: dict[str, bool] = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+    chosen = {f"{m.file}: {m.old!r} -> {m.new!r}": m for m in MUTATIONS if options.only in f"{m.file} {m.old} {m.new}"}
+    with tempfile.TemporaryDirectory() as folder:
+        trees: queue.Queue[pathlib.Path] = queue.Queue()
+        for number in range(options.processes):
+            copy_tree(pathlib.Path(folder) / str(number))
+            trees.put(pathlib.Path(folder) / str(number))
+
+        def run(name: str) -> tuple[str, bool, float]:
+            tree, start = trees.get(), time.perf_counter()
+            try:
+                return name, is_caught(chosen[name], tree), time.perf_counter() - start
+            finally:
+                trees.put(tree)
+
+        with concurrent.futures.ThreadPoolExecutor(options.processes) as pool:
+            for name, caught, seconds in pool.map(run, [name for name in chosen if name not in known]):
+                known[name] = caught
+                print(f"{'caught  ' if caught else 'SURVIVED'} {seconds:5.0f} s  {name}", flush=True)
+                if options.json:
+                    options.json.write_text(json.dumps(known, indent=1) + "\n")
+    caught = sum(known[name] for name in chosen)
+    print(f"{caught} of {len(chosen)} mutations caught ({caught / len(chosen):.1%})")
+    return 0 if caught == len(chosen) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
