@@ -1,1 +1,5 @@
-"""Rectified-flow maths: paths and timestep laws, guidance, samplers. Pure functions of arrays; knows nothing of models."""
+"""Pure maths of rectified flow, on arrays. Knows jax and `errors`, nothing of models.
+
+`paths` (the straight path, velocities, distributions of training times), `guidance` (branches, schedules, rescaling),
+`samplers` (each a table of coefficients) and `likelihood` (densities of stochastic steps).
+"""
