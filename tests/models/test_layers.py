@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nextstep_jax.models.layers import Projection, project
+from nextstep_jax.models.layers import Projection, project, rms_norm
 from nextstep_jax.models.param_layouts import quantize_kernel
 
 
@@ -52,3 +52,17 @@ def test_scales_are_exact_in_half_precision():
     gains = np.sum(np.asarray(found, np.float64)[0] * exact, axis=0) / np.sum(np.square(exact), axis=0)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(gains, 1, atol=2e-4)  # scales in bfloat16 are up to 4e-3 off
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rms_norm_takes_its_statistics_in_float32(dtype):
+    """Against float64 on the same numbers: nothing is lost but the rounding of the result."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(64, 257)) * rng.uniform(0.1, 30, size=(64, 1)), dtype)
+    scale = jnp.asarray(rng.uniform(0.5, 2, size=257), jnp.float32)
+    exact = np.asarray(x, np.float64)
+    exact = exact / np.sqrt(np.square(exact).mean(-1, keepdims=True) + 1e-6) * np.asarray(scale, np.float64)
+    rounded = np.asarray(jnp.asarray(exact, jnp.float32).astype(dtype), np.float64)
+    found = np.asarray(rms_norm(x, scale, 1e-6), np.float64)
+    np.testing.assert_allclose(found, exact, rtol=2e-6 if dtype == "float32" else 2**-8)
+    assert np.mean(found == rounded) > (0 if dtype == "float32" else 0.99)
