@@ -52,7 +52,7 @@ def data():
     """Build, inspect and encode datasets."""
 
 
-@data.command(help=f"Build the dataset OUT from SOURCE; interrupted, the same command goes on.\n\n{_SOURCE}")
+@data.command(help=f"Build the dataset OUT from SOURCE; after an interruption, the same command continues.\n\n{_SOURCE}")
 @click.argument("source")
 @click.argument("out", type=click.Path(path_type=pathlib.Path))
 @click.option("--name", help="The dataset's name.  [default: the source's]")
@@ -197,11 +197,11 @@ def _in_words(found: Mapping[str, Any]) -> str:
             else f"{values['min']} to {values['max']}, median {values['median']}, 95 % up to {values['p95']}"
         )
 
-    pictures, texts = found["images"], found["captions"]
+    images, texts = found["images"], found["captions"]
     lines = [f"{found['name']}: {found['samples']} samples, {found['examined']} looked at: {listed(found['kinds'])}"]
-    lines.append(f"images    {pictures['count']} ({listed(pictures['formats'])}), {pictures['targets']} of them targets")
-    lines += [f"  {name:8}{measured(pictures[name])}" for name in ("height", "width", "bytes")]
-    lines.append(f"  aspect  {listed(pictures['aspect'])}")
+    lines.append(f"images    {images['count']} ({listed(images['formats'])}), {images['targets']} of them targets")
+    lines += [f"  {name:8}{measured(images[name])}" for name in ("height", "width", "bytes")]
+    lines.append(f"  aspect  {listed(images['aspect'])}")
     lines.append(f"captions  {texts['count']}")
     lines += [f"  {name:11}{measured(texts[name])}" for name in ("characters", "words")]
     lines += [f"variants  {listed(found['caption_variants'])}"] if found["caption_variants"] else []
@@ -241,7 +241,8 @@ def _in_words(found: Mapping[str, Any]) -> str:
 @click.option("--threads", type=_COUNT, default=2, show_default=True, help="Threads that read images.")
 @click.option("--json", "as_json", is_flag=True, help="Print the counts as JSON.")
 def encode(directory, out, checkpoint, area, square, crop, batch, dtype, threads, as_json):
-    """Encode the images of the dataset DIRECTORY into the dataset of latents OUT; interrupted, the same command goes on."""
+    """Encode the images of the dataset DIRECTORY into the dataset of latents OUT; after an interruption, the
+    same command continues."""
     from nextstep_jax.data import encode as encoding
 
     encode_fn, encoder = image_encoder(checkpoint)

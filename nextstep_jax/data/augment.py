@@ -1,8 +1,8 @@
 """The random choices between a stored sample and its sequence: caption, order, and what is left out.
 
-Every choice is a function of (seed, index), so any sample can be built again at any time. `index` counts positions in the
-repeated data set (epoch * length + place): the first epoch puts images first where the February 2026 training release does,
-later epochs choose anew.
+Every choice is a function of (seed, index), so that any sample can be built again at any time. `index` counts samples over all
+epochs (epoch * length + index in the source): the first epoch puts images first where the February 2026 training release does,
+later epochs draw anew. The names in `draws` are part of the order of the data and do not follow the settings' names.
 
 What trains guidance: an image that follows nothing but its area prefix is the unconditional branch. `image_first` makes
 such images (and trains captioning with the caption that follows), `caption_dropout` makes them without a caption. For edits,
@@ -53,6 +53,8 @@ class Augmentation:
             raise InputError(f"every template must contain {{text}}, found {self.templates}")
 
 
+Parts = list[TextPart | ImagePart]
+
 AS_STORED = Augmentation(image_first=0, capitalize=0, sources_last=0, source_dropout=0, two_source_dropout=0)
 
 
@@ -88,7 +90,9 @@ def arrange(sample: Sample, augmentation: Augmentation, seed: int, index: int) -
     return list(sample.parts)
 
 
-def _apply_template(parts, augmentation: Augmentation, seed: int, index: int) -> list[TextPart | ImagePart]:
+def _apply_template(
+    parts: Sequence[TextPart | ImagePart], augmentation: Augmentation, seed: int, index: int
+) -> list[TextPart | ImagePart]:
     """Put each text into a template, and capitalize it by chance."""
     draw = draws("dress", seed, index)
     dressed = []
@@ -102,7 +106,7 @@ def _apply_template(parts, augmentation: Augmentation, seed: int, index: int) ->
     return dressed
 
 
-def _arrange_pair(parts, augmentation: Augmentation, seed: int, index: int) -> list[TextPart | ImagePart]:
+def _arrange_pair(parts: Parts, augmentation: Augmentation, seed: int, index: int) -> list[TextPart | ImagePart]:
     if draws(seed, index).random() < augmentation.image_first:
         parts = sorted(parts, key=lambda part: isinstance(part, TextPart))
     if draws("drop_text", seed, index).random() < augmentation.caption_dropout:
@@ -110,8 +114,8 @@ def _arrange_pair(parts, augmentation: Augmentation, seed: int, index: int) -> l
     return parts
 
 
-def _arrange_edit(parts, augmentation: Augmentation, seed: int, index: int) -> list[TextPart | ImagePart]:
-    target = max(place for place, part in enumerate(parts) if isinstance(part, ImagePart))
+def _arrange_edit(parts: Parts, augmentation: Augmentation, seed: int, index: int) -> list[TextPart | ImagePart]:
+    target = max(number for number, part in enumerate(parts) if isinstance(part, ImagePart))
     before = [dataclasses.replace(part, loss=False) if isinstance(part, ImagePart) else part for part in parts[:target]]
     sources = [part for part in before if isinstance(part, ImagePart)]
     draw = draws("edit", seed, index)

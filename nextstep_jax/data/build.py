@@ -45,8 +45,8 @@ def build(
     """Write a source's samples to OUT, and OUT/report.json.
 
     Every image is decoded once to see that it is whole, and stored as the bytes it came as. Samples that cannot be used are
-    skipped, counted and named in the report. Interrupted, it goes on where it was when called again. The result does not
-    depend on `workers`.
+    skipped, counted and named in the report. Called again after an interruption, it continues where it stopped. The result
+    does not depend on `workers`.
 
     Args:
       name: the dataset's; default: the source's.
@@ -112,7 +112,7 @@ def _run(
             yield futures[future], future.result()
     except concurrent.futures.process.BrokenProcessPool as error:
         raise NextStepError(
-            f"{out}: a worker process died (out of memory?); the same command goes on where it stopped"
+            f"{out}: a worker process died (out of memory?); the same command continues where it stopped"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -126,7 +126,7 @@ def _start_worker(source: Source, parent: int) -> None:
     _worker_source = source
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
 
-    def watch() -> None:  # a killed parent tells nobody, and its workers would wait for ever
+    def watch() -> None:  # a killed parent sends no signal, and its workers would wait forever
         while os.getppid() == parent:
             time.sleep(0.5)
         os._exit(1)

@@ -92,7 +92,7 @@ def _flatten(name: str, value: Any, out: dict[str, str], where: str, depth: int)
         raise InputError(f"{where}: {name[:100]} must be a string, found {_KINDS[type(value)]}")
 
 
-def make_sample(key: str, kind: str, text: Text, pictures: Sequence[records.ImagePart], where: str) -> records.Sample:
+def make_sample(key: str, kind: str, text: Text, images: Sequence[records.ImagePart], where: str) -> records.Sample:
     """Lay out a caption with `<image_n>` in it and its images as a sample.
 
     Without placeholders a single image follows the caption. Images the caption does not place are left out, and so are
@@ -104,25 +104,23 @@ def make_sample(key: str, kind: str, text: Text, pictures: Sequence[records.Imag
     """
     pieces = records.split_caption(text.caption)
     placed = [piece for piece in pieces if isinstance(piece, int)]
-    if pictures and not placed:
-        if len(pictures) > 1:
-            raise InputError(
-                f"{where}: {len(pictures)} images, but the caption places none (expected <image_0>, <image_1>, ...)"
-            )
+    if images and not placed:
+        if len(images) > 1:
+            raise InputError(f"{where}: {len(images)} images, but the caption places none (expected <image_0>, <image_1>, ...)")
         pieces, placed = [*pieces, 0], [0]
     for number in placed:
-        if number >= len(pictures):
-            raise InputError(f"{where}: the caption places <image_{number}>, but there are {len(pictures)} images")
+        if number >= len(images):
+            raise InputError(f"{where}: the caption places <image_{number}>, but there are {len(images)} images")
         if placed.count(number) > 1:
             raise InputError(f"{where}: the caption places <image_{number}> more than once")
     targets = placed[-1:] if kind == "edit" else placed
     try:
         parts = [
-            records.TextPart(piece) if isinstance(piece, str) else dataclasses.replace(pictures[piece], loss=piece in targets)
+            records.TextPart(piece) if isinstance(piece, str) else dataclasses.replace(images[piece], loss=piece in targets)
             for piece in pieces
         ]
         variants = _renumber(text.caption_variants, placed)
-        unused = [(UNPLACED, f"{where}: image {number}") for number in range(len(pictures)) if number not in placed]
+        unused = [(UNPLACED, f"{where}: image {number}") for number in range(len(images)) if number not in placed]
         unused += [(OTHER_VARIANT, f"{where}: {name}") for name in text.caption_variants if name not in variants]
         return records.Sample(tuple(parts), kind, key, variants, text.metadata, tuple(unused))
     except InputError as error:

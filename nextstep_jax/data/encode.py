@@ -107,11 +107,11 @@ def _with_pixels(
         yield running.popleft().result()
 
 
-def _pixels(part: records.ImagePart, name: str, place: tuple[int, int], *, area: int, square: bool, crop: str) -> np.ndarray:
-    """An image in its size; `place` is the number of its sample, and its own among the sample's."""
+def _pixels(part: records.ImagePart, name: str, numbers: tuple[int, int], *, area: int, square: bool, crop: str) -> np.ndarray:
+    """An image in its size; `numbers` are that of its sample, and its own among the sample's."""
     image = images.load(part.data, name)
     size = (area, area) if square else images.bucket_for(width=image.width, height=image.height, area=area)
-    draw = draws("crop", *place)
+    draw = draws("crop", *numbers)
     return np.asarray(images.resize_crop(image, *size, (0.5, 0.5) if crop == "center" else (draw.random(), draw.random())))
 
 
@@ -132,12 +132,12 @@ def _encoded(
     """The samples, in order, with latents in place of images."""
     waiting: collections.deque[_Waiting] = collections.deque()
     queues: dict[tuple[int, int], list[tuple[_Waiting, int, np.ndarray]]] = collections.defaultdict(list)
-    for sample, pictures in samples:
-        entry = _Waiting(sample, len(pictures))
+    for sample, resized in samples:
+        entry = _Waiting(sample, len(resized))
         waiting.append(entry)
-        for place, pixels in enumerate(pictures):
+        for number, pixels in enumerate(resized):
             queue = queues[pixels.shape[:2]]
-            queue.append((entry, place, pixels))
+            queue.append((entry, number, pixels))
             if len(queue) == batch:
                 _run(queue, encode_fn, batch, dtype)
         while waiting and not waiting[0].missing:
@@ -160,8 +160,8 @@ def _run(queue: list[tuple[_Waiting, int, np.ndarray]], encode_fn: EncodeFn, bat
     if not np.isfinite(latents.astype(np.float32)).all():
         keys = ", ".join(entry.sample.key for entry, _, _ in queue)
         raise InputError(f"encoding gives latents that are not finite numbers in {dtype}, in one of the samples {keys[:300]}")
-    for (entry, place, _), values in zip(queue, latents, strict=True):
-        loss = entry.sample.images[place].loss
-        entry.latents[place] = records.ImagePart.from_latents(values, height, width, loss)
+    for (entry, number, _), values in zip(queue, latents, strict=True):
+        loss = entry.sample.images[number].loss
+        entry.latents[number] = records.ImagePart.from_latents(values, height, width, loss)
         entry.missing -= 1
     queue.clear()

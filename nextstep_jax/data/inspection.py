@@ -104,14 +104,14 @@ class _Tally:
             self.aspects[f"{rows}x{columns}"] += 1
 
     def result(self) -> dict[str, Any]:
-        pictures = {"count": len(self.heights), "targets": self.targets, "formats": dict(self.formats)}
-        pictures |= {"height": _measure(self.heights), "width": _measure(self.widths), "bytes": _measure(self.sizes)}
-        pictures |= {"aspect": {f"{h}x{w}": self.aspects[f"{h}x{w}"] for h, w in images.BUCKETS if self.aspects[f"{h}x{w}"]}}
+        measured = {"count": len(self.heights), "targets": self.targets, "formats": dict(self.formats)}
+        measured |= {"height": _measure(self.heights), "width": _measure(self.widths), "bytes": _measure(self.sizes)}
+        measured |= {"aspect": {f"{h}x{w}": self.aspects[f"{h}x{w}"] for h, w in images.BUCKETS if self.aspects[f"{h}x{w}"]}}
         texts = {"count": len(self.words), "characters": _measure(self.characters), "words": _measure(self.words)}
         examined = sum(self.kinds.values()) + sum(self.skipped.values())
         kinds = {kind: self.kinds[kind] for kind in records.KINDS if self.kinds[kind]}
         skipped = dict(sorted(self.skipped.items()))
-        result = {"examined": examined, "kinds": kinds, "images": pictures, "captions": texts}
+        result = {"examined": examined, "kinds": kinds, "images": measured, "captions": texts}
         return result | {"caption_variants": dict(self.caption_variants), "skipped": skipped}
 
 
@@ -148,23 +148,23 @@ def contact_sheet(source: Source, count: int = 16) -> Image.Image:
 def _cell(source: Source, index: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:
     try:
         sample = source[index]
-        pictures = [_thumbnail(part, f"{sample.key}: image {i}", len(sample.images)) for i, part in enumerate(sample.images)]
-        names = iter(range(len(pictures)))
+        thumbnails = [_thumbnail(part, f"{sample.key}: image {i}", len(sample.images)) for i, part in enumerate(sample.images)]
+        names = iter(range(len(thumbnails)))
         pieces = [part.text if isinstance(part, records.TextPart) else f"[{next(names)}]" for part in sample.parts]
-        text = " ".join([f"{index} {sample.kind}:", *(pieces if len(pictures) > 1 else [part.text for part in sample.texts])])
+        text = " ".join([f"{index} {sample.kind}:", *(pieces if len(thumbnails) > 1 else [part.text for part in sample.texts])])
     except InputError as error:
-        pictures, text = [], f"{index}: {error}"
+        thumbnails, text = [], f"{index}: {error}"
     lines = _wrap(text, font)
-    rows = _rows(pictures)
-    pictured = sum(max(picture.height for picture in row) for row in rows)
-    cell = Image.new("RGB", (_CELL, pictured + 4 + len(lines) * _LINE_HEIGHT), "white")
+    rows = _rows(thumbnails)
+    height = sum(max(thumbnail.height for thumbnail in row) for row in rows)
+    cell = Image.new("RGB", (_CELL, height + 4 + len(lines) * _LINE_HEIGHT), "white")
     top = 0
     for row in rows:
         left = 0
-        for picture in row:
-            cell.paste(picture, (left, top))
-            left += picture.width
-        top += max(picture.height for picture in row)
+        for thumbnail in row:
+            cell.paste(thumbnail, (left, top))
+            left += thumbnail.width
+        top += max(thumbnail.height for thumbnail in row)
     draw = ImageDraw.Draw(cell)
     for number, line in enumerate(lines):
         draw.text((2, top + 4 + number * _LINE_HEIGHT), line, fill="black", font=font)
@@ -187,9 +187,9 @@ def _false_color(latents: np.ndarray) -> Image.Image:
     return Image.fromarray(images.to_uint8(2 * (values - low) / np.maximum(high - low, 1e-6) - 1))
 
 
-def _rows(pictures: list[Image.Image]) -> list[list[Image.Image]]:
+def _rows(thumbnails: list[Image.Image]) -> list[list[Image.Image]]:
     """Up to three images a row, and three rows."""
-    return [pictures[i : i + 3] for i in range(0, min(len(pictures), 9), 3)]
+    return [thumbnails[i : i + 3] for i in range(0, min(len(thumbnails), 9), 3)]
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:

@@ -4,7 +4,7 @@ A weight is a source's part of the *tokens*: the source furthest behind its weig
 draws a source for each packed row, which comes to the same; weighting samples would let long documents crowd out images.)
 
 Reading and tokenizing happen in parallel (`streams.py`), mixing and packing in one place, so batches do not depend on how many
-readers there are. All that comes is a function of the seed and of a few positions: those are the saved state.
+readers there are. Their order is a function of the seed and of a few positions, which are the saved state.
 """
 
 import dataclasses

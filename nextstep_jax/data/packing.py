@@ -75,7 +75,7 @@ class BestFit(Generic[Item]):
 
     Rows and items have several sizes, the first of which is their positions; the others limit what else a row has room for. An
     item goes into the open row that it fills up most. When it fits in none, and no further row may be opened, the fullest row
-    is closed and handed out. Nothing is split, and nothing is held back for ever: every closing takes the fullest row.
+    is closed and handed out. Nothing is split, and no row waits forever: the fullest is closed each time.
 
     Attributes:
       limits: sizes of a row.
@@ -91,10 +91,10 @@ class BestFit(Generic[Item]):
 
     def add(self, item: Item, sizes: Sizes) -> list[Item] | None:
         """Place an item that fits into an empty row. Returns the row that was closed for it, if any."""
-        fitting = [place for place, used in enumerate(self.used) if fits(added(used, sizes), self.limits)]
+        fitting = [row for row, used in enumerate(self.used) if fits(added(used, sizes), self.limits)]
         closed = None
         if fitting:
-            place = max(fitting, key=self.used.__getitem__)
+            row = max(fitting, key=self.used.__getitem__)
         else:
             if len(self.rows) == self.packing_buffer:
                 fullest = self.used.index(max(self.used))
@@ -102,9 +102,9 @@ class BestFit(Generic[Item]):
                 self.used.pop(fullest)
             self.rows.append([])
             self.used.append((0,) * len(self.limits))
-            place = -1
-        self.rows[place].append(item)
-        self.used[place] = added(self.used[place], sizes)
+            row = -1
+        self.rows[row].append(item)
+        self.used[row] = added(self.used[row], sizes)
         return closed
 
     def flush(self) -> list[list[Item]]:

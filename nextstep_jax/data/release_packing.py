@@ -43,15 +43,15 @@ class Row:
 
 
 def cut_images(parts: Sequence[TextIds | ImageTokens], limit: int, draw: random.Random) -> tuple[int, int]:
-    """Where to cut so that at most `limit` images stay: (start, stop) places in `parts`.
+    """Where to cut so that at most `limit` images stay: (start, stop) in `parts`.
 
     Of more images, a run of `limit` is kept from one drawn at random on, each with the text before it; later text is lost.
     """
-    places = [place for place, part in enumerate(parts) if isinstance(part, ImageTokens)]
-    if len(places) <= limit:
+    images = [index for index, part in enumerate(parts) if isinstance(part, ImageTokens)]
+    if len(images) <= limit:
         return 0, len(parts)
-    first = draw.randint(0, len(places) - limit)
-    return (places[first - 1] + 1 if first else 0), places[first + limit - 1] + 1
+    first = draw.randint(0, len(images) - limit)
+    return (images[first - 1] + 1 if first else 0), images[first + limit - 1] + 1
 
 
 class ReleasePacking:

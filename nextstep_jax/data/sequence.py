@@ -1,8 +1,8 @@
 """From a sample's parts to one sequence: `{text}<|image_area|>h*w<|begin_of_image|>{image}<|end_of_image|>`.
 
 Images come as latents, encoded beforehand with `nextstep-jax data encode`: the image tokenizer is frozen while the transformer
-trains, so encoding once costs less than encoding in every step, and the input noise is drawn in the training step. Pixels are
-refused here. Generation builds its prompts with the same functions.
+trains, so encoding once costs less than encoding in every step; input noise is added in the training step. Pixels are refused.
+Generation builds its prompts with the same functions.
 
 Letters: C channels of one image token, n positions of a sequence, m image tokens among them, h, w sides of an image in tokens.
 """
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nextstep_jax.data.augment import Augmentation, arrange
-from nextstep_jax.data.records import KINDS, ImagePart, Sample
+from nextstep_jax.data.records import KINDS, ImagePart, Sample, TextPart
 from nextstep_jax.data.source import Source
 from nextstep_jax.data.vocabulary import OPTIONAL, SpecialIds, Vocabulary
 from nextstep_jax.errors import InputError
@@ -121,8 +121,8 @@ def training_segment(parts: Sequence[TextIds | ImageTokens], special: SpecialIds
 def cut_text(segment: Segment, length: int) -> list[Segment]:
     """Pieces of at most `length` positions of a segment without images."""
     names = ("text_ids", "is_image", "text_weight", "image_weight")
-    places = [slice(start, start + length) for start in range(0, len(segment), length)]
-    return [dataclasses.replace(segment, **{name: getattr(segment, name)[place] for name in names}) for place in places]
+    pieces = [slice(start, start + length) for start in range(0, len(segment), length)]
+    return [dataclasses.replace(segment, **{name: getattr(segment, name)[piece] for name in names}) for piece in pieces]
 
 
 # --- from a stored sample ---------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ class Tokenize:
         except InputError as error:
             raise InputError(f"{self.name}: sample {sample.key!r}: {error}") from error
 
-    def _encode(self, part) -> TextIds | ImageTokens:
+    def _encode(self, part: TextPart | ImagePart) -> TextIds | ImageTokens:
         if not isinstance(part, ImagePart):
             ids = self.vocabulary.encode(part.text, special=OPTIONAL if self.thinking else ())
             return TextIds(np.asarray(ids, np.int32), part.loss)
@@ -207,9 +207,9 @@ class ReadSample:
     source: Source
     tokenize: Tokenize
 
-    def __call__(self, index: int, place: int) -> TokenizedSample | Unusable:
+    def __call__(self, index: int, source_index: int) -> TokenizedSample | Unusable:
         try:
-            return self.tokenize(index, self.source[place])
+            return self.tokenize(index, self.source[source_index])
         except InputError as error:
             return Unusable(index, str(error))
 
@@ -252,17 +252,17 @@ def _cut_between_parts(
     parts: Sequence[TextIds | ImageTokens], special: SpecialIds, channels: int, limits: Sizes
 ) -> list[Segment]:
     seq_len, max_text_targets, max_image_targets = limits
-    limits = seq_len - 1, max_text_targets - 1, max_image_targets  # the end of text needs its place
+    limits = seq_len - 1, max_text_targets - 1, max_image_targets  # room for the end of text
 
     def sizes(parts: Sequence[TextIds | ImageTokens]) -> Sizes:
         return frame(parts, special, channels).sizes
 
     units: list[Sequence[TextIds | ImageTokens]] = []  # what stays together if it can: an image and the text before it
     start = 0
-    for place, part in enumerate(parts, 1):
-        if isinstance(part, TextIds) and place < len(parts):
+    for stop, part in enumerate(parts, 1):
+        if isinstance(part, TextIds) and stop < len(parts):
             continue
-        unit, start = parts[start:place], place
+        unit, start = parts[start:stop], stop
         if fits(sizes(unit), limits):
             units.append(unit)
             continue

@@ -1,7 +1,7 @@
 """Reading one source: shuffled, repeated, divided over data shards, tokenized ahead by Grain in threads or processes.
 
 Data shard n of N (see `data_shards.py`) reads the samples n, n + N, n + 2N, ... of an order that is new in every epoch, so that
-every sample comes once an epoch whatever N is. Any place of that order can be read again at any time, which is what keeps a
+every sample comes once an epoch whatever N is. Any position of that order can be read again at any time, which is what keeps a
 saved position small.
 """
 
@@ -166,7 +166,7 @@ class Stream:
             thinking=component.thinking,
             pairs=config.pairs,
         )
-        # Indices reach `tokenize` as epoch * length + place, which is how its draws differ from epoch to epoch.
+        # Indices reach `tokenize` as epoch * length + index in the source, which is how its draws differ from epoch to epoch.
         samples = grain.MapDataset.range(self._length).map_with_index(ReadSample(component.source, tokenize))
         if config.shuffle:
             samples = samples.shuffle(seed=draws("shuffle", config.seed, number).getrandbits(32))

@@ -65,7 +65,9 @@ class SpecialIds:
     end_of_thinking: int | None = None
 
     @classmethod
-    def from_config(cls, config: NextStepConfig, digits: Sequence[int] = _QWEN_DIGITS, times=_QWEN_TIMES) -> "SpecialIds":
+    def from_config(
+        cls, config: NextStepConfig, digits: Sequence[int] = _QWEN_DIGITS, times: int = _QWEN_TIMES
+    ) -> "SpecialIds":
         """The ids a model config names, for callers without a text tokenizer; the digits default to Qwen2's."""
         return cls(
             eos=config.eos_id,

@@ -214,10 +214,10 @@ class WebDatasetSource:
             raise InputError(f"{where}: {group.problem}")
         with files.open_regular(self._tars[group.tar]) as file:
             text = captions.parse_text(*_read_text(file, group, where), where)
-            pictures = [_read_image(file, group.images[number], where) for number in sorted(group.images)]
-        if not pictures and not text.is_document:
+            parts = [_read_image(file, group.images[number], where) for number in sorted(group.images)]
+        if not parts and not text.is_document:
             raise images.ImageError(f"{where}: a caption without an image")
-        return captions.make_sample(key, self._kind if pictures else "text", text, pictures, where)
+        return captions.make_sample(key, self._kind if parts else "text", text, parts, where)
 
     def fingerprint(self, start: int, stop: int) -> str:
         """Changes when the tars of the samples start..stop-1 do."""
@@ -242,25 +242,25 @@ class _Grouping:
 
     def group(self, entries: Sequence[Entry]) -> dict[str, _Group]:
         """The samples by key, in the order of their first entries. Every entry is in one of them or in `unused`."""
-        texts, pictures = [], []
+        texts, image_entries = [], []
         for entry in entries:
             stem, extension = _split(entry.name)
             if any(part.startswith(".") and part not in (".", "..") for part in entry.name.split("/")):
                 self._leave_out("hidden", entry)
             elif extension in IMAGE_EXTENSIONS:
-                pictures.append((stem, entry))
+                image_entries.append((stem, entry))
             elif extension in ("json", "txt"):
                 texts.append((stem, extension, entry))
             else:
                 self._leave_out("archive inside an archive" if extension in ARCHIVE_EXTENSIONS else "other file", entry)
         captioned = {stem for stem, _, _ in texts}
-        numbered = [(*_numbered(stem, captioned), entry) for stem, entry in pictures]
-        pictured = {key for key, _, _ in numbered}
+        numbered = [(*_numbered(stem, captioned), entry) for stem, entry in image_entries]
+        with_image = {key for key, _, _ in numbered}
         # Entries with their own key, and those that have one only up to a dot: (key, "json", "txt" or number, entry).
         own: list[Any] = []
         fields: list[Any] = []
         for key, role, entry in texts:
-            wider = next((prefix for prefix in _prefixes(key) if prefix in pictured), None) if key not in pictured else None
+            wider = next((prefix for prefix in _prefixes(key) if prefix in with_image), None) if key not in with_image else None
             (fields if wider else own).append((wider or key, role, entry))
         for key, number, entry in numbered:
             wider = next((prefix for prefix in _prefixes(key) if prefix in captioned), None) if key not in captioned else None
