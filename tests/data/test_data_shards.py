@@ -50,8 +50,41 @@ def test_another_number_of_processes_continues_with_the_very_next_batch(before, 
     assert steps(continued, 2) == [[30, 31, 32, 33], [40, 41, 42, 43]]
 
 
-def test_another_number_of_lanes_is_refused():
+def test_another_number_of_data_shards_is_refused():
     (run,) = processes(1, data_shards=2)
     saved = [part.get_state() for part in processes(2)]
     with pytest.raises(InputError, match="saved with config.data.data_shards=4, now it is 2"):
         run.set_state(saved)
+
+
+class Ending(Numbers):
+    """Shard n has n + 1 items."""
+
+    def __init__(self, number):
+        super().__init__(number)
+        self._number = number
+
+    def __next__(self):
+        if self._next > 10 * self._number + self._number:
+            raise StopIteration
+        return super().__next__()
+
+    def padding(self):
+        return None
+
+
+def test_shards_that_have_ended_are_padded_until_no_process_has_more():
+    more = iter([True, True, True, True, False])  # the other process has four
+    data = DataShards({n: Ending(n) for n in range(3)}, 3, anywhere=lambda found: next(more) or found)
+    start = [data.get_state()]
+    run = [[0, 1, 2], [None, 11, 12], [None, None, 22]]
+    assert list(data) == [*run, [None] * 3]
+    data.set_state(start)  # from the start again, ended or not
+    more = iter([False] * 4)
+    assert list(data) == run
+
+
+def test_a_position_of_the_old_form_is_refused():
+    (run,) = processes(1)
+    with pytest.raises(InputError, match=r"not one that this version wrote \(its key lanes is now data_shards\)"):
+        run.set_state([{"lanes": {}}])

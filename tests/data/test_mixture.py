@@ -398,12 +398,12 @@ def test_errors_of_readers_name_the_sample(workers):
         ({"grids": ((2, 2),), "epochs": 1}, "epochs"),
     ],
 )
-def test_bad_layouts(changes, message):
+def test_bad_packing_configs(changes, message):
     with pytest.raises(InputError, match=message):
         dataclasses.replace(PACKING, **changes)
 
 
-def test_bad_ingredients():
+def test_bad_components():
     with pytest.raises(InputError, match="weight of pairs"):
         MixtureComponent(pairs(2), weight=0)
     with pytest.raises(InputError, match="pairs has no samples"):
