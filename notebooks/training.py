@@ -121,14 +121,14 @@ for name in shown:
 # %%
 stage = make_stage(resolve(config))
 data = stage.training_data()
-(batch, kinds), names = next(data)
+(batch, kinds), names, _ = next(data)
 data.close()
 borders = [np.flatnonzero(np.diff(row)) + 0.5 for row in batch.segment_ids]
 used = batch.segment_ids > 0
 content = np.where(used, 1 + batch.is_image, 0)
 target = np.where(batch.image_weight > 0, 3, np.where(batch.text_weight > 0, 2, used.astype(int)))
 panels = {
-    "kind of data": (kinds, ["padding", *KIND_IDS], ["#eeeeee", "C0", "C2", "C4", "C5"]),
+    "kind of data": (kinds, ["padding", *list(KIND_IDS)[:4]], ["#eeeeee", "C0", "C2", "C4", "C5"]),
     "content": (content, ["padding", "text", "image token"], ["#eeeeee", "C0", "C1"]),
     "target of": (target, ["padding", "no head", "language head", "flow head"], ["#eeeeee", "#aaaaaa", "C0", "C1"]),
 }
