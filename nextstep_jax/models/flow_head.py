@@ -4,6 +4,9 @@ The modulations (shift, scale, gate) hold 60 % of its parameters and depend on t
 the point x. Sampling therefore computes those of all T times in one product (`modulations`) and follows the ODE with
 `velocity_at`; training, where every token has its own time, calls `velocity`.
 
+It starts as in both training releases: Xavier-uniform kernels, N(0, 0.02^2) in the time embedding, zeros in the modulations and
+the last layer, so that the first velocity is 0.
+
 Letters: P tokens, R rows, T times, C channels of a token, D condition width, W head width, M hidden width, L blocks.
 """
 
@@ -66,8 +69,8 @@ class FlowBlock(nn.Module):
     def setup(self):
         w, m = self.width, self.hidden
         self.norm = LayerNorm(NORM_EPS)
-        self.mlp_in = Projection("...I,IO->...O", (w, m), 1, self.dtype)
-        self.mlp_out = Projection("...I,IO->...O", (m, w), 1, self.dtype)
+        self.mlp_in = Projection("...I,IO->...O", (w, m), 1, self.dtype, stddev=None)
+        self.mlp_out = Projection("...I,IO->...O", (m, w), 1, self.dtype, stddev=None)
         self.modulation = Projection("...I,IO->...O", (w, 3 * w), 1, self.dtype, stddev=0.0)
 
     def __call__(self, x: Array, cond: Array) -> tuple[Array, None]:
@@ -122,8 +125,8 @@ class FlowHead(nn.Module):
     def setup(self):
         c, t = self.config.flow_head, self.config.transformer
         self.time_embed = TimeEmbedding(c.width, t.dtype)
-        self.condition = Projection("...D,DW->...W", (t.width, c.width), 1, t.dtype)
-        self.input = Projection("...C,CW->...W", (self.config.token_channels, c.width), 1, t.dtype)
+        self.condition = Projection("...D,DW->...W", (t.width, c.width), 1, t.dtype, stddev=None)
+        self.input = Projection("...C,CW->...W", (self.config.token_channels, c.width), 1, t.dtype, stddev=None)
         block = FlowBlock if t.remat == "none" else nn.remat(FlowBlock, prevent_cse=not t.scan_layers)
         arguments = (c.width, c.hidden, t.dtype)
         if t.scan_layers:

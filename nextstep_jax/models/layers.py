@@ -87,18 +87,21 @@ class Projection(nn.Module):
       equation: e.g. "BSD,DNH->BSNH".
       shape: of the kernel; the bias has the kernel's axes that the output keeps.
       bias_axes: how many trailing kernel axes the bias has; 0 for none.
-      stddev: of the kernel's normal initializer.
+      stddev: of the kernel's normal initializer; 0: zeros; None: Xavier-uniform.
     """
 
     equation: str
     shape: Sequence[int]
     bias_axes: int = 0
     dtype: str = "float32"
-    stddev: float = 0.02
+    stddev: float | None = 0.02
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        init = nn.initializers.normal(self.stddev) if self.stddev else nn.initializers.zeros
+        if self.stddev is None:
+            init = nn.initializers.xavier_uniform()
+        else:
+            init = nn.initializers.normal(self.stddev) if self.stddev else nn.initializers.zeros
         kernel = self.param("kernel", init, tuple(self.shape))
         x = x.astype(self.dtype)
         if kernel.dtype == jnp.int8:

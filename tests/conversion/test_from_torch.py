@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import pathlib
@@ -12,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from nextstep_jax import checkpoints
-from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
+from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig, preset
 from nextstep_jax.conversion import convert, export, load_released, names, param_stream
 from nextstep_jax.conversion import released as released_files
 from nextstep_jax.errors import InputError
@@ -21,6 +22,7 @@ from nextstep_jax.models.param_layouts import stack_layers, unstack_layers
 from tests.conftest import GOLDENS
 from tests.conversion import torch_writer
 from tests.conversion.folders import to_diffusers, write_qwen2_tokenizer
+from tests.released import get_leaf
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -333,6 +335,24 @@ def test_initialized_parameters_follow_the_releases():
         assert (param_stream.init_parameter(names.Entry("x", path, names.LINEAR, (3, 4)), 0.05, 1) == value).all()
     for path, value in (("flow_head/blocks_0/norm/scale", 1), ("image_in_projector/bias", 0)):
         assert (param_stream.init_parameter(names.Entry("x", path, names.VECTOR, (3,)), 0.05, 1) == value).all()
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_training_and_conversion_initialize_alike(scan):
+    """The image parts have one distribution, whether a conversion or a run initializes them."""
+    config = preset("tiny").with_transformer(layers=1, scan_layers=scan)
+    config = dataclasses.replace(config, flow_head=dataclasses.replace(config.flow_head, width=128, layers=2))
+    params = jax.jit(lambda key: init_params(config, key))(jax.random.key(0))
+    params = unstack_layers(params) if scan else params
+    for entry in names.image_entries(config):
+        found = np.asarray(get_leaf(params, entry.path), np.float64)
+        expected = param_stream.init_parameter(entry, 0.02, seed=0).astype(np.float64)
+        assert found.shape == expected.shape, entry.path
+        np.testing.assert_allclose(found.std(), expected.std(), rtol=0.1, err_msg=entry.path)
+        largest = [np.abs(values).max() for values in (found, expected)]
+        np.testing.assert_allclose(*largest, rtol=0.3, err_msg=entry.path)
+        if not found.std():
+            assert np.array_equal(found, expected), entry.path
 
 
 def test_a_head_too_large_to_draw(language_model, edit_config, tmp_path):
