@@ -111,9 +111,12 @@ def multitask_loss(
         return model.apply({"params": params}, *arguments, method=method)
 
     seen = batch if input_tokens is None else dataclasses.replace(batch, image_tokens=input_tokens)
-    hidden = call("__call__", seen)
-    text = _text_losses(call, hidden, batch, max_text_targets)
-    image = _image_losses(call, hidden, batch, max_image_targets, noise, t, config.train_out_projector, error_target)
+    with jax.named_scope("transformer"):
+        hidden = call("__call__", seen)
+    with jax.named_scope("language_head"):
+        text = _text_losses(call, hidden, batch, max_text_targets)
+    with jax.named_scope("flow_head"):
+        image = _image_losses(call, hidden, batch, max_image_targets, noise, t, config.train_out_projector, error_target)
 
     lm_loss = _over(jnp.sum(text.weights * text.losses), normalizers.text)
     im_loss = _over(jnp.sum(image.weights * image.losses), normalizers.image)

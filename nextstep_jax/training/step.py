@@ -101,19 +101,22 @@ def make_train_step(
 
         value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
         key = jax.random.fold_in(key, state.step)
-        loss, means, grads = accumulate_gradients(value_and_grad, trainable, batch, key, grad_accum_steps)
-        gradient_norm = optax.tree.norm(grads)
+        with jax.named_scope("gradients"):
+            loss, means, grads = accumulate_gradients(value_and_grad, trainable, batch, key, grad_accum_steps)
+            gradient_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
 
         def keep(new, old):
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
-        updated = optax.apply_updates(trainable, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
+            updated = optax.apply_updates(trainable, updates)
         average = state.ema
         if average is not None:
-            decay = current_decay(ema_decay, state.updates)
-            average = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, updated)
+            with jax.named_scope("average"):
+                decay = current_decay(ema_decay, state.updates)
+                average = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, updated)
         new = TrainState(
             step=state.step + 1,
             params=merge(keep(updated, trainable), rest),

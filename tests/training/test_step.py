@@ -141,6 +141,12 @@ def test_randomness_is_a_function_of_the_run_s_key_and_the_step(batch):
     assert other_key.means["draw"].total != draw
 
 
+def test_a_profile_names_the_parts_of_a_step(batch):
+    step, state = setup(ema_decay=0.9)
+    names = step.lower(state, batch, jax.random.key(0)).as_text(debug_info=True)
+    assert all(f"{part}/" in names for part in ("gradients", "optimizer", "average"))
+
+
 def test_norms_are_reported(batch):
     step, state = setup()
     new, metrics = step(state, batch, jax.random.key(0))
