@@ -5,6 +5,7 @@ import importlib.util
 import os
 import pathlib
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -20,6 +21,10 @@ def pytest_collection_modifyitems(items):
             if item.get_closest_marker("tpu_compiler"):
                 item.add_marker(pytest.mark.skip(reason="needs libtpu, the extra test-tpu"))
 
+
+# A busy machine is no failure: properties have no time limit of their own.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
 
