@@ -110,7 +110,7 @@ class Training:
         import optax
 
         from benchmarks.generate import draw_like
-        from nextstep_jax.training.optimizer import make_optimizer
+        from nextstep_jax.training.optimizer import OptimizerConfig, make_optimizer
         from nextstep_jax.training.state import create_state
         from nextstep_jax.training.step import make_train_step
 
@@ -122,7 +122,7 @@ class Training:
         # One program that draws them all would take longer to compile than the step.
         params = draw_like(jax.eval_shape(self.objective.init, self.key))
         schedule = optax.constant_schedule(1e-4)
-        optimizer = make_optimizer(params, schedule, weight_decay=0.1)
+        optimizer = make_optimizer(params, schedule, OptimizerConfig(weight_decay=0.1))
         self.state = jax.jit(lambda params: create_state(params, optimizer, ema=False), donate_argnums=0)(params)
         step = jax.jit(make_train_step(self.objective, optimizer, schedule), donate_argnums=0)
         began = measure.now()

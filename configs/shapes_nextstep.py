@@ -1,4 +1,4 @@
-"""The built-in model's first stage: 64x64-pixel pictures of shapes as 16 image tokens; draws, tells stories, writes captions.
+"""The built-in model's first stage: 64x64-pixel images of shapes as 16 image tokens; draws, tells stories, writes captions.
 
 First the image tokenizer (configs/shapes_tokenizer.py), then the data, encoded once:
 
@@ -17,7 +17,7 @@ First the image tokenizer (configs/shapes_tokenizer.py), then the data, encoded 
 Expected: ShapeEval 0.93 after 21,000 steps of 0.3 s on one core, 108 minutes, from nothing in one piece; edits 0.53, captions
 0.75. configs/shapes_sft.py goes on from here. What made it learn is in the data: before objects had usual places (`USUAL` in
 data/shapes/layout.py) 3,900 steps taught it no shape, and before captions came in reading order (`reading_order` in
-data/shapes/meaning.py) one picture in eight had its shapes and colors bound right. (Measured with a flow head whose kernels
+data/shapes/meaning.py) one image in eight had its shapes and colors bound right. (Measured with a flow head whose kernels
 began as N(0, 0.02^2); they now begin Xavier-uniform, as in the releases.)
 Shrunk: `--config shapes_nextstep:laptop`.
 """
@@ -67,14 +67,14 @@ def base():
     config.ema_decay = 0.999
     config.export_dtype = "float16"  # it ships inside the package
 
-    # Some 34 samples a step: the longest story has 134 positions, a captioned picture 32.
+    # Some 34 samples a step: the longest story has 134 positions, a captioned image 32.
     config.data.root = "runs/shapes_data"
     config.data.vocabulary = SHAPES
     config.data.seq_len = 160
     config.data.batch_size = 8
     config.max_target_fraction.image = 0.6
     config.data.sources.text = source("shapes:text:train:20000", weight=0.02)
-    # Unconditional pictures come from pairs without a caption, captioning from a source of its own.
+    # Unconditional images come from pairs without a caption, captioning from a source of its own.
     config.data.sources.pairs = source("pair", weight=0.57, image_first=0.0, caption_dropout=0.1)
     config.data.sources.captions = source("caption", weight=0.09, image_first=0.0)
     # The instruction comes first: every token of the target then stands at one distance from the token that it copies. (Edits

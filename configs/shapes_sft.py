@@ -19,9 +19,9 @@ with a learning rate that rose and fell anew: 2,278 without the tables and with 
 the weights before and after has the best of both: on 140 prompts a category binding 0.86, 0.74 and 0.84, words 0.77, 0.84 and
 0.81, captions 0.84, 0.94 and 0.94. In one piece it has not been run; the shares here are those of all pieces together.
 
-Why plans: the first stage's model does not find the object that an instruction means. With two objects in the picture 30 of
+Why plans: the first stage's model does not find the object that an instruction means. With two objects in the image 30 of
 55 training edits came out right, backgrounds and additions among them, and neither more training on edits nor three more
-layers changed that: the only token to learn it from is the first of the object's four, and its loss is noisy. Pictures do
+layers changed that: the only token to learn it from is the first of the object's four, and its loss is noisy. Images do
 follow a plan, and a plan shows where it fails. With both tables alone, in an earlier run of 9,000 steps, 79 % of 256 plans of
 the data were right, each word guessed from the right ones before it; most others changed another object. With the object named
 between the tables, and 192 plans that change, move or remove one, all its words were over 97 % right but its place:
@@ -31,7 +31,7 @@ between the tables, and 192 plans that change, move or remove one, all its words
     and `tables`, 1,000 more                   94 %
     at the end                                 100 %
 
-A color can be read off the picture, where a token shows shape and color; a place cannot. It is to be looked up in the words
+A color can be read off the image, where a token shows shape and color; a place cannot. It is to be looked up in the words
 of the first table, which one word in ninety of a plan did not teach. A sample of `tables` asks for little else.
 Shrunk: `--config shapes_sft:laptop`.
 """
@@ -47,12 +47,12 @@ def base():
     config.init.checkpoint = "runs/shapes_nextstep/export"
     config.steps = 8_400
     config.mesh.data, config.mesh.fsdp = -1, 1  # two devices train 1.8 times as fast as one
-    config.data.seq_len, config.data.batch_size = 336, 8  # two plans and a captioned picture a row
+    config.data.seq_len, config.data.batch_size = 336, 8  # two plans and a captioned image a row
     config.model.text_loss_weight = 0.2
     sources = config.data.sources
     sources.pairs.weight = 0.28
     sources.captions.path, sources.captions.weight = "caption_sft", 0.2
-    # In a plan's sample the instruction comes first and the plan after the picture, as they are stored.
+    # In a plan's sample the instruction comes first and the plan after the image, as they are stored.
     del sources.edits
     sources.thinking = source("thinking_sft", weight=0.4, thinking=True, sources_last=0.0, source_dropout=0.1)
     sources.tables = source("shapes:table:train:60000", weight=0.07)

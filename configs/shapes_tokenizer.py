@@ -1,4 +1,4 @@
-"""The built-in model's image tokenizer: 64x64-pixel pictures of shapes to 8x8 latents of 16 channels, 0.9M parameters.
+"""The built-in model's image tokenizer: 64x64-pixel images of shapes to 8x8 latents of 16 channels, 0.9M parameters.
 
     nextstep-jax train --config shapes_tokenizer --workdir runs/shapes_tokenizer
 
@@ -9,7 +9,7 @@ The encoder is then good enough to encode the data of configs/shapes_nextstep.py
 
 Inside the package are the encoder of a first run and a decoder after four more, each 10 to 16 minutes on one core, the
 decoder's from its own last export. The first three runs saw pairs alone and came to 29.6, 32.3 and 33.7 dB on held-out
-pictures, of which 98.1 % are read as before; words in colors that training had not shown them in came out as others. The last
+images, of which 98.1 % are read as before; words in colors that training had not shown them in came out as others. The last
 two had 60,000 and 100,000 `letters` beside the pairs: 34.1 and 34.5 dB, 99.0 % and 99.5 % (`nextstep-jax evaluate tokenizer`).
 Expected: the same or better with letters from the first run on, as below; that has not been run.
 Shrunk: `--config shapes_tokenizer:laptop`.

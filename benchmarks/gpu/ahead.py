@@ -114,7 +114,7 @@ def lower_train_step(a: argparse.Namespace, sharding):
 
     from benchmarks.train_step import make_objective_for, packed_batch
     from nextstep_jax.config import preset
-    from nextstep_jax.training.optimizer import make_optimizer
+    from nextstep_jax.training.optimizer import OptimizerConfig, make_optimizer
     from nextstep_jax.training.state import create_state
     from nextstep_jax.training.step import make_train_step
 
@@ -123,7 +123,7 @@ def lower_train_step(a: argparse.Namespace, sharding):
     objective, key = make_objective_for(config, a.length), jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(objective.init, key)
     schedule = optax.constant_schedule(1e-4)
-    optimizer = make_optimizer(params, schedule, weight_decay=0.1)
+    optimizer = make_optimizer(params, schedule, OptimizerConfig(weight_decay=0.1))
     state = jax.eval_shape(lambda params: create_state(params, optimizer, ema=False), params)
     step = jax.jit(make_train_step(objective, optimizer, schedule), donate_argnums=0)
     return step.lower(*on(sharding, (state, packed_batch(config, 1, a.length), key)))

@@ -54,7 +54,7 @@ def train(
 ) -> TrainState:
     """Run the stage that `config` describes to its last step; from the newest checkpoint in `workdir`, if there is one.
 
-    Returns early, with everything saved, when the machine is about to be taken away (SIGTERM).
+    Returns early, with everything saved, when asked to stop (SIGTERM), as before a machine is taken away.
 
     Args:
       evaluators: what `config.evals` can call by name.
@@ -177,7 +177,7 @@ def train(
                     saved = step
                 if preempted:
                     require_saved(checkpointer, step)
-                    logger.warning("Told to stop: step %d is saved, the same command continues from it", step)
+                    logger.warning("Asked to stop (SIGTERM): step %d is saved, the same command continues from it", step)
                     return state
                 if validates:
                     writer.scalars(step, validate(stage, validation_step, collect, state, key, run.validation.batches))

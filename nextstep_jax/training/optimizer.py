@@ -6,9 +6,11 @@ number would compile it again for every new value. Regular expressions are searc
 "model/decoder/layers/attention/q/kernel".
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +19,39 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from nextstep_jax.errors import InputError
 from nextstep_jax.sharding.params import logical_axes, parameter_path
+from nextstep_jax.training.schema import NonNegative, Pattern, above, at_least, below
 
 SCHEDULES = ("constant", "cosine")
 MUON_RMS = 0.2  # of an update before the learning rate: what AdamW's usually is, so that one learning rate serves both
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, or Muon, with the values of the February 2026 release. Expressions are searched in parameter paths.
+
+    Attributes:
+      min_learning_rate: where a cosine ends.
+      warmup_steps: updates over which the learning rate rises from 0.
+      no_decay: parameters without weight decay.
+      grad_clip_norm: largest global norm of the gradient; 0: no clipping.
+      muon: expressions for the matrices that Muon updates instead of AdamW.
+      lr_multipliers: (expression, factor on the learning rate); the first match counts.
+      frozen: expressions for the parameters that are not trained.
+    """
+
+    learning_rate: Annotated[float, above(0)] = 1e-4
+    min_learning_rate: Annotated[float, at_least(0)] = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: NonNegative = 0
+    b1: Annotated[float, below(0, 1)] = 0.9
+    b2: Annotated[float, below(0, 1)] = 0.95
+    eps: Annotated[float, above(0)] = 1e-8
+    weight_decay: Annotated[float, at_least(0)] = 0.1
+    no_decay: Pattern = r"(bias|scale)$"
+    grad_clip_norm: Annotated[float, at_least(0)] = 1.0
+    muon: tuple[Pattern, ...] = ()
+    lr_multipliers: tuple[tuple[Pattern, Annotated[float, at_least(0)]], ...] = ()
+    frozen: tuple[Pattern, ...] = ()
 
 
 def learning_rate_schedule(kind: str, peak: float, floor: float, warmup_steps: int, steps: int) -> optax.Schedule:
@@ -45,45 +77,29 @@ def learning_rate_schedule(kind: str, peak: float, floor: float, warmup_steps: i
     return optax.join_schedules([rise, after], [warmup_steps])
 
 
-def make_optimizer(
-    params,
-    schedule: optax.Schedule,
-    *,
-    b1: float = 0.9,
-    b2: float = 0.95,
-    eps: float = 1e-8,
-    weight_decay: float = 0.1,
-    no_decay: str = r"(bias|scale)$",
-    grad_clip_norm: float = 1.0,
-    lr_multipliers: Sequence[tuple[str, float]] = (),
-    muon: Sequence[str] = (),
-) -> optax.GradientTransformation:
-    """AdamW over the trainable parameters (defaults: the February 2026 release's values).
+def make_optimizer(params, schedule: optax.Schedule, settings: OptimizerConfig) -> optax.GradientTransformation:
+    """AdamW, or Muon for some matrices, over the trainable parameters.
 
     Args:
       params: the trainable parameters, or their shapes; only their paths matter.
-      no_decay: parameters without weight decay. The releases leave out biases and norms; embeddings decay.
-      grad_clip_norm: largest global norm of the gradient; 0 for no clipping.
-      lr_multipliers: (regular expression, factor on the learning rate); the first that matches a parameter counts, 1 otherwise.
-      muon: expressions for the matrices whose momentum is orthogonalized instead of scaled by Adam (arXiv:2502.16982).
 
     Raises:
-      InputError: an expression that is not one, a multiplier that matches no parameter, or Muon for one that is no matrix.
+      InputError: a multiplier that matches no parameter, or Muon for one that is no matrix.
     """
-    decay = jax.tree.map(lambda found: not found, matches(params, no_decay, "optimizer.no_decay"))
+    decay = jax.tree.map(lambda found: not found, matches(params, settings.no_decay, "optimizer.no_decay"))
     factors, taken = jax.tree.map(lambda _: 1.0, params), jax.tree.map(lambda _: False, params)
-    for pattern, factor in lr_multipliers:
+    for pattern, factor in settings.lr_multipliers:
         found = matches(params, pattern, "optimizer.lr_multipliers", required=True)
         factors = jax.tree.map(lambda f, m, t, new=factor: float(new) if m and not t else f, factors, found, taken)
         taken = jax.tree.map(lambda m, t: m or t, found, taken)
     steps = [
-        _direction(params, optax.scale_by_adam(b1, b2, eps), muon),
-        optax.add_decayed_weights(weight_decay, mask=decay),
+        _direction(params, optax.scale_by_adam(settings.b1, settings.b2, settings.eps), settings.muon),
+        optax.add_decayed_weights(settings.weight_decay, mask=decay),
         optax.scale_by_learning_rate(schedule),
     ]
-    if grad_clip_norm:
-        steps.insert(0, optax.clip_by_global_norm(grad_clip_norm))
-    if lr_multipliers:
+    if settings.grad_clip_norm:
+        steps.insert(0, optax.clip_by_global_norm(settings.grad_clip_norm))
+    if settings.lr_multipliers:
         steps.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors)))
     return optax.chain(*steps)
 
@@ -117,7 +133,7 @@ def _matrix(path: str, shape: Sequence[int]) -> MuonDimensionNumbers:
     first = int(names[0] == "layers")
     if len(shape) - first < 2:
         raise InputError(f"optimizer.muon: {path} of shape {tuple(shape)} is not a matrix")
-    # Attention reads the model's width and writes heads, and the other way round at its end; the rest end in one output axis.
+    # q, k and v map the model's width to heads, o maps heads to the width; every other kernel has one output axis, its last.
     split = first + 1 if names[first] == "embed" else len(shape) - 1
     return MuonDimensionNumbers(tuple(range(first, split)), tuple(range(split, len(shape))))
 

@@ -1,4 +1,4 @@
-"""What a config makes of a stage's objective: how its state begins and what a step does to it, neither of them compiled.
+"""A run's program before compilation: the first training state, and the step, of an objective under a run's settings.
 
 The loop compiles it for the devices at hand, aot.py for devices that need not be here.
 """
@@ -49,18 +49,7 @@ def make_program(config: RunConfig, objective: Objective, mesh: Mesh) -> Program
     params = jax.eval_shape(objective.init, jax.eval_shape(lambda: jax.random.key(0)))
     trainable, _ = split_frozen(params, o.frozen)
     schedule = config.learning_rate_schedule()
-    optimizer = make_optimizer(
-        trainable,
-        schedule,
-        b1=o.b1,
-        b2=o.b2,
-        eps=o.eps,
-        weight_decay=o.weight_decay,
-        no_decay=o.no_decay,
-        grad_clip_norm=o.grad_clip_norm,
-        lr_multipliers=o.lr_multipliers,
-        muon=o.muon,
-    )
+    optimizer = make_optimizer(trainable, schedule, o)
     create = functools.partial(create_state, optimizer=optimizer, frozen=o.frozen, ema=config.ema_decay > 0)
     state = jax.eval_shape(create, params)
     step = make_train_step(

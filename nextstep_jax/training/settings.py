@@ -15,7 +15,7 @@ from nextstep_jax.flow.paths import TimestepDistribution
 from nextstep_jax.generation.config import GenerationConfig
 from nextstep_jax.generation.sizes import trained_sizes
 from nextstep_jax.objectives.reconstruction import Weights
-from nextstep_jax.training.optimizer import learning_rate_schedule
+from nextstep_jax.training.optimizer import OptimizerConfig, learning_rate_schedule
 from nextstep_jax.training.schema import NonNegative, Pattern, Positive, above, at_least, below, read
 
 Seed = Annotated[int, below(0, 2**32)]
@@ -36,35 +36,6 @@ class InitConfig:
 
     checkpoint: str = ""
     reinit: tuple[Pattern, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW, or Muon, with the values of the February 2026 release. Expressions are searched in parameter paths.
-
-    Attributes:
-      min_learning_rate: where a cosine ends.
-      warmup_steps: updates over which the learning rate rises from 0.
-      no_decay: parameters without weight decay.
-      grad_clip_norm: largest global norm of the gradient; 0: no clipping.
-      muon: expressions for the matrices that Muon updates instead of AdamW.
-      lr_multipliers: (expression, factor on the learning rate); the first match counts.
-      frozen: expressions for the parameters that are not trained.
-    """
-
-    learning_rate: Annotated[float, above(0)] = 1e-4
-    min_learning_rate: Annotated[float, at_least(0)] = 0.0
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: NonNegative = 0
-    b1: Annotated[float, below(0, 1)] = 0.9
-    b2: Annotated[float, below(0, 1)] = 0.95
-    eps: Annotated[float, above(0)] = 1e-8
-    weight_decay: Annotated[float, at_least(0)] = 0.1
-    no_decay: Pattern = r"(bias|scale)$"
-    grad_clip_norm: Annotated[float, at_least(0)] = 1.0
-    muon: tuple[Pattern, ...] = ()
-    lr_multipliers: tuple[tuple[Pattern, Annotated[float, at_least(0)]], ...] = ()
-    frozen: tuple[Pattern, ...] = ()
 
 
 MeshSize = Annotated[int, lambda value: "" if value >= 1 or value == -1 else "at least 1, or -1 for what is left"]

@@ -40,7 +40,7 @@ class Objective(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """What a step reports; it stays on the device until somebody reads it."""
+    """What a step reports; left on the device until it is read."""
 
     means: dict[str, WeightedMean]
     counts: dict[str, Array]

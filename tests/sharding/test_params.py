@@ -20,7 +20,7 @@ from nextstep_jax.sharding import mesh as meshes
 from nextstep_jax.sharding import params as sharding
 from nextstep_jax.sharding.mesh import make_mesh
 from nextstep_jax.sharding.rules import LOGICAL_RULES
-from nextstep_jax.training.optimizer import make_optimizer
+from nextstep_jax.training.optimizer import OptimizerConfig, make_optimizer
 from nextstep_jax.training.state import create_state
 
 
@@ -83,7 +83,7 @@ def test_the_image_tokenizer_is_covered():
 @pytest.mark.parametrize("muon", [(), (r"layers/.*kernel$",)])
 def test_moments_and_average_lie_where_their_parameter_lies(muon):
     params = abstract_model("tiny", scan_layers=True)
-    optimizer = make_optimizer(params, optax.constant_schedule(1e-3), muon=muon)
+    optimizer = make_optimizer(params, optax.constant_schedule(1e-3), OptimizerConfig(muon=muon))
     state = jax.eval_shape(lambda p: create_state(p, optimizer, ema=True), params)
     mesh = make_mesh({}, jax.devices()[:1])
     placed = sharding.state_shardings(state, mesh)

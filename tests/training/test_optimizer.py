@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from nextstep_jax.errors import InputError
-from nextstep_jax.training.optimizer import learning_rate_schedule, make_optimizer, merge, split_frozen
+from nextstep_jax.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer, merge, split_frozen
 
 
 @pytest.fixture
@@ -71,7 +71,11 @@ def test_the_update_is_adamw(params):
     """
     rate, decay, g = 0.1, 0.5, 0.25
     grads = jax.tree.map(lambda p: jnp.full_like(p, g), params)
-    new = run(make_optimizer(params, optax.constant_schedule(rate), weight_decay=decay, grad_clip_norm=0), params, grads)
+    new = run(
+        make_optimizer(params, optax.constant_schedule(rate), OptimizerConfig(weight_decay=decay, grad_clip_norm=0)),
+        params,
+        grads,
+    )
     decayed, plain = 2.0 - rate * (1.0 + decay * 2.0), 2.0 - rate
     model = new["model"]
     np.testing.assert_allclose(model["embedding"]["embedding"], decayed, rtol=1e-6)
@@ -86,10 +90,10 @@ def test_clipping_scales_the_whole_gradient(params):
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     clipped = jax.tree.map(lambda g: jnp.full_like(g, 1 / np.sqrt(count)), grads)
     schedule = optax.constant_schedule(0.1)
-    state = make_optimizer(params, schedule, grad_clip_norm=1.0).init(params)
-    _, state = make_optimizer(params, schedule, grad_clip_norm=1.0).update(grads, state, params)
-    reference = make_optimizer(params, schedule, grad_clip_norm=0).init(params)
-    _, reference = make_optimizer(params, schedule, grad_clip_norm=0).update(clipped, reference, params)
+    state = make_optimizer(params, schedule, OptimizerConfig(grad_clip_norm=1.0)).init(params)
+    _, state = make_optimizer(params, schedule, OptimizerConfig(grad_clip_norm=1.0)).update(grads, state, params)
+    reference = make_optimizer(params, schedule, OptimizerConfig(grad_clip_norm=0)).init(params)
+    _, reference = make_optimizer(params, schedule, OptimizerConfig(grad_clip_norm=0)).update(clipped, reference, params)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(reference), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
@@ -98,7 +102,9 @@ def test_multipliers_scale_the_learning_rate_and_the_first_match_counts(params):
     grads = jax.tree.map(jnp.ones_like, params)
     multipliers = (("flow_head/.*bias", 0.0), ("flow_head", 0.5))
     new = run(
-        make_optimizer(params, optax.constant_schedule(0.1), weight_decay=0.0, lr_multipliers=multipliers), params, grads
+        make_optimizer(params, optax.constant_schedule(0.1), OptimizerConfig(weight_decay=0.0, lr_multipliers=multipliers)),
+        params,
+        grads,
     )["model"]
     np.testing.assert_allclose(new["flow_head"]["input"]["bias"], 2.0)
     np.testing.assert_allclose(new["flow_head"]["input"]["kernel"], 1.95, rtol=1e-5)
@@ -125,7 +131,7 @@ def test_freezing_nothing_or_everything_is_an_error(params, frozen, message):
 
 def test_a_multiplier_that_matches_nothing_is_an_error(params):
     with pytest.raises(InputError, match="no_such_layer"):
-        make_optimizer(params, optax.constant_schedule(0.1), lr_multipliers=(("no_such_layer", 0.1),))
+        make_optimizer(params, optax.constant_schedule(0.1), OptimizerConfig(lr_multipliers=(("no_such_layer", 0.1),)))
 
 
 @pytest.mark.parametrize(("layers", "one"), [({"layers": 3}, lambda k: k[1]), ({"layers_1": None}, lambda k: k)])
@@ -141,8 +147,12 @@ def test_muon_orthogonalizes_each_matrix_of_a_stack_and_leaves_the_rest_to_adam(
     grads = {"model": {"decoder": {name: {"attention": attention, "mlp": {"down": {"kernel": draw(24, 16)}}}}}}
     params = jax.tree.map(jnp.zeros_like, grads)
     settings = dict(weight_decay=0.0, grad_clip_norm=0.0)
-    muon = run(make_optimizer(params, optax.constant_schedule(0.1), muon=(r"layers.*kernel$",), **settings), params, grads)
-    adam = run(make_optimizer(params, optax.constant_schedule(0.1), **settings), params, grads)
+    muon = run(
+        make_optimizer(params, optax.constant_schedule(0.1), OptimizerConfig(muon=(r"layers.*kernel$",), **settings)),
+        params,
+        grads,
+    )
+    adam = run(make_optimizer(params, optax.constant_schedule(0.1), OptimizerConfig(**settings)), params, grads)
     layer, plain = muon["model"]["decoder"][name], adam["model"]["decoder"][name]
     np.testing.assert_allclose(layer["attention"]["o"]["bias"], plain["attention"]["o"]["bias"], rtol=1e-6)
     for kernel, inputs in (
@@ -161,4 +171,4 @@ def test_muon_orthogonalizes_each_matrix_of_a_stack_and_leaves_the_rest_to_adam(
 )
 def test_muon_for_what_is_no_matrix_is_an_error(params, pattern, message):
     with pytest.raises(InputError, match=message):
-        make_optimizer(params, optax.constant_schedule(1.0), muon=(pattern,))
+        make_optimizer(params, optax.constant_schedule(1.0), OptimizerConfig(muon=(pattern,)))

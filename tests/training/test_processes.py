@@ -64,7 +64,7 @@ def test_two_processes_are_one(folder, alone):
         wait_for_checkpoint(run, newer_than=4)
         life.send(1, signal.SIGTERM)
         life.require_good_end()
-        assert all("Told to stop" in life.said(process) for process in (0, 1))
+        assert all("Asked to stop" in life.said(process) for process in (0, 1))
     newest = max(steps.list_steps(run.path / "checkpoints"))
     assert (run.path / "checkpoints" / str(newest) / "process_1-of-2.json").exists()
     run.count, run.steps = 1, max(newest + 2, STEPS)

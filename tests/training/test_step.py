@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from nextstep_jax.training.optimizer import learning_rate_schedule, make_optimizer, split_frozen
+from nextstep_jax.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer, split_frozen
 from nextstep_jax.training.state import create_state
 from nextstep_jax.training.step import Objective, WeightedMean, current_decay, make_train_step
 
@@ -43,9 +43,8 @@ def setup(schedule=None, weight_decay=0.0, grad_clip_norm=0.0, frozen=(), **opti
     objective = toy_task()
     schedule = schedule or optax.constant_schedule(0.5)
     params = {"model": {"linear": {"kernel": jnp.array([1.0, -2.0, 3.0, 0.0]), "bias": jnp.zeros(())}}}
-    optimizer = make_optimizer(
-        split_frozen(params, frozen)[0], schedule, weight_decay=weight_decay, grad_clip_norm=grad_clip_norm
-    )
+    settings = OptimizerConfig(weight_decay=weight_decay, grad_clip_norm=grad_clip_norm)
+    optimizer = make_optimizer(split_frozen(params, frozen)[0], schedule, settings)
     state = create_state(params, optimizer, frozen, ema=options.get("ema_decay", 0.0) > 0)
     return jax.jit(make_train_step(objective, optimizer, schedule, frozen=frozen, **options)), state
 
