@@ -63,6 +63,8 @@ def shrink(config: ConfigDict) -> ConfigDict:
     head.update({"width": 32 * head.layers // 6, "layers": max(2, head.layers // 6)})  # the ablations' sizes keep their order
     config.model.update(special_ids(shapes_vocabulary()))
     config.model.update({"latent_size": 8, "base_grid": 4})
+    if config.objective == "preference":
+        config.optimizer.learning_rate, config.loss.beta = 1e-3, 20.0  # a tiny model's errors move by tenths
     config.data.update({"root": "shapes-data", "vocabulary": SHAPES, "batch_size": 4, "seq_len": 256, "epochs": 0})
     config.data.validation = ConfigDict()
     for name, settings in config.data.sources.items():

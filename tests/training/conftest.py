@@ -17,7 +17,11 @@ def fake_latents(pixels: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def shapes_data(tmp_path_factory):
-    """A folder with the datasets pair, caption, edit, thinking and interleaved: a few shapes as latents."""
+    """A folder with the datasets pair, caption, edit, thinking, interleaved, candidates and self_cot: a few shapes as latents.
+
+    Of four candidates the one with the largest first channel is the best.
+    """
+    from nextstep_jax.data import records, shards
     from nextstep_jax.data.build import build
     from nextstep_jax.data.encode import encode
     from nextstep_jax.data.sources import open_source
@@ -26,6 +30,17 @@ def shapes_data(tmp_path_factory):
     for kind in ("pair", "caption", "edit", "thinking", "interleaved"):
         build(open_source(f"shapes:{kind}:train:24"), root / "pixels" / kind)
         encode(root / "pixels" / kind, fake_latents, root / kind, area=64)
+    pairs = shards.ArrayRecordSource(root / "pair")
+    for name, thinking in (("candidates", ()), ("self_cot", ("<|begin_of_thinking|>a red circle<|end_of_thinking|>",))):
+        preferences = []
+        for index in range(24):
+            texts = [records.TextPart(text, loss=False) for text in (pairs[index].texts[0].text, *thinking)]
+            images = [pairs[(index + i) % 24].images[0] for i in range(4)]
+            scores = [float(image.latents()[..., 0].astype(np.float32).mean()) for image in images]
+            preferences.append(records.Sample((*texts, *images), "preference", str(index), metadata={"scores": scores}))
+        (root / name).mkdir()
+        shard = shards.write_shard(root / name / shards.shard_name(0), map(records.pack, preferences))
+        shards.write_index(root / name, name, [shard], images=96, kinds={"preference": 24}, latents={"area": 64})
     return root
 
 
