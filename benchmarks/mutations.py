@@ -253,8 +253,8 @@ MUTATIONS = [
     # --- generation ---------------------------------------------------------------------------------------------------
     Mutation(
         "generation/token_loop.py",
-        "positions = jnp.maximum(jnp.arange(length) - padding[:, None], 0)",
-        "positions = jnp.arange(length) + 0 * padding[:, None]",
+        "return cache, valid, positions[:, -1], x[:, -1]",
+        "return cache, valid, positions[:, -1] + 1, x[:, -1]",
         "generation/test_token_loop.py",
     ),
     Mutation(
