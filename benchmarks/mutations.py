@@ -215,8 +215,8 @@ MUTATIONS = [
     # --- data ---------------------------------------------------------------------------------------------------------
     Mutation(
         "data/packing.py",
-        "place = max(fitting, key=self.used.__getitem__)",
-        "place = min(fitting, key=self.used.__getitem__)",
+        "row = max(fitting, key=self.used.__getitem__)",
+        "row = min(fitting, key=self.used.__getitem__)",
         "data/test_packing.py",
     ),
     Mutation("data/packing.py", "    text_weight[positions == 0] = 0\n", "", "data/test_packing.py"),
