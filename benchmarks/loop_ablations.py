@@ -32,7 +32,7 @@ from nextstep_jax.config import NextStepConfig, preset
 from nextstep_jax.flow.guidance import guide
 from nextstep_jax.flow.samplers import sample, timesteps
 from nextstep_jax.generation import token_loop
-from nextstep_jax.models.attention import LayerCache, cache_mask
+from nextstep_jax.models.attention import LayerCache
 from nextstep_jax.models.layers import layer_norm, rms_norm, rope_table
 from nextstep_jax.models.nextstep import NextStep
 from nextstep_jax.models.param_layouts import fuse_projections, stack_layers
@@ -126,11 +126,11 @@ def loops(separate: NextStepConfig, settings: token_loop.SamplerConfig) -> dict[
 
     def scanned(params, state):
         x, index = state.embedding[:, None].astype(c.dtype), state.cache.index
-        rope, mask = rope_table(state.positions[:, None], c.head_dim, c.rope_theta), cache_mask(state.valid, index, 1)
+        rope = rope_table(state.positions[:, None], c.head_dim, c.rope_theta)
 
         def layer(x, inputs):
             weights, cache = inputs
-            return Block(c).apply({"params": weights}, x, rope, cache, index, mask, method="decode")
+            return Block(c).apply({"params": weights}, x, rope, cache, index, state.valid, method="extend")
 
         x, layers = jax.lax.scan(layer, x, (params["decoder"]["layers"], state.cache.layers))
         return rms_norm(x, params["decoder"]["final_norm"]["scale"], c.rms_norm_eps)[:, 0], Cache(layers, index + 1)

@@ -224,6 +224,8 @@ class Vocabulary:
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
         except TypeError as error:  # what the tokenizers library says of a lone surrogate
             raise InputError(f"text is not valid Unicode: {text!r:.100}") from error
+        except Exception as error:  # the tokenizers library raises bare Exception, e.g. where its unknown token is none
+            raise InputError(f"{self.source}: its tokenizer fails on {text!r:.100} ({str(error)[:200]})") from error
         if self._unknown is not None and self._unknown in encoding.ids:
             spans = [span for span, id in zip(encoding.offsets, encoding.ids, strict=True) if id == self._unknown]
             unknown = ", ".join(dict.fromkeys(repr(text[start:end]) for start, end in spans))

@@ -3,7 +3,9 @@
 Letters: B batch, S queries, T keys, N query heads, K key/value heads, H head dim. Query head n uses key head n // (N / K).
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -20,6 +22,8 @@ Array = jax.Array
 ATTENTION_OUT = "attention_out"
 
 _MASKED = -1e30  # finite, so that a row with no visible key averages instead of turning into NaN
+_SCORES_BYTES = 1 << 26  # float32 scores that are held at a time where queries go through in blocks
+_CUDNN_QUERIES = 1024  # of a block: cuDNN takes its mask as an array, [B, block, S]
 
 
 # What the dimensions of a layer's cached keys and values are.
@@ -77,6 +81,34 @@ def masked_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
     return jnp.einsum("BKGST,BTKH->BSKGH", weights, v).reshape(q.shape)
 
 
+@jax.named_scope("cached_attention")
+def cached_attention(q: Array, cache: LayerCache, valid: Array, index: Array) -> Array:
+    """Attention of queries [B, S, N, H] at slots index, index + 1, … over a cache that holds their own keys, see `cache_mask`.
+
+    Many queries go through block by block, each with its whole softmax: memory follows the slots, not their product with the
+    queries, and every number is the one that all queries at once would give.
+    """
+
+    def attend(start: Array, queries: Array) -> Array:
+        mask = cache_mask(valid, index + start, queries.shape[1])
+        return masked_attention(queries, cache.keys, cache.values, mask)
+
+    scores_of_a_query = 4 * q.shape[0] * q.shape[2] * valid.shape[1]
+    return _in_blocks(q, max(1, _SCORES_BYTES // scores_of_a_query), attend)
+
+
+def _in_blocks(q: Array, largest: int, attend: Callable[[Array, Array], Array]) -> Array:
+    """`attend(start, queries)` of blocks of at most `largest` queries, one after another; its results [B, S, N, H]."""
+    b, s, n, h = q.shape
+    count = -(-s // largest)
+    if count == 1:
+        return attend(jnp.zeros((), jnp.int32), q)
+    block = -(-s // count)
+    blocks = jnp.pad(q, ((0, 0), (0, count * block - s), (0, 0), (0, 0))).reshape(b, count, block, n, h)
+    y = jax.lax.map(lambda one: attend(*one), (block * jnp.arange(count), jnp.moveaxis(blocks, 1, 0)))
+    return jnp.moveaxis(y, 0, 1).reshape(b, count * block, n, h)[:, :s]
+
+
 @jax.named_scope("causal_attention")
 def causal_attention(q: Array, k: Array, v: Array, segment_ids: Array, kernel: str = "auto") -> Array:
     """Segment-aware causal attention of whole rows: q [B, S, N, H], k and v [B, S, K, H], segment_ids [B, S].
@@ -86,11 +118,7 @@ def causal_attention(q: Array, k: Array, v: Array, segment_ids: Array, kernel: s
     kernel = _choose(kernel, q)
     if kernel == "splash":
         return _splash(q, k, v, segment_ids)  # names its own residuals
-    if kernel == "cudnn":
-        mask = segment_mask(segment_ids)[:, None]
-        y = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
-    else:
-        y = masked_attention(q, k, v, segment_mask(segment_ids))
+    y = _cudnn(q, k, v, segment_ids) if kernel == "cudnn" else masked_attention(q, k, v, segment_mask(segment_ids))
     return checkpoint_name(y, ATTENTION_OUT)
 
 
@@ -109,6 +137,28 @@ def _choose(kernel: str, q: Array) -> str:
     if platform in ("gpu", "cuda", "rocm") and q.dtype != jnp.float32:
         return "cudnn"
     return "xla"
+
+
+# --- the GPU kernel ---------------------------------------------------------------------------------------------------
+
+
+def _cudnn(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
+    """`causal_attention` by cuDNN, in blocks of queries, so that no mask [B, S, S] is ever there.
+
+    The backward pass makes each block's mask again, and with it the block, and sums gradients of keys and values in float32.
+    """
+    keys, values = k.astype(jnp.float32), v.astype(jnp.float32)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def attend(start: Array, queries: Array) -> Array:
+        own = start + jnp.arange(queries.shape[1])
+        # Queries beyond the row fill its last block up; they see what its last position sees.
+        ids = jnp.take(segment_ids, own, axis=1, mode="clip")
+        mask = (ids[:, :, None] == segment_ids[:, None, :]) & (own[:, None] >= jnp.arange(segment_ids.shape[1]))
+        of_keys = (keys.astype(k.dtype), values.astype(v.dtype))
+        return jax.nn.dot_product_attention(queries, *of_keys, mask=mask[:, None], implementation="cudnn")
+
+    return _in_blocks(q, _CUDNN_QUERIES, attend)
 
 
 # --- the TPU kernel ---------------------------------------------------------------------------------------------------

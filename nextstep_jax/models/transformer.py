@@ -16,9 +16,8 @@ from nextstep_jax.models.attention import (
     ATTENTION_OUT,
     LayerCache,
     attention_weights,
-    cache_mask,
+    cached_attention,
     causal_attention,
-    masked_attention,
     segment_mask,
     shard_cache,
     write_cache,
@@ -84,10 +83,10 @@ class Attention(nn.Module):
         weights = attention_weights(q, k, segment_mask(segment_ids))
         return weights.reshape(q.shape[0], self.config.heads, *weights.shape[-2:])
 
-    def extend(self, x: Array, rope: RopeTable, cache: LayerCache, index: Array, mask: Array) -> tuple[Array, LayerCache]:
+    def extend(self, x: Array, rope: RopeTable, cache: LayerCache, index: Array, valid: Array) -> tuple[Array, LayerCache]:
         q, k, v = self.project(x, rope)
         cache = write_cache(cache, k, v, index)
-        return self.o(masked_attention(q, cache.keys, cache.values, mask)), cache
+        return self.o(cached_attention(q, cache, valid, index)), cache
 
 
 class SwiGLU(nn.Module):
@@ -129,8 +128,8 @@ class Block(nn.Module):
     def attention_map(self, x: Array, rope: RopeTable, segment_ids: Array) -> Array:
         return self.attention.weights(self.attention_norm(x), rope, segment_ids)
 
-    def extend(self, x: Array, rope: RopeTable, cache: LayerCache, index: Array, mask: Array) -> tuple[Array, LayerCache]:
-        y, cache = self.attention.extend(self.attention_norm(x), rope, cache, index, mask)
+    def extend(self, x: Array, rope: RopeTable, cache: LayerCache, index: Array, valid: Array) -> tuple[Array, LayerCache]:
+        y, cache = self.attention.extend(self.attention_norm(x), rope, cache, index, valid)
         x = x + y
         return x + self.mlp(self.mlp_norm(x)), cache
 
@@ -214,9 +213,8 @@ class Decoder(nn.Module):
         valid [R, T] says which slots, old and new, a row may see.
         """
         x, rope = x.astype(self.config.dtype), self._rope(positions)
-        mask = cache_mask(valid, cache.index, x.shape[1])
         layers = []
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
-            x, layer_cache = layer.extend(x, rope, layer_cache, cache.index, mask)
+            x, layer_cache = layer.extend(x, rope, layer_cache, cache.index, valid)
             layers.append(layer_cache)
         return self.final_norm(x), Cache(tuple(layers), cache.index + x.shape[1])

@@ -7,7 +7,7 @@ import pytest
 
 from nextstep_jax.errors import InputError
 from nextstep_jax.models import attention
-from nextstep_jax.models.attention import attention_weights, causal_attention
+from nextstep_jax.models.attention import LayerCache, attention_weights, cached_attention, causal_attention
 from nextstep_jax.models.transformer import remat_policy
 
 LENGTH, HEADS, KEY_HEADS, HEAD_DIM = 256, 4, 2, 128
@@ -48,6 +48,83 @@ def test_splash_equals_plain_attention_with_its_gradients(arrays, monkeypatch):
     np.testing.assert_allclose(plain[:, real], oracle(q, k, v, ids)[:, real], atol=2e-5)
     for found, wanted in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("queries_of_a_block", [1, 3, 64, 100, 1000])
+def test_blocks_of_queries_over_a_cache(arrays, monkeypatch, queries_of_a_block):
+    """Padding before the row, slots not written yet, an index to go on from, blocks that do not divide the queries."""
+    q, k, v, _, _ = arrays
+    slots, index, padding, first = LENGTH, 20, 7, 150  # 150 queries at slots 20..169; later slots hold what nobody may see
+    cache, valid = LayerCache(jnp.asarray(k), jnp.asarray(v)), jnp.arange(slots)[None] >= padding
+    monkeypatch.setattr(attention, "_SCORES_BYTES", 4 * HEADS * slots * queries_of_a_block)
+    y = jax.jit(cached_attention)(q[:, :first], cache, valid, jnp.asarray(index))
+    seen = np.arange(slots) <= (index + np.arange(first))[:, None]
+    expected = plain(q[:, :first], k, v, (seen & (np.arange(slots) >= padding))[None])
+    np.testing.assert_allclose(y, expected, atol=2e-5)
+
+
+def plain(q, k, v, seen):
+    """float64 attention of q [B, S, N, H] over k and v [B, T, K, H] where `seen` [B, S, T]."""
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    k, v = (np.repeat(x, HEADS // KEY_HEADS, axis=2) for x in (k, v))
+    scores = np.where(seen[:, None], np.einsum("bsnh,btnh->bnst", q, k) / np.sqrt(HEAD_DIM), -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("bnst,btnh->bsnh", weights / weights.sum(-1, keepdims=True), v)
+
+
+def test_memory_of_a_long_prompt_follows_its_slots():
+    """Compiled for many heads: never the scores of all queries, four times the slots take at most four times the memory."""
+
+    def temporaries(slots):
+        q = jax.ShapeDtypeStruct((3, slots, 40, 16), jnp.float32)
+        cache = LayerCache(*[jax.ShapeDtypeStruct((3, slots, 8, 16), jnp.float32)] * 2)
+        valid, index = jax.ShapeDtypeStruct((3, slots), bool), jax.ShapeDtypeStruct((), jnp.int32)
+        compiled = jax.jit(cached_attention).lower(q, cache, valid, index).compile()
+        return compiled.memory_analysis().temp_size_in_bytes - 2 * q.size * 4  # what is linear anyway
+
+    short, long = temporaries(1024), temporaries(4096)
+    assert long < 4 * attention._SCORES_BYTES < 4 * 3 * 40 * 4096**2 / 4
+    assert long < 4 * short
+
+
+def test_cudnn_is_never_given_a_mask_of_whole_rows(arrays, monkeypatch):
+    """Its place is taken by the same function without a kernel: values, gradients, and the masks that it sees."""
+    q, k, v, ids, g = arrays
+    ids, seen = jnp.asarray(ids), []
+    attend = jax.nn.dot_product_attention
+
+    def stand_in(q, k, v, mask, implementation):
+        assert implementation == "cudnn"
+        seen.append(mask.shape)
+        return attend(q, k, v, mask=mask)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    for queries, expected in ((100, {(1, 1, 86, LENGTH)}), (LENGTH, {(1, 1, LENGTH, LENGTH)})):
+        monkeypatch.setattr(attention, "_CUDNN_QUERIES", queries)
+        seen.clear()
+        y, pull = jax.vjp(lambda q, k, v: causal_attention(q, k, v, ids, "cudnn"), q, k, v)
+        wanted, plain_pull = jax.vjp(lambda q, k, v: causal_attention(q, k, v, ids, "xla"), q, k, v)
+        real = np.asarray(ids)[0] > 0
+        np.testing.assert_allclose(y[:, real], wanted[:, real], atol=2e-5)
+        for found, by_hand in zip(pull(jnp.asarray(g)), plain_pull(jnp.asarray(g)), strict=True):
+            np.testing.assert_allclose(found, by_hand, atol=1e-4)
+        assert set(seen) == expected
+
+
+def test_gradients_of_blocks_are_summed_in_float32(arrays, monkeypatch):
+    """In bfloat16 the blocks' gradients of a key would lose what is small beside their sum."""
+    attend = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, mask, implementation: attend(q, k, v, mask=mask))
+    q, k, v, ids, g = (jnp.asarray(x) for x in arrays)
+    half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+
+    def gradients(queries):
+        monkeypatch.setattr(attention, "_CUDNN_QUERIES", queries)
+        _, pull = jax.vjp(lambda *x: causal_attention(*x, ids, "cudnn"), *half)
+        return [np.asarray(x, np.float32) for x in pull(g.astype(jnp.bfloat16))]
+
+    for many, one in zip(gradients(4), gradients(LENGTH), strict=True):
+        assert np.abs(many - one).max() <= 2**-7 * np.abs(one).max()
 
 
 def kernels(policy: str, arrays) -> int:
