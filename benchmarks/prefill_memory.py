@@ -52,9 +52,8 @@ def layer(a: argparse.Namespace, positions: int) -> dict:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     def init():
-        return block.init(jax.random.key(0), jnp.zeros((1, 8, c.width)), rope_table(jnp.zeros((1, 8)), c.head_dim, 1), ids)[
-            "params"
-        ]
+        rope = rope_table(jnp.zeros((1, 8)), c.head_dim, c.rope_theta)
+        return block.init(jax.random.key(0), jnp.zeros((1, 8, c.width)), rope, jnp.ones((1, 8), jnp.int32))["params"]
 
     cache = attention.LayerCache(*[array((a.rows, slots, c.kv_heads, c.head_dim))] * 2)
     inputs = (array((a.rows, positions, c.width)), array((a.rows, positions), jnp.int32), cache)
