@@ -8,7 +8,8 @@ from nextstep_jax.config import preset
 from nextstep_jax.data.sequence import ImageTokens, image_prefix
 from nextstep_jax.data.vocabulary import SpecialIds
 from nextstep_jax.generation import token_loop
-from nextstep_jax.generation.prompts import align_rows, frame_prompt
+from nextstep_jax.generation.prompts import align_rows, frame_prompt, row_batch
+from nextstep_jax.models.nextstep import NextStep
 from nextstep_jax.models.param_layouts import fuse_projections
 
 SETTINGS = token_loop.SamplerConfig(branches=2, sampler="sde", steps=3)
@@ -98,3 +99,15 @@ def test_profiles_name_the_stages_of_a_token(fused):
     stages = ("embed_times", "transformer_step", "write_cache", "masked_attention", "apply_rope", "flow_step", "velocity")
     stages += ("guide", "sampler_update", "normalize_token", "append_token", "image_in_projector", "image_out_projector")
     assert not [stage for stage in stages if f"{stage}/" not in found]
+
+
+@pytest.mark.parametrize("bucket", [1, 16])
+def test_the_step_after_a_prefill_is_the_end_of_a_whole_pass(fused, tiny_config, tiny_params, bucket):
+    config, params = fused
+    special = SpecialIds.from_config(config, range(20, 30), 10)
+    rows = [frame_prompt([ids, image_prefix(special, 2, 3)], special, config) for ids in ([3, 14, 15, 9, 2, 6], [5, 3])]
+    state = token_loop.prefill(config, params, align_rows(rows, bucket), branches=1, tokens=6)
+    hidden, _ = token_loop.transformer_step(config, params, state.embedding, state.positions, state.cache, state.valid)
+    for found, row in zip(hidden, rows, strict=True):
+        whole = NextStep(tiny_config).apply({"params": tiny_params}, row_batch(row))
+        np.testing.assert_allclose(found, whole[0, -1], atol=2e-5)
