@@ -324,15 +324,10 @@ def problems() -> list[str]:
 
 
 def copy_tree(target: pathlib.Path) -> None:
-    """The files of the working tree that git knows or would add."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
-    )
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        source, copy = ROOT / name, target / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_symlink() or source.is_file():
-            shutil.copy2(source, copy, follow_symlinks=False)
+    """The working tree but for environments, caches and what was built."""
+    built = (".venv", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info", "build", "dist", "site")
+    left_out = shutil.ignore_patterns(".git", "runs", *built)
+    shutil.copytree(ROOT, target, symlinks=True, ignore=left_out, dirs_exist_ok=True)
 
 
 def is_caught(mutation: Mutation, tree: pathlib.Path) -> bool:

@@ -19,6 +19,10 @@ def parse(argv: Sequence[str], values: flags.FlagValues, required: Iterable[str]
       InputError: for anything the flags, the config's file or its settings object to, or a `required` flag without a value.
     """
     arguments, overrides = _split(argv)
+    for module, own in values.flags_by_module_dict().items():
+        if "launch" in module:
+            for flag in own:
+                flag.unparse()  # a second call in one process begins from the defaults
     try:
         rest = values(arguments)
     except flags.Error as error:

@@ -144,12 +144,12 @@ def train(
             waited = time.perf_counter() - began
             if step == run.profile.start:
                 profiling.enter_context(jax.profiler.trace(workdir / "profile"))
-            # Nothing is copied between host and device but the batch, which `global_batch` does on purpose.
-            with jax.profiler.StepTraceAnnotation("train", step_num=step), jax.transfer_guard("disallow"):
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 batch = global_batch(host_batch.arrays, mesh, objective.batch_axes)
-                if collect:
-                    batch = collect(state, batch, key)
-                state, step_metrics = train_step(state, batch, key)
+                with jax.transfer_guard("disallow"):  # nothing but the batch is copied between host and device
+                    if collect:
+                        batch = collect(state, batch, key)
+                    state, step_metrics = train_step(state, batch, key)
             accumulator.add(step, step_metrics, waited, timed=step > first + 1)
             guard.remember(step, host_batch.names)
             if step == first + 1:

@@ -76,3 +76,14 @@ def test_damaged_data_is_exit_code_3(run, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(launch_train, "train", train)
     assert run("--config", CONFIG, "--workdir", str(tmp_path)) == 3
     assert capsys.readouterr().err == "error: step 10: state/x is cut short\n"
+
+
+def test_flags_of_one_command_line_are_not_those_of_the_next(tmp_path):
+    from nextstep_jax.launch import train as program
+    from nextstep_jax.launch.flag_parsing import parse
+
+    command = ["train", "--config", "shapes_tokenizer:laptop", "--workdir", str(tmp_path)]
+    parse([*command, "--distributed"], program.FLAGS, ("config", "workdir"), "")
+    assert program._DISTRIBUTED.value
+    parse(command, program.FLAGS, ("config", "workdir"), "")
+    assert not program._DISTRIBUTED.value
