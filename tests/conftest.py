@@ -9,9 +9,12 @@ import hypothesis
 import numpy as np
 import pytest
 
+from tests import shape_checks
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Programs run here for a moment only: most of a test's time would go into optimizing them.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+shape_checks.install()
 
 
 def pytest_collection_modifyitems(items):

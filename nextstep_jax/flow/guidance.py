@@ -8,6 +8,7 @@ Letters: R rows of one branch, M branches, C channels of one image token.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from nextstep_jax.errors import InputError
 
@@ -54,7 +55,9 @@ def schedule(name: str, cfg: Array | float, k: Array | np.ndarray | int, n: int)
 
 
 @jax.named_scope("guide")
-def guide(velocity: Array, cfg: Array | float, image_cfg: Array | float, branches: int, rescale: bool = False) -> Array:
+def guide(
+    velocity: Float[Array, "MR C"], cfg: Array | float, image_cfg: Array | float, branches: int, rescale: bool = False
+) -> Float[Array, "R C"]:
     """Guided velocity [R, C] from the branches' velocities [M * R, C].
 
     One branch: c. Two: u + cfg (c - u). Three: u + image_cfg (i - u) + cfg (c - i). Strengths may be traced, scalars or

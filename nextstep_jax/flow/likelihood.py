@@ -16,10 +16,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from nextstep_jax.errors import InputError
 
 Array = jax.Array
+Tokens = Float[Array, "*#n C"]  # axes of length 1 are broadcast
+PerToken = Float[Array, "*#n"]
 
 
 class Transition(NamedTuple):
@@ -50,13 +53,13 @@ def transition(table: np.ndarray, index: int) -> Transition:
     return Transition(a, b, d)
 
 
-def log_prob(step: Transition, x: Array, velocity: Array, following: Array) -> Array:
+def log_prob(step: Transition, x: Tokens, velocity: Tokens, following: Tokens) -> PerToken:
     """log N(following; a x + b velocity, d^2 I) in nats, summed over channels: [..., C] each -> [...]."""
     residual = (following - step.a * x - step.b * velocity) / step.d
     return -0.5 * jnp.sum(jnp.square(residual), axis=-1) - x.shape[-1] * (math.log(step.d) + 0.5 * math.log(2 * math.pi))
 
 
-def log_ratio(step: Transition, velocity: Array, old_velocity: Array, noise: Array) -> Array:
+def log_ratio(step: Transition, velocity: Tokens, old_velocity: Tokens, noise: Tokens) -> PerToken:
     """log p(step | velocity) - log p(step | old_velocity) in nats, summed over channels: [..., C] each -> [...].
 
     Args:
@@ -66,6 +69,6 @@ def log_ratio(step: Transition, velocity: Array, old_velocity: Array, noise: Arr
     return jnp.sum(noise * change, axis=-1) - 0.5 * jnp.sum(jnp.square(change), axis=-1)
 
 
-def kl(step: Transition, velocity: Array, reference_velocity: Array) -> Array:
+def kl(step: Transition, velocity: Tokens, reference_velocity: Tokens) -> PerToken:
     """KL(step under velocity || step under reference_velocity) in nats, summed over channels: [..., C] each -> [...]."""
     return 0.5 * jnp.sum(jnp.square(step.b / step.d * (velocity - reference_velocity)), axis=-1)

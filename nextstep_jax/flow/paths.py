@@ -10,27 +10,30 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from nextstep_jax.errors import InputError
 
 Array = jax.Array
+Tokens = Float[Array, "*#n C"]  # axes of length 1 are broadcast
+PerToken = Float[Array, "*#n"]
 
 MAX_SHIFT = 1e4  # far beyond use; larger ones lose the last times to rounding
 ERROR_TARGETS = ("velocity", "data", "noise")
 
 
-def interpolate(x: Array, noise: Array, t: Array) -> Array:
+def interpolate(x: Tokens, noise: Tokens, t: PerToken) -> Tokens:
     """The point [..., C] at times t [...] on the path from noise [..., C] to data x [..., C]."""
     t = t[..., None]
     return t * x + (1 - t) * noise
 
 
-def velocity_target(x: Array, noise: Array) -> Array:
+def velocity_target(x: Tokens, noise: Tokens) -> Tokens:
     """The path's constant velocity, what the flow head learns to predict."""
     return x - noise
 
 
-def error_weight(target: str, t: Array) -> Array:
+def error_weight(target: str, t: PerToken) -> PerToken:
     """What turns the squared error of a velocity at times t into that of the data or the noise which it implies.
 
     x = x_t + (1 - t) v and noise = x_t - t v, so their squared errors are (1 - t)^2 and t^2 times the velocity's.

@@ -28,6 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from nextstep_jax.errors import InputError
 from nextstep_jax.flow.paths import shift_times
@@ -39,7 +40,7 @@ LAST_STEP = 0.04  # of "august2025", fixed in that release
 MAX_STEPS = 10_000
 
 
-def timesteps(sampler: str, steps: int, shift: float = 1.0, last_step: float = LAST_STEP) -> np.ndarray:
+def timesteps(sampler: str, steps: int, shift: float = 1.0, last_step: float = LAST_STEP) -> Float[np.ndarray, " E"]:
     """The times [E] float32 at which `sample` asks for the velocity, in order.
 
     Args:
@@ -70,7 +71,7 @@ def sample(
     shift: float = 1.0,
     noise_level: float = 0.8,
     last_step: float = LAST_STEP,
-) -> Array:
+) -> Float[Array, "R C"]:
     """Integrate from noise to data.
 
     Args:
@@ -114,7 +115,9 @@ def trajectory(
     return grid.astype(np.float32), jnp.concatenate([start[0][None], states])
 
 
-def integrate(velocity: Callable[[Array, Array], Array], noise: Array, table: Array) -> Array:
+def integrate(
+    velocity: Callable[[Array, Array], Array], noise: Float[Array, "draws R C"], table: Float[Array, "E 4"]
+) -> Float[Array, "R C"]:
     """Run a `step_table` [E, 4] as one scan; velocity, noise and result as in `sample`. Rows short of noise get none."""
     (x, _), _ = jax.lax.scan(*_scan(velocity, noise, table))
     return x
@@ -139,7 +142,7 @@ def _scan(velocity: Callable[[Array, Array], Array], noise: Array, table: Array)
 
 def step_table(
     sampler: str, steps: int, shift: float = 1.0, noise_level: float = 0.8, last_step: float = LAST_STEP
-) -> np.ndarray:
+) -> Float[np.ndarray, "E 4"]:
     """The sampler's coefficients (a, b, c, d) at each evaluation, [E, 4] float32.
 
     Args:

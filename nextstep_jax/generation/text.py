@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from nextstep_jax.config import NextStepConfig
 from nextstep_jax.data.vocabulary import SpecialIds
@@ -59,7 +60,9 @@ def without_thinking(ids: Sequence[int], special: SpecialIds) -> list[int]:
 
 
 @jax.named_scope("sample_ids")
-def sample_ids(key: Array, logits: Array, temperature: Array, top_p: Array) -> Array:
+def sample_ids(
+    key: Array, logits: Float[Array, "B V"], temperature: Float[Array, ""], top_p: Float[Array, ""]
+) -> Int[Array, " B"]:
     """Ids [B] drawn from logits [B, V]: the most likely at temperature 0, else from the smallest set of mass >= top_p."""
     greedy = jnp.argmax(logits, axis=-1)
     scaled = logits / jnp.maximum(temperature, 1e-6)
@@ -89,8 +92,8 @@ def decode_ids(
     keys: Array,
     temperature: Array,
     top_p: Array,
-    allowed: Array,
-    stop_ids: Array,
+    allowed: Bool[Array, " V"],
+    stop_ids: Int[Array, " k"],
     stop: Array,
 ) -> TextState:
     """Write ids until `stop` steps were taken or every row is done.

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from nextstep_jax.batch import AnyArray
 from nextstep_jax.config import NextStepConfig
@@ -104,8 +105,13 @@ def prefill_cache(config: NextStepConfig, params: dict, prompt: Prompt, slots: i
 
 @jax.named_scope("transformer_step")
 def transformer_step(
-    config: NextStepConfig, params: dict, embedding: Array, positions: Array, cache: Cache, valid: Array
-) -> tuple[Array, Cache]:
+    config: NextStepConfig,
+    params: dict,
+    embedding: Float[Array, "R D"],
+    positions: Int[Array, " R"],
+    cache: Cache,
+    valid: Bool[Array, "R T"],
+) -> tuple[Float[Array, "R D"], Cache]:
     """One position: embeddings [R, D] at positions [R] -> hidden states [R, D] and the longer cache."""
     inputs = (embedding[:, None], positions[:, None], cache, valid)
     hidden, cache = NextStep(config).apply({"params": params}, *inputs, method="extend")
@@ -117,12 +123,12 @@ def flow_step(
     config: NextStepConfig,
     settings: SamplerConfig,
     params: dict,
-    condition: Array,
-    time_embeddings: Array,
-    noise: Array,
-    cfg: Array,
-    image_cfg: Array,
-) -> Array:
+    condition: Float[Array, "R D"],
+    time_embeddings: Float[Array, "T W"],
+    noise: Float[Array, "E B C"],
+    cfg: Float[Array, ""],
+    image_cfg: Float[Array, ""],
+) -> Float[Array, "B C"]:
     """One image token [B, C] per image from conditions [R, D] and noise [E, B, C]."""
     model, variables = NextStep(config), {"params": params}
     modulations = model.apply(variables, time_embeddings, condition, method="modulations")
@@ -148,7 +154,7 @@ def flow_step(
 
 
 @jax.named_scope("embed_times")
-def embed_times(config: NextStepConfig, settings: SamplerConfig, params: dict) -> Array:
+def embed_times(config: NextStepConfig, settings: SamplerConfig, params: dict) -> Float[Array, "T W"]:
     """Embeddings [T, W] of the sampler's times: constants of the whole loop."""
     times = jnp.asarray(timesteps(settings.sampler, settings.steps, settings.shift))
     return NextStep(config).apply({"params": params}, times, method="embed_times")
@@ -158,11 +164,11 @@ def sample_step(
     config: NextStepConfig,
     settings: SamplerConfig,
     params: dict,
-    time_embeddings: Array,
+    time_embeddings: Float[Array, "T W"],
     state: DecodeState,
-    noise: Array,
-    guidance: Array,
-) -> tuple[DecodeState, Array]:
+    noise: Float[Array, "E B C"],
+    guidance: Float[Array, " 2"],
+) -> tuple[DecodeState, Float[Array, "R D"]]:
     """The step that the compiled loop, previews and tests share.
 
     Args:
@@ -208,8 +214,8 @@ def decode_tokens(
     settings: SamplerConfig,
     params: dict,
     state: DecodeState,
-    noise: Array,
-    guidance: Array,
+    noise: Float[Array, "n E B C"],
+    guidance: Float[Array, "n 2"],
     stop: Array,
 ) -> DecodeState:
     """Sample tokens until `stop` of them are there, without leaving the device; call again with a later stop to go on.
@@ -229,7 +235,7 @@ def decode_tokens(
 
 
 @functools.partial(jax.jit, static_argnames=("tokens", "arrays", "channels"))
-def draw_noise(keys: Array, tokens: int, arrays: int, channels: int) -> Array:
+def draw_noise(keys: Array, tokens: int, arrays: int, channels: int) -> Float[Array, "n E B C"]:
     """Noise [n, E, B, C] of B images, each from its own key, so that an image never depends on its neighbours."""
     each = jax.vmap(lambda key: jax.random.normal(key, (tokens, arrays, channels)))(keys)
     return jnp.moveaxis(each, 0, 2)

@@ -12,11 +12,16 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
+from jaxtyping import Bool, Float, Int
 
 from nextstep_jax.errors import InputError
 from nextstep_jax.sharding.rules import LOGICAL_RULES, constrain
 
 Array = jax.Array
+Queries = Float[Array, "B S N H"]
+Keys = Float[Array, "B T K H"]
+NewKeys = Float[Array, "B S K H"]
+Mask = Bool[Array, "B S T"]
 
 # Name of what the attention's backward pass needs besides q, k and v, for rematerialization policies.
 ATTENTION_OUT = "attention_out"
@@ -37,21 +42,21 @@ class LayerCache(NamedTuple):
     values: Array
 
 
-def segment_mask(segment_ids: Array) -> Array:
+def segment_mask(segment_ids: Int[Array, "B S"]) -> Bool[Array, "B S S"]:
     """[B, S, S] bool: a query sees keys of its own segment that are not later than itself."""
     s = segment_ids.shape[1]
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
     return same & (jnp.arange(s)[:, None] >= jnp.arange(s)[None, :])
 
 
-def cache_mask(valid: Array, index: Array, queries: int) -> Array:
+def cache_mask(valid: Bool[Array, "B T"], index: Int[Array, ""], queries: int) -> Mask:
     """[B, S, T] bool for S queries written at slots index, index + 1, …: earlier slots and their own, where valid [B, T]."""
     slots = jnp.arange(valid.shape[1])
     return valid[:, None, :] & (slots <= index + jnp.arange(queries)[:, None])
 
 
 @jax.named_scope("write_cache")
-def write_cache(cache: LayerCache, keys: Array, values: Array, index: Array) -> LayerCache:
+def write_cache(cache: LayerCache, keys: NewKeys, values: NewKeys, index: Int[Array, ""]) -> LayerCache:
     """Put [B, S, K, H] keys and values at slots index, index + 1, …"""
     at = (0, index, 0, 0)
     return LayerCache(
@@ -66,7 +71,7 @@ def shard_cache(x: Array) -> Array:
 
 
 @jax.named_scope("attention_weights")
-def attention_weights(q: Array, k: Array, mask: Array) -> Array:
+def attention_weights(q: Queries, k: Keys, mask: Mask) -> Float[Array, "B K G S T"]:
     """Softmax weights [B, K, N / K, S, T] in float32; mask is [B, S, T]."""
     b, s, n, h = q.shape
     grouped = q.reshape(b, s, k.shape[2], n // k.shape[2], h)
@@ -75,14 +80,14 @@ def attention_weights(q: Array, k: Array, mask: Array) -> Array:
 
 
 @jax.named_scope("masked_attention")
-def masked_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
+def masked_attention(q: Queries, k: Keys, v: Keys, mask: Mask) -> Queries:
     """Attention of q [B, S, N, H] over k, v [B, T, K, H] where mask [B, S, T]; returns [B, S, N, H]."""
     weights = attention_weights(q, k, mask).astype(v.dtype)
     return jnp.einsum("BKGST,BTKH->BSKGH", weights, v).reshape(q.shape)
 
 
 @jax.named_scope("cached_attention")
-def cached_attention(q: Array, cache: LayerCache, valid: Array, index: Array) -> Array:
+def cached_attention(q: Queries, cache: LayerCache, valid: Bool[Array, "B T"], index: Int[Array, ""]) -> Queries:
     """Attention of queries [B, S, N, H] at slots index, index + 1, … over a cache that holds their own keys, see `cache_mask`.
 
     Many queries go through block by block, each with its whole softmax: memory follows the slots, not their product with the
@@ -110,7 +115,7 @@ def _in_blocks(q: Array, largest: int, attend: Callable[[Array, Array], Array]) 
 
 
 @jax.named_scope("causal_attention")
-def causal_attention(q: Array, k: Array, v: Array, segment_ids: Array, kernel: str = "auto") -> Array:
+def causal_attention(q: Queries, k: NewKeys, v: NewKeys, segment_ids: Int[Array, "B S"], kernel: str = "auto") -> Queries:
     """Segment-aware causal attention of whole rows: q [B, S, N, H], k and v [B, S, K, H], segment_ids [B, S].
 
     `kernel` is one of config.ATTENTION_KERNELS; "auto" takes what the platform is best at.

@@ -16,6 +16,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Float
 
 Array = jax.Array
 
@@ -25,7 +26,7 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _PRODUCT_PIXELS, _PRODUCT_CHANNELS, _STRIP_POSITIONS = 64 * 64, 64, 4096
 
 
-def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
+def convolve(x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"], stride: int = 1) -> Float[Array, "B h w O"]:
     """x [B, H, W, I] with kernel [3, 3, I, O] -> [B, H/stride, W/stride, O].
 
     Stride 1 pads every edge with zeros, stride 2 the bottom and the right one (H and W even), as the released VAE does.

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from nextstep_jax.config import NextStepConfig
 from nextstep_jax.models.layers import Projection, layer_norm
@@ -33,7 +34,7 @@ class Modulations(NamedTuple):
     final: Array
 
 
-def time_features(t: Array) -> Array:
+def time_features(t: Float[Array, "*n"]) -> Float[Array, "*n 256"]:
     """[..., 256] float32: 128 cosines then 128 sines of t, periods 2 pi to 2 pi * 10000; t in [0, 1] is not rescaled."""
     half = TIME_FEATURES // 2
     frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
@@ -138,7 +139,7 @@ class FlowHead(nn.Module):
             self.blocks = [block(*arguments) for _ in range(c.layers)]
         self.final = FinalLayer(c.width, self.config.token_channels, t.dtype)
 
-    def velocity(self, x: Array, t: Array, condition: Array) -> Array:
+    def velocity(self, x: Float[Array, "P C"], t: Float[Array, " P"], condition: Float[Array, "R D"]) -> Float[Array, "P C"]:
         """Velocity [P, C] float32 at points x [P, C], times t [P]; of R conditions [R, D] each steers the next P / R points."""
         times = constrain(self.time_embed(constrain(t, "positions")), "positions", "width")
         conditions = constrain(self.condition(condition), "positions", "width")
@@ -151,16 +152,16 @@ class FlowHead(nn.Module):
                 y, _ = block(y, cond)
         return self.final(y, self.final.modulate(cond)).astype(jnp.float32)
 
-    def embed_times(self, times: Array) -> Array:
+    def embed_times(self, times: Float[Array, " T"]) -> Float[Array, "T W"]:
         """Embeddings [T, W] of times [T]; a fixed schedule needs them once for all tokens."""
         return self.time_embed(times)
 
-    def modulations(self, time_embeddings: Array, condition: Array) -> Modulations:
+    def modulations(self, time_embeddings: Float[Array, "T W"], condition: Float[Array, "R D"]) -> Modulations:
         """Modulations at T embedded times [T, W] for R conditions [R, D], leading axes [T, R] (unrolled form only)."""
         cond = nn.silu(time_embeddings[:, None] + self.condition(condition)[None])
         return Modulations(tuple(block.modulate(cond) for block in self.blocks), self.final.modulate(cond))
 
-    def velocity_at(self, x: Array, modulations: Modulations) -> Array:
+    def velocity_at(self, x: Float[Array, "R C"], modulations: Modulations) -> Float[Array, "R C"]:
         """Velocity [R, C] float32 at points x [R, C] under modulations of one time, [R, ...] (unrolled form only)."""
         y = self.input(x)
         for block, modulation in zip(self.blocks, modulations.blocks, strict=True):

@@ -14,12 +14,16 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from nextstep_jax.config import ImageTokenizerConfig
 from nextstep_jax.errors import InputError
 from nextstep_jax.models.convolution import convolve
 
 Array = jax.Array
+Latents = Float[Array, "B h w c"]
+Tokens = Float[Array, "B n C"]
+Features = Float[Array, "B h w C"]
 
 LOGVAR_RANGE = (-30.0, 20.0)
 NORM_EPS = 1e-6
@@ -43,25 +47,25 @@ class Posterior:
 
 
 @jax.named_scope("sample_posterior")
-def sample_posterior(posterior: Posterior, noise: Array, config: ImageTokenizerConfig) -> Array:
+def sample_posterior(posterior: Posterior, noise: Latents, config: ImageTokenizerConfig) -> Latents:
     """Latents [B, h, w, c] from standard normal `noise` of that shape; the mean itself if the tokenizer is deterministic."""
     if config.deterministic:
         return posterior.mean
     return posterior.mean + jnp.exp(0.5 * posterior.logvar) * noise
 
 
-def scale_latents(latents: Array, config: ImageTokenizerConfig) -> Array:
+def scale_latents(latents: Latents, config: ImageTokenizerConfig) -> Latents:
     """From the VAE's latents to the ones the transformer sees."""
     return (latents - config.shift) * config.scaling
 
 
-def unscale_latents(latents: Array, config: ImageTokenizerConfig) -> Array:
+def unscale_latents(latents: Latents, config: ImageTokenizerConfig) -> Latents:
     """From the latents the transformer draws to the ones the decoder takes."""
     return latents / config.scaling + config.shift
 
 
 @jax.named_scope("normalize_latents")
-def normalize_latents(mean: Array, patch: int | None) -> Array:
+def normalize_latents(mean: Latents, patch: int | None) -> Latents:
     """Zero mean and unit variance (biased, eps 1e-6) over each token's features.
 
     Args:
@@ -88,7 +92,7 @@ def perturb(latents: Array, alpha: Array, noise: Array) -> Array:
 
 
 @jax.named_scope("patchify")
-def patchify(latents: Array, patch: int) -> Array:
+def patchify(latents: Latents, patch: int) -> Tokens:
     """Latents [B, h, w, c] -> tokens [B, (h/p)*(w/p), c*p*p] in reading order; inside a token: channel, row, column.
 
     Raises:
@@ -101,7 +105,7 @@ def patchify(latents: Array, patch: int) -> Array:
 
 
 @jax.named_scope("unpatchify")
-def unpatchify(tokens: Array, h_tokens: int, w_tokens: int, patch: int) -> Array:
+def unpatchify(tokens: Tokens, h_tokens: int, w_tokens: int, patch: int) -> Latents:
     """Tokens [B, h_tokens*w_tokens, c*p*p] -> latents [B, h_tokens*p, w_tokens*p, c]; the inverse of `patchify`.
 
     Raises:
@@ -152,7 +156,7 @@ def join_tiles(x: Array, batch: int, rows: int) -> Array:
     return x.reshape(batch, rows * side, -1, c)
 
 
-def upsample(x: Array) -> Array:
+def upsample(x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W C"]:
     """Nearest neighbour, twice the height and the width."""
     batch, height, width, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, c)).reshape(batch, 2 * height, 2 * width, c)
@@ -183,7 +187,7 @@ def group_normalize(x: Array, statistics: tuple[Array, Array], groups: int, scal
 
 
 @jax.named_scope("attend")
-def attend(q: Array, k: Array, v: Array) -> Array:
+def attend(q: Features, k: Features, v: Features) -> Features:
     """Single-head attention of every latent pixel to all: q, k, v [B, h, w, C] -> [B, h, w, C]; softmax in float32."""
     _, h, w, c = q.shape
 
@@ -333,7 +337,7 @@ class ImageTokenizer(nn.Module):
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
 
-    def encode(self, pixels: Array) -> Posterior:
+    def encode(self, pixels: Float[Array, "B height width channels"]) -> Posterior:
         """Pixels [B, height, width, 3] in [-1, 1] -> posterior over latents [B, h, w, c]; its mean normalized if so configured.
 
         Raises:

@@ -10,18 +10,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 Array = jax.Array
+Vectors = Float[Array, "*n D"]
+Heads = Float[Array, "B S N H"]
 
 
-def rms_norm(x: Array, scale: Array, eps: float) -> Array:
+def rms_norm(x: Vectors, scale: Float[Array, " D"], eps: float) -> Vectors:
     """x / rms(x) * scale over the last axis, in float32, returned in x's dtype."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
     return (y * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def layer_norm(x: Array, eps: float, scale: Array | None = None, bias: Array | None = None) -> Array:
+def layer_norm(
+    x: Vectors, eps: float, scale: Float[Array, " D"] | None = None, bias: Float[Array, " D"] | None = None
+) -> Vectors:
     """Layer normalization over the last axis with biased variance, in float32, returned in x's dtype."""
     y = x.astype(jnp.float32)
     y = y - jnp.mean(y, axis=-1, keepdims=True)
@@ -31,7 +36,7 @@ def layer_norm(x: Array, eps: float, scale: Array | None = None, bias: Array | N
     return y.astype(x.dtype)
 
 
-def rope_table(positions: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
+def rope_table(positions: Int[Array, "*n"], head_dim: int, theta: float) -> tuple[Float[Array, "*n h"], Float[Array, "*n h"]]:
     """Cosines and sines [..., H / 2] of rotary angles at any positions.
 
     Frequencies never leave float32: rounded to bfloat16 they are 0.12 rad off at position 1000. They are computed on the host,
@@ -43,7 +48,7 @@ def rope_table(positions: Array, head_dim: int, theta: float) -> tuple[Array, Ar
 
 
 @jax.named_scope("apply_rope")
-def apply_rope(x: Array, table: tuple[Array, Array]) -> Array:
+def apply_rope(x: Heads, table: tuple[Float[Array, "B S h"], Float[Array, "B S h"]]) -> Heads:
     """Rotate [B, S, N, H] by a table [B, S, H / 2] (the two halves of H form the pairs)."""
     cos, sin = (t[:, :, None, :] for t in table)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

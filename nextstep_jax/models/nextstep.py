@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from nextstep_jax.batch import Batch
 from nextstep_jax.config import NextStepConfig
@@ -99,20 +100,22 @@ class NextStep(nn.Module):
         self.image_out_projector = Projection("...D,DE->...E", (t.width, t.width), 1, t.dtype)
         self.flow_head = FlowHead(c)
 
-    def embed(self, text_ids: Array, image_tokens: Array, is_image: Array) -> Array:
+    def embed(
+        self, text_ids: Int[Array, "B S"], image_tokens: Float[Array, "B S C"], is_image: Bool[Array, "B S"]
+    ) -> Float[Array, "B S D"]:
         """Embeddings [B, S, D]: of ids [B, S] where text, of tokens [B, S, C] where image."""
         text = self.embed_text(text_ids)
         return jnp.where(is_image[..., None], self.embed_image(image_tokens), text)
 
-    def embed_text(self, text_ids: Array) -> Array:
+    def embed_text(self, text_ids: Int[Array, "*n"]) -> Float[Array, "*n D"]:
         """Embeddings [..., D] of ids [...]."""
         return self.embedding(text_ids)
 
-    def embed_image(self, image_tokens: Array) -> Array:
+    def embed_image(self, image_tokens: Float[Array, "*n C"]) -> Float[Array, "*n D"]:
         """Embeddings [..., D] of image tokens [..., C]."""
         return self.image_in_projector(image_tokens)
 
-    def __call__(self, batch: Batch) -> Array:
+    def __call__(self, batch: Batch) -> Float[Array, "B S D"]:
         """Hidden states [B, S, D] after the final norm; the state at s predicts position s + 1."""
         x = self.embed(batch.text_ids, batch.image_tokens, batch.is_image)
         x = constrain(x, "batch", "sequence", "width")
@@ -128,7 +131,9 @@ class NextStep(nn.Module):
         x = self.embed(batch.text_ids, batch.image_tokens, batch.is_image)
         return self.decoder.attention_maps(x, batch.positions, batch.segment_ids)
 
-    def extend(self, embeddings: Array, positions: Array, cache: Cache, valid: Array) -> tuple[Array, Cache]:
+    def extend(
+        self, embeddings: Float[Array, "R S D"], positions: Int[Array, "R S"], cache: Cache, valid: Bool[Array, "R T"]
+    ) -> tuple[Float[Array, "R S D"], Cache]:
         """Append [R, S, D] embeddings at [R, S] positions to the cache; see `Decoder.extend`."""
         return self.decoder.extend(embeddings, positions, cache, valid)
 
@@ -138,12 +143,12 @@ class NextStep(nn.Module):
             return self.embedding.embedding.T
         return self.lm_head()
 
-    def logits(self, hidden: Array) -> Array:
+    def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
         """Next-id logits [..., V] float32 of hidden states [..., D]."""
         kernel = self.language_kernel().astype(hidden.dtype)
         return jnp.einsum("...D,DV->...V", hidden, kernel, preferred_element_type=jnp.float32)
 
-    def project_out(self, hidden: Array) -> Array:
+    def project_out(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
         """The flow head's condition [..., D] of hidden states [..., D]."""
         return self.image_out_projector(hidden)
 

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Bool, Float, Int
 
 from nextstep_jax.config import TransformerConfig
 from nextstep_jax.models.attention import (
@@ -181,7 +182,9 @@ class Decoder(nn.Module):
     def _rope(self, positions: Array) -> RopeTable:
         return rope_table(positions, self.config.head_dim, self.config.rope_theta)
 
-    def __call__(self, x: Array, positions: Array, segment_ids: Array) -> Array:
+    def __call__(
+        self, x: Float[Array, "B S D"], positions: Int[Array, "B S"], segment_ids: Int[Array, "B S"]
+    ) -> Float[Array, "B S D"]:
         """Hidden states [B, S, D] after the final norm, of embeddings [B, S, D] at positions [B, S]."""
         x, rope = x.astype(self.config.dtype), self._rope(positions)
         if self.config.scan_layers:
@@ -207,7 +210,9 @@ class Decoder(nn.Module):
             x, _ = layer(x, rope, segment_ids)
         return maps
 
-    def extend(self, x: Array, positions: Array, cache: Cache, valid: Array) -> tuple[Array, Cache]:
+    def extend(
+        self, x: Float[Array, "R S D"], positions: Int[Array, "R S"], cache: Cache, valid: Bool[Array, "R T"]
+    ) -> tuple[Float[Array, "R S D"], Cache]:
         """Append embeddings [R, S, D] to the cache and return their hidden states [R, S, D] (unrolled form only).
 
         valid [R, T] says which slots, old and new, a row may see.
