@@ -257,3 +257,12 @@ def test_a_prompt_can_be_rewritten_before_it_is_drawn(run, tmp_path, server, tin
     assert code == 1 and "did not rewrite the prompt 'a red circle'" in error and not (tmp_path / "b.png").exists()
     code, _, error = run("generate", "a red circle", "--rewrite", "gpt", "--out", tmp_path / "b.png")
     assert code == 2 and "expected openai:URL#MODEL" in error
+
+
+def test_what_the_model_does_not_know_is_one_line_each(run, tmp_path):
+    options = ("--out", tmp_path / "a.png", "--steps", 1)
+    code, _, err = run("generate", "a cat", "--width", 96, *options)
+    warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
+    assert code == 0 and len(warnings) == 2 and "'cat'" in warnings[0] and "96x64" in warnings[1] and "Traceback" not in err
+    code, _, err = run("generate", 'the word "cat" in red', *options)
+    assert code == 0 and "warning" not in err

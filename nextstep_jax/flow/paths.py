@@ -66,9 +66,10 @@ class TimestepDistribution:
             raise InputError(f"distribution must be logit_normal or uniform, found {self.distribution!r}")
         if not np.isfinite(self.mean):
             raise InputError(f"mean must be a finite number, found {self.mean}")
-        for name in ("std", "shift"):
-            if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise InputError(f"{name} must be a positive number, found {getattr(self, name)}")
+        if not (np.isfinite(self.std) and self.std > 0):
+            raise InputError(f"std must be a positive number, found {self.std}")
+        if not 0 < self.shift <= MAX_SHIFT:
+            raise InputError(f"shift must be a positive number of at most {MAX_SHIFT:g}, found {self.shift}")
 
     def sample(self, key: Array, shape: tuple[int, ...]) -> Array:
         """Times of a shape, float32 in [0, 1]."""

@@ -286,7 +286,7 @@ class Pipeline:
         """n images of each prompt, in batches of at most MAX_BATCH; `branches` as in `sample_tokens`."""
         n, seed, count = require_int("n", n, 1), require_seed(seed), h * w
         height, width = h * self.token_pixels, w * self.token_pixels
-        for row in branches:  # whatever is wrong with the last prompt is said before the first is drawn
+        for row in branches:  # an error in the last prompt is raised before the first image is drawn
             for parts in row:
                 self._frame([*parts, image_prefix(self.special, h, w)], count)
         warn_of_words(self.name, self.vocabulary, prompts)

@@ -64,7 +64,7 @@ def listen() -> Iterator[Profile]:
 
 @contextlib.contextmanager
 def part(name: str) -> Iterator[Callable]:
-    """Yields a function to pass results through: while somebody listens it waits for them, so that their time counts here."""
+    """Yields a function to pass results through; while a `Profile` listens it waits for them and counts their time."""
     if not _listening:
         yield lambda results: results
         return

@@ -28,7 +28,7 @@ NORM_EPS = 1e-6
 
 
 class Modulations(NamedTuple):
-    """What steers the network at given times: per block [..., 3W] (shift, scale, gate), at the end [..., 2W] (shift, scale)."""
+    """AdaLN modulations at given times: per block [..., 3W] (shift, scale, gate), at the end [..., 2W] (shift, scale)."""
 
     blocks: tuple[Array, ...]
     final: Array
@@ -75,7 +75,7 @@ class FlowBlock(nn.Module):
         self.modulation = Projection("...I,IO->...O", (w, 3 * w), 1, self.dtype, stddev=0.0)
 
     def __call__(self, x: Array, cond: Array) -> tuple[Array, None]:
-        """x [P, W] after the block, steered by silu(time + condition) [P, W]."""
+        """x [P, W] after the block, modulated by cond = silu(time + condition) [P, W]."""
         return self.apply_modulation(x, self.modulation(cond)), None
 
     def modulate(self, cond: Array) -> Array:
@@ -140,7 +140,7 @@ class FlowHead(nn.Module):
         self.final = FinalLayer(c.width, self.config.token_channels, t.dtype)
 
     def velocity(self, x: Float[Array, "P C"], t: Float[Array, " P"], condition: Float[Array, "R D"]) -> Float[Array, "P C"]:
-        """Velocity [P, C] float32 at points x [P, C], times t [P]; of R conditions [R, D] each steers the next P / R points."""
+        """Velocity [P, C] float32 at points x [P, C], times t [P]; of R conditions [R, D] each is for the next P / R points."""
         times = constrain(self.time_embed(constrain(t, "positions")), "positions", "width")
         conditions = constrain(self.condition(condition), "positions", "width")
         cond = nn.silu(times + jnp.repeat(conditions, t.shape[0] // condition.shape[0], axis=0))

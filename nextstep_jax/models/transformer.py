@@ -34,7 +34,7 @@ class Cache(NamedTuple):
     """Keys and values of every layer and the next slot to write; an explicit argument and result of decoding."""
 
     layers: tuple[LayerCache, ...]
-    index: Array  # type: ignore[assignment]  # hides tuple.index, which nobody asks a cache for
+    index: Array  # type: ignore[assignment]  # hides tuple.index, which a cache has no use for
 
 
 def init_cache(config: TransformerConfig, rows: int, slots: int) -> Cache:

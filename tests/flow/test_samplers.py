@@ -38,7 +38,7 @@ CASES = list(_cases())
 
 @functools.partial(jax.jit, static_argnames=("branches", "rescale"))
 def _walk(params, noise, table, times, condition, cfg, image_cfg, branches, rescale):
-    """`samplers.walk` over the golden flow head, compiled once for each number of evaluations and branches."""
+    """`samplers.integrate` over the golden flow head, compiled once for each number of evaluations and branches."""
     model = NextStep(tiny_model()[0])
 
     def velocity(x, i):
