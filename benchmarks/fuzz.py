@@ -443,7 +443,14 @@ TARGETS = {
 }
 
 # Inputs that once failed: (target, files).
-KEPT: list[tuple[str, Files]] = []
+KEPT: list[tuple[str, Files]] = [
+    ("index", {"model.safetensors.index.json": json.dumps({"weight_map": {"a": "x" * 3000}}).encode()}),
+    ("tokenizer_json", {"tokenizer.json": json.dumps(_VOCABULARY | {"model": _VOCABULARY["model"] | {"vocab": {}}}).encode()}),
+    ("step", {"3/process_0-of-1.json": _sealed(_STEP | {"files": {".": None}})}),
+    ("step", {"3/process_0-of-1.json": _sealed({key: value for key, value in _STEP.items() if key != "data_state"})}),
+    ("step", {"3/process_0-of-1.json": _sealed(_STEP | {"leaves": {"params/a": {}}})}),
+    ("checkpoint", _CHECKPOINT | {"manifest.json": _sealed({"leaves": {"model": 1}, "files": {}})}),
+]
 
 
 if __name__ == "__main__":

@@ -241,9 +241,9 @@ def param_shapes(config, dtype: str) -> dict:
     plain, fused = config.with_transformer(fused_projections=False), config.transformer.fused_projections
 
     def make(key):
-        params = fuse_projections(init_params(plain, key)) if fused else init_params(plain, key)
-        params = jax.tree.map(lambda leaf: leaf.astype(config.transformer.dtype), params)
-        return quantize_kernels(params) if dtype == "int8" else params
+        params = jax.tree.map(lambda leaf: leaf.astype(config.transformer.dtype), init_params(plain, key))
+        params = quantize_kernels(params) if dtype == "int8" else params
+        return fuse_projections(params) if fused else params
 
     return jax.eval_shape(make, jax.random.key(0))
 

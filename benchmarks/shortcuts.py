@@ -113,7 +113,7 @@ def golden_distances(reference_steps: int) -> dict[str, float]:
     projected = run_on_vectors(reference, "project_out", conditions.reshape(-1, conditions.shape[-1]))
     projected = projected.reshape(conditions.shape)
     guidance = GenerationConfig(cfg=asked["cfg"], schedule="constant").guidance(conditions.shape[1])
-    quantized = jax.jit(lambda p: quantize_kernels(fuse_projections(p)))(reference.params)
+    quantized = jax.jit(lambda p: fuse_projections(quantize_kernels(p)))(reference.params)
 
     def draw(sampler: str, steps: int, params=reference.params) -> np.ndarray:
         planned = plan_steps(sampler, steps, 1.0)

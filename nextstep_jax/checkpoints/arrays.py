@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -26,6 +26,8 @@ _PREFETCH_BYTES = 1 << 28  # bytes read ahead of the leaf being used
 _STORAGE_ERRORS = (ValueError, RuntimeError, OSError)  # how TensorStore reports unreadable data
 
 Index = tuple[slice, ...]
+# A leaf's path and array -> what is to be in its place, by path.
+Convert = Callable[[str, jax.Array], Mapping[str, jax.Array]]
 LeafEntries = Mapping[str, Mapping[str, Any]]  # the manifest's entries: {path: {"shape", "dtype", "digest"}}
 
 
@@ -159,19 +161,23 @@ def read_verified(directory: pathlib.Path, leaves: LeafEntries) -> Iterator[tupl
 
 
 def read_sharded(
-    directory: pathlib.Path, leaves: LeafEntries, shardings: Mapping[str, jax.sharding.Sharding]
+    directory: pathlib.Path,
+    leaves: LeafEntries,
+    shardings: Mapping[str, jax.sharding.Sharding],
+    convert: Convert = lambda path, array: {path: array},
 ) -> dict[str, jax.Array]:
-    """Every leaf as a `jax.Array` with its sharding, checked against its digest.
+    """Every leaf as a `jax.Array` with its sharding, checked against its digest, and then as `convert` gives it.
 
     A process reads only the slices its devices hold. All processes must call this together: leaves of which a process sees a
-    part are checked by a program that runs on all of them.
+    part are checked by a program that runs on all of them. Of leaves that a process sees whole, one at a time is there as it
+    was stored.
 
     Raises:
       DamagedDataError: on every process, naming the leaves that one of them could not read or found changed.
     """
     wanted = {path: _device_indices(shardings[path], entry["shape"]) for path, entry in leaves.items()}
     reader = ArrayReader(directory, leaves)
-    unchecked: list[str] = []
+    unchecked: dict[str, None] = {}
 
     def place() -> dict[str, jax.Array]:
         loaded: dict[str, jax.Array] = {}
@@ -180,14 +186,21 @@ def read_sharded(
             if len(pieces) == 1 and pieces[0].shape == shape:
                 reader.check_digest(path, host_digest(pieces[0]))
             else:
-                unchecked.append(path)
+                unchecked[path] = None
             parts = zip(pieces, wanted[path], strict=True)
             shards = [jax.device_put(piece, device) for piece, (_, devices) in parts for device in devices]
-            loaded[path] = jax.make_array_from_single_device_arrays(shape, shardings[path], shards)
+            array = jax.make_array_from_single_device_arrays(shape, shardings[path], shards)
+            loaded |= {path: array} if path in unchecked else jax.block_until_ready(convert(path, array))
+            del pieces, parts, shards, array  # before the next leaf is waited for
         return loaded
 
     loaded = processes.agree(place)
-    for path, digest in [(path, defer_digest(loaded[path])) for path in unchecked]:
+    digests = {}
+    for path in unchecked:
+        array = loaded.pop(path)
+        digests[path] = defer_digest(array)
+        loaded |= convert(path, array)
+    for path, digest in digests.items():
         reader.check_digest(path, digest())
     return loaded
 

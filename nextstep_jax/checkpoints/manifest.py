@@ -171,7 +171,7 @@ def check_relative(name: str) -> str:
     """`name`, which must stay inside the folder it is relative to; else InputError."""
     path = pathlib.PurePosixPath(name)
     strange = path.is_absolute() or ".." in path.parts or "\\" in name or not name.isprintable() or str(path) != name
-    if not name or strange or max(map(len, path.parts)) > 200 or len(name) > _MAX_NAME:
+    if not path.parts or strange or max(map(len, path.parts)) > 200 or len(name) > _MAX_NAME:
         raise InputError(f"expected a relative file name inside the checkpoint, found {name[:_MAX_NAME]!r}")
     return name
 

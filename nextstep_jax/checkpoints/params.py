@@ -139,8 +139,10 @@ def load_params(
     subtree: str | None = None,
     dtype: Any = None,
     shardings: Any = None,
+    convert: arrays.Convert | None = None,
 ) -> dict[str, Any]:
-    """The parameters as a nested dict of `jax.Array`, every file and leaf verified.
+    """The parameters as a nested dict of `jax.Array`, every file and leaf verified. Leaves are converted as they are read:
+    memory stays within the result and one leaf as it is stored.
 
     Args:
       directory: a checkpoint folder.
@@ -149,6 +151,8 @@ def load_params(
         outer keys dtypes of their own.
       shardings: one `jax.sharding.Sharding` for all leaves, or a nested dict of them shaped like the result; each process
         then reads only the slices of its devices, and all processes must call this together. None: the default device.
+      convert: takes the path (from the root, "model/...") and the array of each leaf, after `dtype`; gives {path: array} to put
+        in its place.
 
     Raises:
       InputError: not a checkpoint folder, no such subtree, or shardings of another structure.
@@ -159,12 +163,14 @@ def load_params(
     leaves, prefix = _select(directory, content, subtree)
     by_path = _shardings_by_path(shardings, leaves, prefix)
     _raise_damage(directory, processes.find_damage_together(directory, content["files"]))
-    loaded = arrays.read_sharded(directory / ARRAYS, leaves, by_path)
-    for path, array in loaded.items():
+
+    def convert_leaf(path: str, array: jax.Array) -> Mapping[str, jax.Array]:
         wanted = dtype.get(path.split("/")[0]) if isinstance(dtype, Mapping) else dtype
         if wanted is not None and jnp.issubdtype(array.dtype, jnp.floating):
-            loaded[path] = array.astype(wanted)
-    return arrays.unflatten(loaded, prefix)
+            array = array.astype(wanted)
+        return {path: array} if convert is None else convert(path, array)
+
+    return arrays.unflatten(arrays.read_sharded(directory / ARRAYS, leaves, by_path, convert_leaf), prefix)
 
 
 def iterate_params(directory: str | os.PathLike, subtree: str | None = None) -> Iterator[tuple[str, np.ndarray]]:

@@ -13,7 +13,7 @@ from nextstep_jax.data.vocabulary import SpecialIds, Vocabulary
 from nextstep_jax.errors import InputError
 from nextstep_jax.generation.config import recommended
 from nextstep_jax.generation.sizes import image_grid, trained_sizes
-from nextstep_jax.models.param_layouts import fuse_projections, quantize_kernels
+from nextstep_jax.models.param_layouts import fuse_layer, quantize_leaf
 
 
 def builtin_checkpoint() -> pathlib.Path:
@@ -72,15 +72,18 @@ def load_model(checkpoint: str | os.PathLike | None = None, dtype: str | None = 
     stored = checkpoints.abstract_params(checkpoint, "model")["decoder"]["layers_0"]["attention"]["q"]["kernel"].dtype.name
     if dtype is None and stored == "float16":
         dtype = "float32"  # float16 saves space on disk; its range is too short to compute in
-    params = checkpoints.load_params(checkpoint, dtype={"model": dtype, "image_tokenizer": "float32"})
+    dtypes = {"model": dtype, "image_tokenizer": "float32"}
+    params = checkpoints.load_params(checkpoint, dtype=dtypes, convert=_quantize if quantized else None)
     config = config.with_transformer(dtype=dtype or stored, fused_projections=True, scan_layers=False, remat="none")
-    fused = fuse_projections(params["model"])
+    decoder = params["model"]["decoder"]
+    for name in (name for name in decoder if name.startswith("layers_")):  # one by one: the unfused layer goes before the next
+        decoder[name] = jax.block_until_ready(fuse_layer(decoder[name]))
     vocabulary = _load_vocabulary(checkpoint)
     if vocabulary is not None:
         vocabulary.require_match(config)
     return dict(
         config=config,
-        params=quantize_kernels(fused) if quantized else fused,
+        params=params["model"],
         tokenizer_config=tokenizer_config,
         tokenizer_params=params.get("image_tokenizer"),
         special=vocabulary.special if vocabulary else SpecialIds.from_config(config),
@@ -88,6 +91,13 @@ def load_model(checkpoint: str | os.PathLike | None = None, dtype: str | None = 
         overrides=values.get("generation") or {},
         name=checkpoint.resolve().name,
     )
+
+
+def _quantize(path: str, leaf: jax.Array) -> dict[str, jax.Array]:
+    """A leaf of the model's parameters with its large kernels in int8."""
+    part, rest = path.split("/", 1)
+    small = quantize_leaf(rest, leaf) if part == "model" else {rest: leaf}
+    return {f"{part}/{key}": array for key, array in small.items()}
 
 
 def require_usable(

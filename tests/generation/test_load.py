@@ -1,6 +1,10 @@
 """Checkpoints of which a part is missing, and what `info` says of the others."""
 
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -64,3 +68,16 @@ def test_unfamiliar_words_and_sizes_are_warned_of(tiny_pipeline, recwarn):
         known.generate("a red circle", height=64, width=32)
     with pytest.warns(UnfamiliarWarning, match="'cat'"):
         known.edit(known.generate("a red circle")[0].pixels, "<image> a cat")
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_int8_takes_no_more_memory_than_its_result_and_the_largest_leaf(tmp_path, stored):
+    """Kernels are rounded as they are read: what was stored is never there as a whole."""
+    program = pathlib.Path(__file__).parent / "programs/load_memory.py"
+    root = pathlib.Path(__file__).parents[2]
+    command = [sys.executable, program, tmp_path, stored, "int8"]
+    done = subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    used = json.loads(done.stdout)
+    read_ahead = used["largest"] / 4
+    assert used["peak"] < used["kept"] + used["largest"] + read_ahead, used
