@@ -15,7 +15,7 @@ from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
 from nextstep_jax.data.augment import Augmentation
 from nextstep_jax.errors import InputError
 from nextstep_jax.generation.config import RENAMED as RENAMED_SETTINGS
-from nextstep_jax.training.schema import field_types, parse, read, unknown_key
+from nextstep_jax.schema import field_types, parse, read, unknown_key
 from nextstep_jax.training.settings import RUNS, EvaluationConfig, RunConfig, SourceConfig
 
 _AUGMENTATION = {

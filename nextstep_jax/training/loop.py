@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from nextstep_jax.checkpoints.training import TrainCheckpointer
 from nextstep_jax.data.image_output import save_image
 from nextstep_jax.errors import InputError, NextStepError
+from nextstep_jax.schema import flatten, plain
 from nextstep_jax.sharding.mesh import global_batch, make_mesh, replicated
 from nextstep_jax.sharding.params import sharding_table, with_shardings
 from nextstep_jax.training import metrics, multitask, preference, reconstruction, run_record
@@ -32,7 +33,6 @@ from nextstep_jax.training.config import resolve
 from nextstep_jax.training.evals import EvaluatorFactory, open_evaluators, run_evaluators
 from nextstep_jax.training.init import initial_params
 from nextstep_jax.training.program import make_program
-from nextstep_jax.training.schema import flatten, plain
 from nextstep_jax.training.settings import RunConfig
 from nextstep_jax.training.stage import Collect, Stage, export_run
 from nextstep_jax.training.state import TrainState

@@ -18,8 +18,8 @@ import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from nextstep_jax.errors import InputError
+from nextstep_jax.schema import NonNegative, Pattern, above, at_least, below
 from nextstep_jax.sharding.params import logical_axes, parameter_path
-from nextstep_jax.training.schema import NonNegative, Pattern, above, at_least, below
 
 SCHEDULES = ("constant", "cosine")
 MUON_RMS = 0.2  # of an update before the learning rate: what AdamW's usually is, so that one learning rate serves both

@@ -16,8 +16,8 @@ from typing import Any
 from nextstep_jax import __version__
 from nextstep_jax.checkpoints.steps import list_steps
 from nextstep_jax.errors import InputError
+from nextstep_jax.schema import flatten, plain
 from nextstep_jax.training.config import refuse_renamed
-from nextstep_jax.training.schema import flatten, plain
 from nextstep_jax.training.settings import RunConfig
 
 FILE = "config.json"

@@ -15,8 +15,8 @@ from nextstep_jax.flow.paths import TimestepDistribution
 from nextstep_jax.generation.config import GenerationConfig
 from nextstep_jax.generation.sizes import trained_sizes
 from nextstep_jax.objectives.reconstruction import Weights
+from nextstep_jax.schema import NonNegative, Pattern, Positive, above, at_least, below, read
 from nextstep_jax.training.optimizer import OptimizerConfig, learning_rate_schedule
-from nextstep_jax.training.schema import NonNegative, Pattern, Positive, above, at_least, below, read
 
 Seed = Annotated[int, below(0, 2**32)]
 Fraction = Annotated[float, lambda value: "" if 0 < value <= 1 else "in (0, 1]"]

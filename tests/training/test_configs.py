@@ -15,9 +15,9 @@ import pytest
 
 from nextstep_jax.config import preset
 from nextstep_jax.errors import InputError
+from nextstep_jax.schema import flatten, plain
 from nextstep_jax.training.config import resolve
 from nextstep_jax.training.multitask import packing_config
-from nextstep_jax.training.schema import flatten, plain
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 RESOLVED = pathlib.Path(__file__).parent / "resolved"

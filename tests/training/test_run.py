@@ -12,9 +12,9 @@ from nextstep_jax import __version__
 from nextstep_jax.checkpoints import training as checkpoints
 from nextstep_jax.errors import InputError, NextStepError
 from nextstep_jax.evaluation.evaluators import EVALUATORS
+from nextstep_jax.schema import plain
 from nextstep_jax.training import loop, run_record
 from nextstep_jax.training.config import evaluation, resolve
-from nextstep_jax.training.schema import plain
 
 
 @pytest.fixture

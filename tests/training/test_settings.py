@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nextstep_jax.errors import InputError
+from nextstep_jax.schema import field_types, flatten, parse, plain, read
 from nextstep_jax.training.config import RENAMED, base_config, override, resolve, source
-from nextstep_jax.training.schema import field_types, flatten, parse, plain, read
 from nextstep_jax.training.settings import RUNS
 
 
