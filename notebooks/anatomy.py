@@ -71,8 +71,8 @@ print("  ".join(f"{name}:{i}" for name, i in zip(names, row.text_ids, strict=Tru
 
 # %% [markdown]
 # ## Embeddings and hidden states
-# Each id becomes a vector; each block adds to it. Left: how large the vectors are after each block. Right: how alike the final
-# hidden states of two positions are.
+# Each id becomes a vector; each block adds to it. Left: how large the vectors are after each block. Right: the cosine
+# similarity of the final hidden states of each two positions.
 
 # %%
 apply = jax.jit(
@@ -94,7 +94,7 @@ left.set(
 )
 figure.colorbar(image, ax=left, label="Euclidean norm")
 image = right.imshow(unit @ unit.T, cmap="RdBu_r", vmin=-1, vmax=1)
-right.set(yticks=range(len(names)), yticklabels=names, title="Likeness of hidden states")
+right.set(yticks=range(len(names)), yticklabels=names, title="Cosine similarity of hidden states")
 figure.colorbar(image, ax=right, label="cosine")
 for axis in (left, right):
     axis.set_xticks(range(len(names)), names, rotation=90)

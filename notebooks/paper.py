@@ -119,12 +119,12 @@ if "latents" in results:
 # %% [markdown]
 # ## Noise in the tokenizer's training (Figure 6)
 # Tokenizers trained with noise of a strength drawn from [0, gamma] on their latents, everything else alike. Reconstruction of
-# held-out images when noise of a given strength is added to the latents: how near the pixels are, and how many images still
-# show the same colored shapes to ShapeEval's reader.
+# held-out images when noise of a given strength is added to the latents: PSNR and SSIM of the pixels, and scene accuracy, the
+# share of images in which ShapeEval's reader still finds the same colored shapes.
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(9.5, 2.9))
-labels = {"psnr": "PSNR (dB)", "ssim": "SSIM", "scene_accuracy": "share of images read alike"}
+labels = {"psnr": "PSNR (dB)", "ssim": "SSIM", "scene_accuracy": "scene accuracy"}
 for axis, (name, label) in zip(axes, labels.items(), strict=True):
     for tokenizer in tokenizers:
         axis.plot(tokenizer["strengths"], tokenizer[name], "o-", ms=3, label=f"{tokenizer['made_with']['gamma']:g}")

@@ -3,14 +3,15 @@
 import resource
 
 import pytest
+from hypothesis import strategies as st
 
-from benchmarks import fuzz
+from benchmarks import fuzz, fuzz_targets
 from nextstep_jax.errors import InputError
 
 
-@pytest.mark.parametrize("number", range(len(fuzz.KEPT)))
+@pytest.mark.parametrize("number", range(len(fuzz_targets.KEPT)))
 def test_inputs_that_once_failed(number):
-    name, files = fuzz.KEPT[number]
+    name, files = fuzz_targets.KEPT[number]
     fuzz.check(fuzz.TARGETS[name], files)
 
 
@@ -46,5 +47,5 @@ def test_what_counts_as_a_failure(monkeypatch):
         ),
     ):
         with pytest.raises((AssertionError, KeyError), match=message):
-            fuzz.check(fuzz.Target(fuzz.st.none(), read), {"a": b""})
-    fuzz.check(fuzz.Target(fuzz.st.none(), lambda folder: raise_(InputError("x"))), {"sub/a": b""})
+            fuzz.check(fuzz.Target(st.none(), read), {"a": b""})
+    fuzz.check(fuzz.Target(st.none(), lambda folder: raise_(InputError("x"))), {"sub/a": b""})
