@@ -16,8 +16,10 @@ import jaxtyping
 import numpy as np
 
 # The rooms whose public functions take and return arrays.
-CHECKED = ["nextstep_jax.flow", "nextstep_jax.models", "nextstep_jax.generation.text", "nextstep_jax.generation.token_loop"]
-_KINDS = (jaxtyping.Float, jaxtyping.Int, jaxtyping.Bool)
+CHECKED = [f"nextstep_jax.{room}" for room in ("flow", "models", "objectives", "evaluation", "rewards.combine")]
+CHECKED += [f"nextstep_jax.generation.{module}" for module in ("text", "token_loop", "tokenizer")]
+CHECKED += [f"nextstep_jax.data.{module}" for module in ("packing", "records", "shapes.scene")]
+_KINDS = (jaxtyping.Float, jaxtyping.Int, jaxtyping.Bool, jaxtyping.Real)
 
 
 def install() -> None:
@@ -46,7 +48,8 @@ def _widened(hint: Any) -> Any:
             return hint
         kind = next(kind for kind in _KINDS if kind.dtypes == hint.dtypes)
         arrays = kind[jax.Array | np.ndarray, hint.dim_str]
-        return arrays | float | int | np.generic if not hint.dim_str else arrays
+        scalar = not hint.dim_str or hint.dim_str.startswith("*") and " " not in hint.dim_str
+        return arrays | float | int | np.generic if scalar else arrays
     if typing.get_origin(hint) is tuple:
         return tuple[tuple(map(_widened, typing.get_args(hint)))]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):

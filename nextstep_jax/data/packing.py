@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
+from jaxtyping import Int8
 
 from nextstep_jax.batch import Batch
 from nextstep_jax.data.sequence import Segment, Sizes, added, fits
@@ -115,7 +116,7 @@ class BestFit(Generic[Item]):
 
 def assemble(
     rows: Sequence[Sequence[tuple[Segment, int]]], batch_size: int, length: int, channels: int, pad_id: int, separated: bool
-) -> tuple[Batch, np.ndarray]:
+) -> tuple[Batch, Int8[np.ndarray, "B S"]]:
     """Rows of (segment, kind id) as a Batch of numpy arrays and the kind of data at each position.
 
     Args:

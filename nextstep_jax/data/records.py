@@ -29,6 +29,7 @@ from typing import Any
 import ml_dtypes
 import msgpack
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from nextstep_jax.data import image_output, images
 from nextstep_jax.errors import DamagedDataError, InputError
@@ -139,13 +140,13 @@ class ImagePart:
     def is_latents(self) -> bool:
         return self.grid is not None
 
-    def latents(self) -> np.ndarray:
+    def latents(self) -> Float[np.ndarray, "h w c"]:
         """[h, w, c] in the stored dtype (read-only). Only for latents."""
         if self.grid is None:
             raise InputError(f"an image stored as {self.format} has no latents; run `nextstep-jax data encode` first")
         return np.frombuffer(self.data, LATENT_DTYPES[self.format]).reshape(self.grid)
 
-    def pixels(self, name: str = "image") -> np.ndarray:
+    def pixels(self, name: str = "image") -> UInt8[np.ndarray, "height width 3"]:
         """[height, width, 3] uint8, decoded. Only for encoded images; InputError names `name`."""
         if self.grid is not None:
             raise InputError(f"{name}: stored as latents, not as pixels")

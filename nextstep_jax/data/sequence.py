@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from nextstep_jax.data.augment import Augmentation, arrange
 from nextstep_jax.data.records import KINDS, ImagePart, Sample, TextPart
@@ -65,7 +66,7 @@ class Segment:
         return len(self), int(np.count_nonzero(self.text_weight)), int(np.count_nonzero(self.image_weight))
 
 
-def patchify(latents: np.ndarray, patch: int) -> np.ndarray:
+def patchify(latents: Float[np.ndarray, "height width c"], patch: int) -> Float[np.ndarray, "n C"]:
     """Latents [h * patch, w * patch, c] to tokens [h * w, c * patch**2] float32, ordered (channel, row, column) inside."""
     height, width, channels = latents.shape
     if height % patch or width % patch:

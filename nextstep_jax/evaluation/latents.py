@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from nextstep_jax.config import ImageTokenizerConfig
 from nextstep_jax.errors import InputError
@@ -18,6 +19,7 @@ from nextstep_jax.generation.tokenizer import encode_means
 from nextstep_jax.models.image_tokenizer import ImageTokenizer, perturb
 
 Array = jax.Array
+Images = Float[Array, "B height width 3"]
 
 
 def distance_to_normal(values: np.ndarray) -> dict[str, float]:
@@ -42,7 +44,9 @@ def distance_to_normal(values: np.ndarray) -> dict[str, float]:
     return {name: float(value) for name, value in ({"mean": mean, "variance": deviation**2} | moments | {"ks": ks}).items()}
 
 
-def encode_latents(config: ImageTokenizerConfig, params: dict, images: Array, normalize: bool = True) -> np.ndarray:
+def encode_latents(
+    config: ImageTokenizerConfig, params: dict, images: Images, normalize: bool = True
+) -> Float[np.ndarray, "B h w c"]:
     """Latents [B, h, w, c], scaled as the transformer sees them, of images [B, height, width, 3] in [-1, 1]: posterior means.
 
     Args:
@@ -53,8 +57,8 @@ def encode_latents(config: ImageTokenizerConfig, params: dict, images: Array, no
 
 
 def reconstruct_noisy(
-    config: ImageTokenizerConfig, params: dict, images: Array, strengths: Sequence[float], seed: int = 0
-) -> np.ndarray:
+    config: ImageTokenizerConfig, params: dict, images: Images, strengths: Sequence[float], seed: int = 0
+) -> Float[np.ndarray, "strengths B height width 3"]:
     """Reconstructions [len(strengths), B, height, width, 3] of images [B, height, width, 3] in [-1, 1], clipped to that range.
 
     The noise is added where training adds it (objectives/reconstruction.py): to the encoder's normalized latents, unscaled.

@@ -6,6 +6,7 @@ Letters: B images [B, height, width, channels] of one kind of number.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from nextstep_jax.errors import InputError
 
@@ -16,13 +17,13 @@ WINDOW, SIGMA = 11, 1.5
 K1, K2 = 0.01, 0.03
 
 
-def psnr(images: Array, reconstructions: Array, low: float = -1.0, high: float = 1.0) -> Array:
+def psnr(images: Array, reconstructions: Array, low: float = -1.0, high: float = 1.0) -> Float[Array, " B"]:
     """Peak signal-to-noise ratio in dB, [B] float32; infinite for equal images. Possible values run from `low` to `high`."""
     x, y = _pair(images, reconstructions, low, high)
     return -10.0 * jnp.log10(jnp.square(x - y).mean((1, 2, 3)))
 
 
-def ssim(images: Array, reconstructions: Array, low: float = -1.0, high: float = 1.0) -> Array:
+def ssim(images: Array, reconstructions: Array, low: float = -1.0, high: float = 1.0) -> Float[Array, " B"]:
     """Structural similarity, [B] float32, 1 for equal images; mean over channels and over windows inside the image.
 
     Possible values run from `low` to `high`.

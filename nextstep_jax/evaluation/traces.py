@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from nextstep_jax.batch import Batch
 from nextstep_jax.config import NextStepConfig
@@ -89,15 +90,15 @@ def _generate_with_traces(
     return state.tokens, jnp.moveaxis(sampled, 0, 1), conditions
 
 
-def token_statistics(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def token_statistics(tokens: Float[np.ndarray, "B n C"]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Mean and variance over the C numbers of each of tokens [B, n, C], averaged over the images: two [n] (paper Figure 5)."""
     tokens = np.asarray(tokens, np.float64)
     return tokens.mean(-1).mean(0), tokens.var(-1).mean(0)
 
 
 def token_trajectories(
-    pipeline: Pipeline, condition: np.ndarray, settings: GenerationConfig, *, draws: int = 8, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
+    pipeline: Pipeline, condition: Float[np.ndarray, "M D"], settings: GenerationConfig, *, draws: int = 8, seed: int = 0
+) -> tuple[Float[np.ndarray, " times"], Float[np.ndarray, "times draws C"]]:
     """How the flow head carries several noises to one image token.
 
     Args:
@@ -134,7 +135,9 @@ def _trajectories(
     )
 
 
-def word_attention(pipeline: Pipeline, prompt: str, tokens: np.ndarray, h: int, w: int) -> tuple[list[str], np.ndarray]:
+def word_attention(
+    pipeline: Pipeline, prompt: str, tokens: Float[np.ndarray, "n C"], h: int, w: int
+) -> tuple[list[str], Float[np.ndarray, "L N n W"]]:
     """How much each image token attends to each word of its prompt.
 
     Args:

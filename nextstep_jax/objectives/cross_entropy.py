@@ -13,6 +13,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from nextstep_jax.sharding.rules import constrain
 
@@ -22,7 +23,9 @@ SLICE = 8192  # at most this many ids at a time
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def cross_entropy(hidden: Array, kernel: Array, targets: Array, slice_size: int = SLICE) -> Array:
+def cross_entropy(
+    hidden: Float[Array, "P D"], kernel: Float[Array, "D V"], targets: Int[Array, " P"], slice_size: int = SLICE
+) -> Float[Array, " P"]:
     """Negative log-likelihood [P] float32 of the ids targets [P] after hidden states [P, D].
 
     Products run in hidden's dtype with float32 sums; the kernel [D, V] may be in any.

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from nextstep_jax.batch import Batch
 from nextstep_jax.errors import InputError
@@ -74,16 +75,16 @@ def multitask_loss(
     model: NextStep,
     params: dict,
     batch: Batch,
-    noise: Array,
-    t: Array,
+    noise: Float[Array, "B n M C"],
+    t: Float[Array, "B n M"],
     *,
     max_text_targets: int | None = None,
     max_image_targets: int | None = None,
     normalizers: Normalizers | None = None,
     token_length_weight: bool = False,
     error_target: str = "velocity",
-    input_tokens: Array | None = None,
-) -> tuple[Array, Metrics]:
+    input_tokens: Float[Array, "B S C"] | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
     """The loss of a batch, and what it is made of.
 
     Args:
@@ -131,7 +132,13 @@ def multitask_loss(
 
 
 def image_losses(
-    model: NextStep, params: dict, batch: Batch, noise: Array, t: Array, *, max_image_targets: int | None = None
+    model: NextStep,
+    params: dict,
+    batch: Batch,
+    noise: Float[Array, "B n M C"],
+    t: Float[Array, "B n M"],
+    *,
+    max_image_targets: int | None = None,
 ) -> Targets:
     """The flow head's part of `multitask_loss` alone: the velocity error of each image target."""
 
@@ -144,7 +151,7 @@ def image_losses(
 
 def draw_noise(
     key: Array, rows: int, slots: int, draws: int, channels: int, timesteps: TimestepDistribution = RELEASED_TIMESTEPS
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "B n M C"], Float[Array, "B n M"]]:
     """Noise [B, n, M, C] and times [B, n, M] for `multitask_loss`.
 
     Args:
@@ -157,7 +164,7 @@ def draw_noise(
     return noise, constrain(timesteps.sample(time_key, shape), "batch", "sequence", None)
 
 
-def add_input_noise(key: Array, batch: Batch, strength: float) -> Array:
+def add_input_noise(key: Array, batch: Batch, strength: float) -> Float[Array, "B S C"]:
     """Image tokens [B, S, C] as the transformer sees them with noise on its input: normal noise of deviation
     strength * k / (n - 1) on token k of an image of n, in raster order (the February 2026 release ramps over latent pixels).
     """
@@ -179,13 +186,15 @@ def count_normalizers(batch: Batch, max_text_targets: int | None = None, max_ima
     return Normalizers(_kept(text, max_text_targets), _kept(image, max_image_targets), image_tokens.astype(jnp.float32))
 
 
-def target_weights(batch: Batch) -> tuple[Array, Array]:
+def target_weights(batch: Batch) -> tuple[Float[Array, "B S"], Float[Array, "B S"]]:
     """Text and image weights [B, S] of what each hidden state predicts: 0 at the end of a segment, where nothing follows."""
     inside = (_next(batch.segment_ids) == batch.segment_ids).at[:, -1].set(False)
     return _next(batch.text_weight) * inside, _next(batch.image_weight) * inside
 
 
-def gather_positions(weights: Array, limit: int | None) -> tuple[Array, Array, Array]:
+def gather_positions(
+    weights: Float[Array, "B S"], limit: int | None
+) -> tuple[Int[Array, "B n"], Bool[Array, "B n"], Int[Array, ""]]:
     """The slots of a head: the first `limit` positions of each row with a weight.
 
     Args:

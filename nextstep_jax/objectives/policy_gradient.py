@@ -9,16 +9,21 @@ Letters: P prompts, G images of a prompt, ... any leading axes, C channels of on
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from nextstep_jax.errors import InputError
 from nextstep_jax.flow.paths import interpolate
 
 Array = jax.Array
+Tokens = Float[Array, "*n C"]
+PerToken = Float[Array, "*n"]
 
 MAX_ADVANTAGE = 5.0
 
 
-def informative(rewards: Array, *, min_spread: float = 0.05, max_mean: float = 0.9, best: float = 1.0) -> Array:
+def informative(
+    rewards: Float[Array, "P G"], *, min_spread: float = 0.05, max_mean: float = 0.9, best: float = 1.0
+) -> Bool[Array, " P"]:
     """Which groups [P] bool have something to teach, of rewards [P, G].
 
     A group is left out where its standard deviation is under `min_spread` of that of all rewards, or 0, or where its mean is
@@ -28,7 +33,7 @@ def informative(rewards: Array, *, min_spread: float = 0.05, max_mean: float = 0
     return (spread > 0) & (spread >= min_spread * jnp.std(rewards)) & (jnp.mean(rewards, axis=1) <= max_mean * best)
 
 
-def advantages(rewards: Array, deviation: str = "group") -> Array:
+def advantages(rewards: Float[Array, "P G"], deviation: str = "group") -> Float[Array, "P G"]:
     """(reward - group mean) / deviation, in [-5, 5]: [P, G] float32.
 
     Args:
@@ -45,7 +50,7 @@ def advantages(rewards: Array, deviation: str = "group") -> Array:
     return jnp.clip(centered / (spread + 1e-4), -MAX_ADVANTAGE, MAX_ADVANTAGE)
 
 
-def clipped_surrogate(log_ratio: Array, advantage: Array, clip: float) -> Array:
+def clipped_surrogate(log_ratio: Float[Array, "*#n"], advantage: Float[Array, "*#n"], clip: float) -> Float[Array, "*#n"]:
     """PPO's loss -min(r A, clip(r, 1 - clip, 1 + clip) A) with r = exp(log_ratio), elementwise.
 
     With one update for each rollout r is 1, the clipping never acts, and the gradient is -A grad log_ratio.
@@ -54,12 +59,14 @@ def clipped_surrogate(log_ratio: Array, advantage: Array, clip: float) -> Array:
     return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
 
 
-def optimality(advantage: Array) -> Array:
+def optimality(advantage: PerToken) -> PerToken:
     """NFT's probability in [0, 1] that an image is a good one, from its advantage."""
     return jnp.clip(0.5 + advantage / (2 * MAX_ADVANTAGE), 0, 1)
 
 
-def nft_loss(velocity: Array, old_velocity: Array, x: Array, noise: Array, t: Array, good: Array, beta: float = 1.0) -> Array:
+def nft_loss(
+    velocity: Tokens, old_velocity: Tokens, x: Tokens, noise: Tokens, t: PerToken, good: PerToken, beta: float = 1.0
+) -> PerToken:
     """Forward-process loss of each token and draw, [...] float32.
 
     Two mixtures of the new and the old field, v+ = beta v + (1 - beta) v_old and v- = (1 + beta) v_old - beta v, are asked to

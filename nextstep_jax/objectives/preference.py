@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from nextstep_jax.batch import Batch
 from nextstep_jax.models.nextstep import NextStep
@@ -59,7 +60,14 @@ def split_pairs(batch: Batch) -> Batch:
     return dataclasses.replace(doubled, image_tokens=tokens.reshape(2 * rows, positions, numbers // 2))
 
 
-def pair_errors(model: NextStep, params: dict, batch: Batch, noise: Array, t: Array, max_image_targets: int) -> PairErrors:
+def pair_errors(
+    model: NextStep,
+    params: dict,
+    batch: Batch,
+    noise: Float[Array, "B n M C"],
+    t: Float[Array, "B n M"],
+    max_image_targets: int,
+) -> PairErrors:
     """The errors of both images of every pair; P = n, since a pair has at least one target.
 
     Args:
@@ -74,7 +82,9 @@ def pair_errors(model: NextStep, params: dict, batch: Batch, noise: Array, t: Ar
     return PairErrors(errors[0::2], errors[1::2])
 
 
-def image_errors(losses: Array, weights: Array, images: Array, max_images: int) -> Array:
+def image_errors(
+    losses: Float[Array, "B n"], weights: Float[Array, "B n"], images: Int[Array, "B n"], max_images: int
+) -> Float[Array, "B max_images"]:
     """Each image's mean loss.
 
     Args:
@@ -93,7 +103,7 @@ def image_errors(losses: Array, weights: Array, images: Array, max_images: int) 
     return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1), 0)
 
 
-def pair_weights(batch: Batch, pairs: int) -> Array:
+def pair_weights(batch: Batch, pairs: int) -> Float[Array, "B P"]:
     """[B, P] float32: 1 for the pairs that a row has."""
     return (jnp.arange(pairs) < jnp.max(batch.segment_ids, axis=1, keepdims=True)).astype(jnp.float32)
 

@@ -16,12 +16,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from nextstep_jax.config import ImageTokenizerConfig
 from nextstep_jax.errors import InputError
 from nextstep_jax.models.image_tokenizer import ImageTokenizer, Posterior, perturb, sample_posterior
 
 Array = jax.Array
+Images = Float[Array, "B height width 3"]
+Latents = Float[Array, "B h w c"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,16 +69,16 @@ class Metrics(NamedTuple):
 def reconstruction_loss(
     tokenizer: ImageTokenizer,
     params: dict,
-    images: Array,
-    alpha: Array,
-    noise: Array,
-    posterior_noise: Array,
+    images: Images,
+    alpha: Float[Array, " B"],
+    noise: Latents,
+    posterior_noise: Latents,
     *,
     weights: Weights = Weights(),
     perceptual: Callable[[Array, Array], Array] | None = None,
     discriminator: Callable[[Array], Array] | None = None,
     total: Array | int | None = None,
-) -> tuple[Array, Metrics]:
+) -> tuple[Float[Array, ""], Metrics]:
     """The loss of a batch of images, and what it is made of.
 
     Args:
@@ -121,12 +124,12 @@ def draw_noise(key: Array, config: ImageTokenizerConfig, count: int, height: int
     return Draws(alpha, jax.random.normal(noise_key, shape), jax.random.normal(posterior_key, shape))
 
 
-def kl_divergence(posterior: Posterior) -> Array:
+def kl_divergence(posterior: Posterior) -> Latents:
     """KL(posterior || N(0, I)) of every latent number, [B, h, w, c] nats."""
     return 0.5 * (jnp.square(posterior.mean) + jnp.exp(posterior.logvar) - 1.0 - posterior.logvar)
 
 
-def discriminator_loss(discriminator: Callable[[Array], Array], images: Array, reconstructions: Array) -> Array:
+def discriminator_loss(discriminator: Callable[[Array], Array], images: Images, reconstructions: Images) -> Float[Array, ""]:
     """The hinge loss [] of a discriminator that should give images logits above 1 and reconstructions logits below -1."""
     real, fake = discriminator(images), discriminator(reconstructions)
     return jnp.mean(jax.nn.relu(1.0 - real)) + jnp.mean(jax.nn.relu(1.0 + fake))

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Real
 from scipy.stats import rankdata
 
 from nextstep_jax.errors import InputError
@@ -87,7 +88,7 @@ def score_groups(groups: Sequence[Sequence[RewardRequest]], terms: Sequence[Rewa
     return Rewards(totals, scores, valid, failed)
 
 
-def normalize(scores: np.ndarray, normalizer: str) -> np.ndarray:
+def normalize(scores: Real[np.ndarray, "P G"], normalizer: str) -> Real[np.ndarray, "P G"]:
     """Scores [P, G] normalized group by group, see `RewardTerm`."""
     if normalizer == "rank":
         return (rankdata(scores, axis=1) - 1) / max(scores.shape[1] - 1, 1)

@@ -145,7 +145,8 @@ def test_kl_divergence_is_the_gaussian_one():
 
 def test_the_hinge_pushes_only_what_is_not_beyond_it():
     logits = {1.0: jnp.array([2.0, 0.5]), -1.0: jnp.array([-3.0, 0.25])}
-    loss = discriminator_loss(lambda x: logits[x], 1.0, -1.0)
+    images = jnp.ones((2, 1, 1, 3))
+    loss = discriminator_loss(lambda x: logits[float(x[0, 0, 0, 0])], images, -images)
     np.testing.assert_allclose(loss, (0 + 0.5) / 2 + (0 + 1.25) / 2)
 
 

@@ -14,6 +14,7 @@ import functools
 import math
 
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from nextstep_jax.errors import InputError
 
@@ -150,7 +151,7 @@ def in_region(center: tuple[float, float], region: str, slack: float = 0) -> boo
     return along >= 12 - slack and along >= abs(across) - slack
 
 
-def render(scene: Scene) -> np.ndarray:
+def render(scene: Scene) -> UInt8[np.ndarray, "64 64 3"]:
     """Draw a scene: uint8 [64, 64, 3], anti-aliased. InputError for a name that is not in the palette."""
     image = np.empty((CANVAS, CANVAS, 3), np.float32)
     image[:] = _named(BACKGROUNDS, scene.background, "background")
@@ -172,7 +173,7 @@ def render(scene: Scene) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=4096)
-def shape_mask(shape: str, radius: float, dx: float = 0.0, dy: float = 0.0) -> np.ndarray:
+def shape_mask(shape: str, radius: float, dx: float = 0.0, dy: float = 0.0) -> Float[np.ndarray, "side side"]:
     """How much of each pixel a shape covers: float32 [2n, 2n] in [0, 1], the center at (n + dx, n + dy)."""
     if shape not in SHAPES:
         raise InputError(f"no such shape: {shape!r}; there are {', '.join(SHAPES)}")
@@ -184,7 +185,7 @@ def shape_mask(shape: str, radius: float, dx: float = 0.0, dy: float = 0.0) -> n
 
 
 @functools.lru_cache(maxsize=1024)
-def word_mask(text: str, dx: float = 0.0, dy: float = 0.0) -> np.ndarray:
+def word_mask(text: str, dx: float = 0.0, dy: float = 0.0) -> Float[np.ndarray, "height width"]:
     """How much of each pixel the letters cover: float32 [18, 16 n + 2], the middle of the n letters' cells at the center.
 
     A letter stands in the top left of its cell of 16 x 16 pixels, two pixels in.
