@@ -1,21 +1,16 @@
 """From any source to a dataset of shards: in parallel, checked sample by sample, resumable."""
 
 import collections
-import concurrent.futures
-import concurrent.futures.process
-import multiprocessing
 import os
 import pathlib
-import signal
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from nextstep_jax.data import files, images, records, shard_job
 from nextstep_jax.data.shard_job import Finished, Skipped
 from nextstep_jax.data.source import Source, Unused
-from nextstep_jax.errors import InputError, NextStepError
+from nextstep_jax.data.worker_pool import map_jobs
+from nextstep_jax.errors import InputError
 from nextstep_jax.progress import progress_bar
 
 REPORT = "report.json"
@@ -79,7 +74,7 @@ def build(
     ):
         done: dict[int, Finished] = {}
         skipped = 0
-        for number, finished in _run(source, out, jobs, checks, min(workers, len(jobs))):
+        for number, finished in map_jobs(_make, _State(source, out, checks), jobs, workers, str(out)):
             done[number] = finished
             skipped += len(finished.skipped)
             bar.update(jobs[number][2] - jobs[number][1])
@@ -95,51 +90,16 @@ def build(
     return report
 
 
-def _run(
-    source: Source, out: pathlib.Path, jobs: Sequence[tuple[int, int, int]], checks: Mapping[str, Any], workers: int
-) -> Iterator[tuple[int, Finished]]:
-    """Make the shards, yielding each as it is finished."""
-    if workers == 1:
-        for number, start, stop in jobs:
-            yield number, _make(source, out, number, start, stop, checks)
-        return
-    # Spawned, because forking a process in which an accelerator library runs threads can hang.
-    context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(source, os.getpid()))
-    try:
-        futures = {pool.submit(_make_in_worker, out, *job, checks): job[0] for job in jobs}
-        for future in concurrent.futures.as_completed(futures):
-            yield futures[future], future.result()
-    except concurrent.futures.process.BrokenProcessPool as error:
-        raise NextStepError(
-            f"{out}: a worker process died (out of memory?); the same command continues where it stopped"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+class _State(NamedTuple):
+    """What every job needs."""
+
+    source: Source
+    out: pathlib.Path
+    checks: Mapping[str, Any]
 
 
-_worker_source: Source | None = None
-
-
-def _start_worker(source: Source, parent: int) -> None:
-    global _worker_source
-    _worker_source = source
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
-
-    def watch() -> None:  # a killed parent sends no signal, and its workers would wait forever
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _make_in_worker(out: pathlib.Path, number: int, start: int, stop: int, checks: Mapping[str, Any]) -> Finished:
-    assert _worker_source is not None, "set when the worker starts"
-    return _make(_worker_source, out, number, start, stop, checks)
-
-
-def _make(source: Source, out: pathlib.Path, number: int, start: int, stop: int, checks: Mapping[str, Any]) -> Finished:
+def _make(state: _State, number: int, start: int, stop: int) -> Finished:
+    source, out, checks = state
     made_from = shard_job.digest(source.name, start, stop, source.fingerprint(start, stop), dict(checks))
     return shard_job.make_shard(out, number, made_from, _usable(source, start, stop, checks))
 

@@ -1,10 +1,9 @@
 """Words asked for against words in the image, read by an OCR model that its package ships."""
 
-import importlib.util
 import re
 from collections.abc import Sequence
 
-from nextstep_jax.errors import InputError
+from nextstep_jax.data.ocr import open_reader
 from nextstep_jax.rewards.protocol import RewardRequest, Score
 
 _QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|「([^」]+)」")
@@ -43,11 +42,7 @@ class OcrReward:
     name = "ocr-1"
 
     def __init__(self):
-        if not importlib.util.find_spec("rapidocr_onnxruntime"):
-            raise InputError("reward ocr needs the package rapidocr-onnxruntime: pip install 'nextstep_jax[rewards]'")
-        from rapidocr_onnxruntime import RapidOCR
-
-        self._read = RapidOCR()
+        self._read = open_reader("reward ocr")
 
     def __call__(self, requests: Sequence[RewardRequest]) -> list[Score | None]:
         return [self._score(request) for request in requests]
@@ -56,5 +51,4 @@ class OcrReward:
         wanted = wanted_text(request)
         if not wanted.strip():
             return None
-        lines, _ = self._read(request.image[..., ::-1])  # it takes BGR
-        return {"reward": text_score(" ".join(line[1] for line in lines or ()), wanted)}
+        return {"reward": text_score(" ".join(line.text for line in self._read(request.image)), wanted)}

@@ -1,0 +1,253 @@
+"""Running a recipe over a source: score, find duplicates, cut, write.
+
+    OUT/scores/                  what was measured (see scores.py)
+    OUT/CUT/                     a dataset for each cut, as `data build` writes them
+    OUT/report.json, .html       what was kept and why not, histograms, examples near each threshold
+    OUT/progress/                plan and lock
+
+May be killed at any moment; the same command continues. The result does not depend on `workers`.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from nextstep_jax.data import files, records, shard_job
+from nextstep_jax.data.build import REPORT
+from nextstep_jax.data.curation.duplicates import best_of_groups, image_pairs, text_pairs
+from nextstep_jax.data.curation.image_signals import PerceptualHash
+from nextstep_jax.data.curation.recipe import Condition, Duplicates, Recipe
+from nextstep_jax.data.curation.report import make_report, write_sheet
+from nextstep_jax.data.curation.scores import ScoringState, Unusable, prepare, score_shard
+from nextstep_jax.data.curation.stages import Dropped, Make, Transform, Values, description, generator
+from nextstep_jax.data.shard_job import Finished, Skipped
+from nextstep_jax.data.source import Source
+from nextstep_jax.data.worker_pool import map_jobs
+from nextstep_jax.errors import InputError
+from nextstep_jax.progress import progress_bar
+
+SHEET = "report.html"
+
+Result = TypeVar("Result")
+# As `map_jobs`: something that runs jobs, here or elsewhere.
+Runner = Callable[..., Iterator[tuple[int, Any]]]
+
+
+def curate(
+    source: Source,
+    recipe: Recipe,
+    out: str | os.PathLike,
+    *,
+    workers: int = 1,
+    shard_samples: int = 1000,
+    limit: int | None = None,
+    runner: Runner = map_jobs,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Carry out a recipe, and write OUT.
+
+    Args:
+      workers: processes; 1 works in this one.
+      shard_samples: samples of the source behind one shard.
+      limit: only this many samples, spread evenly over the source: to try a recipe. The folder is then for nothing else.
+      runner: runs the jobs; by default processes of this machine, or `beam_job.beam_runner(...)`.
+      progress: show bars.
+
+    Returns:
+      The report (see `report.make_report`).
+
+    Raises:
+      InputError: a stage lacks what it needs; a condition speaks of a value that its signal does not have; `out` cannot be
+        written or holds something else.
+    """
+    for name, value in (("workers", workers), ("shard_samples", shard_samples), ("limit", 1 if limit is None else limit)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, found {value}")
+    if not len(source):
+        raise InputError(f"{source.name}: no samples")
+    if limit is not None and limit < len(source):
+        source = _Spread(source, limit)
+    # What is not there is said before any work is done.
+    prepare(recipe.signals)
+    _prepare_transforms(recipe.transforms)
+    total = len(source)
+    jobs = [(number, start, min(start + shard_samples, total)) for number, start in enumerate(range(0, total, shard_samples))]
+    checks = {"min_side": recipe.min_side, "max_aspect": recipe.max_aspect}
+    plan = {"job": "curation", "source": source.name, "samples": total, "shard_samples": shard_samples}
+    with shard_job.locked(out, plan) as out:
+        state = ScoringState(source, out, recipe.signals, checks)
+        scored = _run(runner, score_shard, state, jobs, workers, out, "measuring", progress)
+        entries = [entry for shard in scored for entry in shard.samples]
+        replaced = _find_duplicates(recipe, entries)
+        verdicts = {
+            cut: [_verdict(entry, index in replaced, conditions) for index, entry in enumerate(entries)]
+            for cut, conditions in recipe.cuts.items()
+        }
+        written = {}
+        for cut, reasons in verdicts.items():
+            writing = _WritingState(source, out / cut, recipe.transforms)
+            kept = [_writing_job(job, reasons, entries) for job in jobs]
+            with shard_job.locked(out / cut, plan | {"cut": cut}) as folder:
+                done = _run(runner, _write_shard, writing, kept, workers, folder, cut, progress)
+                shard_job.finish(folder, f"{recipe.name}-{cut}", done)
+            written[cut] = done
+        report = make_report(recipe, source, entries, replaced, verdicts, written)
+        files.write_json(out / REPORT, report)
+        write_sheet(out / SHEET, recipe, source, entries, report)
+    return report
+
+
+def _run(
+    runner: Runner,
+    function: Callable[..., Result],
+    state: Any,
+    jobs: Sequence[tuple],
+    workers: int,
+    out: pathlib.Path,
+    name: str,
+    progress: bool,
+) -> list[Result]:
+    """The results of all jobs, in their order."""
+    done: dict[int, Result] = {}
+    with progress_bar(name, "shard", len(jobs), progress) as bar:
+        for number, result in runner(function, state, jobs, workers, str(out)):
+            done[number] = result
+            bar.update()
+    return [done[number] for number in range(len(jobs))]
+
+
+# --- duplicates -------------------------------------------------------------------------------------------------------
+
+
+def _find_duplicates(recipe: Recipe, entries: Sequence[Mapping[str, Values] | Unusable]) -> dict[int, int]:
+    """{sample left out: sample kept in its place}, over all comparisons of the recipe; one made earlier goes first."""
+    replaced: dict[int, int] = {}
+    for name, settings in recipe.duplicates.items():
+        usable = [
+            {} if isinstance(entry, Unusable) or index in replaced else entry[name] for index, entry in enumerate(entries)
+        ]
+        if isinstance(recipe.signals[name], PerceptualHash):
+            pairs = image_pairs([values.get("hashes", ()) for values in usable], settings.max_distance)
+        else:
+            pairs = text_pairs([values.get("signature", ()) for values in usable], settings.min_similarity)
+        replaced |= best_of_groups(pairs, [_rank(entry, settings) for entry in entries])
+    return replaced
+
+
+def _rank(entry: Mapping[str, Values] | Unusable, settings: Duplicates) -> float:
+    if not settings.keep or isinstance(entry, Unusable):
+        return 0.0
+    signal, _, value = settings.keep.partition(".")
+    found = entry[signal].get(value)
+    if found is not None and not isinstance(found, int | float):
+        raise InputError(f"keep = {settings.keep!r}: is {found!r:.100}, and no number")
+    return float("-inf") if found is None else float(found)
+
+
+# --- cuts -------------------------------------------------------------------------------------------------------------
+
+
+def _verdict(entry: Mapping[str, Values] | Unusable, is_duplicate: bool, conditions: Sequence[Condition]) -> str:
+    """Why a sample is not kept: the first reason that applies; "" if it is."""
+    if isinstance(entry, Unusable):
+        return entry.reason
+    if is_duplicate:
+        return "duplicate"
+    for condition in conditions:
+        holds = condition.holds(entry)
+        if holds is None:
+            return f"not measured: {condition.signal}.{condition.value}"
+        if not holds:
+            return f"not {condition}"
+    return ""
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+class _WritingState(NamedTuple):
+    source: Source
+    out: pathlib.Path
+    transforms: Mapping[str, Transform]
+
+
+def _writing_job(job: tuple[int, int, int], reasons: Sequence[str], entries: Sequence[Any]) -> tuple:
+    """A job with the indices of the samples to write, and what was measured of them."""
+    number, start, stop = job
+    kept = [index for index in range(start, stop) if not reasons[index]]
+    return number, start, stop, kept, {index: entries[index] for index in kept}
+
+
+_prepared: dict[str, tuple[Transform, Make]] = {}
+
+
+def _prepare_transforms(transforms: Mapping[str, Transform]) -> dict[str, Make]:
+    for name, transform in transforms.items():
+        if name not in _prepared or _prepared[name][0] != transform:
+            try:
+                _prepared[name] = transform, transform.prepare()
+            except InputError as error:
+                raise InputError(f"transform {name}: {error}") from error
+    return {name: _prepared[name][1] for name in transforms}
+
+
+def _write_shard(
+    state: _WritingState, number: int, start: int, stop: int, kept: Sequence[int], signals: Mapping[int, Mapping[str, Values]]
+) -> Finished:
+    stages = [[name, description(transform)] for name, transform in state.transforms.items()]
+    numbers = {index: _numbers(signals[index]) for index in kept}
+    made_from = shard_job.digest(state.source.fingerprint(start, stop), start, stop, [*numbers.items()], stages)
+    return shard_job.make_shard(state.out, number, made_from, _made(state, kept, signals, numbers))
+
+
+def _made(
+    state: _WritingState,
+    kept: Sequence[int],
+    signals: Mapping[int, Mapping[str, Values]],
+    numbers: Mapping[int, Mapping[str, float]],
+) -> Iterator[records.Sample | Skipped]:
+    makes = _prepare_transforms(state.transforms)
+    for index in kept:
+        sample = state.source[index]
+        sample = dataclasses.replace(sample, metadata={**sample.metadata, "curation": dict(numbers[index])})
+        try:
+            made = [sample]
+            for name, make in makes.items():
+                made = [new for old in made for new in make(old, signals[index], generator(old, name))]
+        except Dropped as dropped:
+            yield Skipped(index, dropped.reason, str(dropped))
+        else:
+            yield from made
+
+
+def _numbers(signals: Mapping[str, Values]) -> dict[str, float]:
+    """What a stored sample keeps of its signals: {"SIGNAL.VALUE": number}."""
+    return {
+        f"{name}.{value}": number
+        for name, values in signals.items()
+        for value, number in values.items()
+        if isinstance(number, int | float)
+    }
+
+
+class _Spread:
+    """Some samples of a source, spread evenly."""
+
+    def __init__(self, source: Source, samples: int):
+        self.name, self.unused = source.name, source.unused
+        self._source = source
+        self._indices = [number * len(source) // samples for number in range(samples)]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> records.Sample:
+        return self._source[self._indices[index]]
+
+    def fingerprint(self, start: int, stop: int) -> str:
+        return " ".join(self._source.fingerprint(index, index + 1) for index in self._indices[start:stop])
+
+    def identity(self) -> str:
+        return f"{len(self)} of {self._source.identity()}"

@@ -1,0 +1,76 @@
+"""What a stage of curation is: a signal measures samples, a transform makes samples of them.
+
+A stage is a frozen dataclass: its fields are its settings, `version` changes when its results do, and both go into the digest
+that decides whether a result is still good. `prepare` loads what it needs (a model, an endpoint), once a worker process, and
+raises InputError by name where that is not there: a stage is never skipped.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from nextstep_jax.data.records import Sample
+from nextstep_jax.errors import InputError
+
+# Names and values of what a signal found: numbers to cut by, texts and lists to look at or to compare. None: not found out.
+Values = Mapping[str, Any]
+Measure = Callable[[Sample], Values]
+# A sample, all that was measured of it, and a generator of its own -> what takes its place.
+Make = Callable[[Sample, Mapping[str, Values], np.random.Generator], Iterable[Sample]]
+
+
+class Dropped(InputError):
+    """A sample that a transform leaves out; `reason` is one of a few, to be counted."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+class Signal(Protocol):
+    """Measures samples, one by one."""
+
+    version: ClassVar[int]
+
+    def prepare(self) -> Measure: ...
+
+
+class Transform(Protocol):
+    """Makes samples of samples, one by one: none (by raising `Dropped`), one or several."""
+
+    version: ClassVar[int]
+
+    def prepare(self) -> Make: ...
+
+
+def description(stage: Any) -> dict[str, Any]:
+    """What a stage's results depend on, as JSON values."""
+    return {"stage": type(stage).__name__, "version": stage.version, **dataclasses.asdict(stage)}
+
+
+def generator(sample: Sample, name: str) -> np.random.Generator:
+    """Randomness of one stage for one sample, whoever works on it and when."""
+    seed = hashlib.sha256(f"{name}\0{sample.key}".encode()).digest()
+    return np.random.default_rng(np.frombuffer(seed, np.uint32))
+
+
+def require_package(module: str, package: str, stage: str) -> Any:
+    """The module, imported. InputError names the stage and the package it needs."""
+    if importlib.util.find_spec(module) is None:
+        raise InputError(f"{stage} needs the package {package}: pip install 'nextstep_jax[curate]'")
+    return importlib.import_module(module)
+
+
+def worst_of_images(measure: Callable[[np.ndarray], Values], high_is_worse: bool) -> Measure:
+    """A measure of samples from one of images [height, width, 3] uint8: of several images, the worst number counts."""
+    worst = max if high_is_worse else min
+
+    def of_sample(sample: Sample) -> Values:
+        found = [measure(part.pixels(sample.key)) for part in sample.images]
+        return {name: worst(values[name] for values in found) for name in found[0]} if found else {}
+
+    return of_sample
