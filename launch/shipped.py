@@ -7,10 +7,13 @@ import pathlib
 from nextstep_jax import configs
 from nextstep_jax.errors import InputError
 
+CURATION = "curate_"  # how the names of curation's recipes begin
 
-def config_names() -> list[str]:
-    """Names of the shipped configs: `--config NAME` or `--config NAME:laptop`."""
-    return sorted(path.stem for path in _folder().glob("[!_]*.py"))
+
+def config_names(curation: bool = False) -> list[str]:
+    """Names of the shipped configs of runs, or of curation: `--config NAME` or `--config NAME:laptop`."""
+    names = sorted(path.stem for path in _folder().glob("[!_]*.py"))
+    return [name for name in names if name.startswith(CURATION) == curation]
 
 
 def config_file(spec: str) -> str:
@@ -24,7 +27,7 @@ def config_file(spec: str) -> str:
     name, colon, argument = spec.partition(":")
     if pathlib.Path(name).suffix == ".py" or os.sep in name or os.path.isfile(name):
         return spec
-    names = config_names()
+    names = config_names() + config_names(curation=True)
     if name not in names:
         near = difflib.get_close_matches(name, names, 3, 0.4)
         known = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"

@@ -9,7 +9,19 @@ from typing import Any
 
 import click
 
-from nextstep_jax.cli_shared import AREA, CHECKPOINT, DTYPE, SAMPLER, SEED, Group, Number, load_pipeline
+from nextstep_jax.cli_shared import (
+    AREA,
+    CHECKPOINT,
+    CURATION_CONFIG,
+    DTYPE,
+    PASS_ON,
+    SAMPLER,
+    SEED,
+    CurationCommand,
+    Group,
+    Number,
+    load_pipeline,
+)
 
 _COUNT = click.IntRange(min=1)
 
@@ -49,7 +61,7 @@ def _open(source, kind, data_dir, image_feature, caption_feature, template):
 
 @click.group(cls=Group)
 def data():
-    """Build, inspect and encode datasets."""
+    """Build, inspect, encode and curate datasets."""
 
 
 @data.command(help=f"Build the dataset OUT from SOURCE; after an interruption, the same command continues.\n\n{_SOURCE}")
@@ -260,6 +272,60 @@ def encode(directory, out, checkpoint, area, square, crop, batch, dtype, threads
         progress=not as_json,
     )
     click.echo(json.dumps(counts) if as_json else f"{out}: {counts['samples']} samples, {counts['images']} images encoded")
+
+
+@data.command(
+    cls=CurationCommand,
+    context_settings=PASS_ON,
+    help=f"""Filter, deduplicate and transform SOURCE by a recipe; OUT gets a dataset for each of its cuts, and a report.
+
+After an interruption, the same command continues; after a change of thresholds, it measures nothing again. Settings are
+changed with --config.KEY=VALUE.
+
+{_SOURCE}""",
+)
+@click.argument("source")
+@click.argument("out", type=click.Path(path_type=pathlib.Path))
+@CURATION_CONFIG
+@click.option("--endpoint", metavar="openai:URL#MODEL", help="Language model for the recipe's questions.")
+@click.option(
+    "--workers",
+    type=_COUNT,
+    default=lambda: min(os.cpu_count() or 1, 16),
+    show_default="one per core, up to 16",
+    help="Processes.",
+)
+@click.option("--shard-samples", type=_COUNT, default=1000, show_default=True, help="Samples per shard.")
+@click.option("--limit", type=_COUNT, metavar="N", help="Try the recipe on N samples, spread evenly.")
+@_source_options
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.pass_context
+def curate(ctx: click.Context, /, source, out, config, endpoint, workers, shard_samples, limit, as_json, **reading):
+    from nextstep_jax.data.curation import job, recipe
+    from nextstep_jax.launch.config_files import load_config, split_overrides
+
+    settings = load_config(config).to_dict()
+    for path, text in split_overrides(ctx.args)[1]:
+        recipe.override(settings, path, text)
+    if endpoint is not None:
+        recipe.with_endpoint(settings, endpoint)
+    report = job.curate(
+        _open(source, **reading),
+        recipe.read_recipe(settings),
+        out,
+        workers=workers,
+        shard_samples=shard_samples,
+        limit=limit,
+        progress=not as_json,
+    )
+    if as_json:
+        click.echo(json.dumps(report, indent=1, ensure_ascii=False))
+        return
+    unusable = sum(report["unusable"]["reasons"].values())
+    click.echo(f"{report['samples']} samples, {unusable} unusable, {report['duplicates']['count']} near-duplicates")
+    for name, counts in report["cuts"].items():
+        click.echo(f"{out / name}: {counts['written']} samples of {counts['kept']} kept")
+    click.echo(f"{out / job.SHEET} shows what was kept and why not")
 
 
 def image_encoder(checkpoint: str) -> tuple[Callable, dict[str, Any]]:

@@ -6,58 +6,11 @@ import sys
 
 import click
 
-from nextstep_jax.cli_shared import Command, did_you_mean
+from nextstep_jax.cli_shared import CONFIG, PASS_ON, Command, RunCommand
 
 
-class _ConfigName(click.ParamType):
-    """A shipped config's name or a config file, both with an optional argument after a colon."""
-
-    name = "config"
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str):
-        from click.shell_completion import CompletionItem
-
-        from nextstep_jax.launch.shipped import config_names
-
-        names = [CompletionItem(name) for name in config_names() if name.startswith(incomplete)]
-        return names or [CompletionItem(incomplete, type="file")]
-
-
-class _RunCommand(Command):
-    """A command that takes `--config.key=value` beside its options, and lists the shipped configs in its help."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        rest = super().parse_args(ctx, args)
-        options = [name for option in self.params for name in option.opts]
-        expect_value = False
-        for argument in ctx.args:
-            if not expect_value and not argument.startswith("--config."):
-                if argument.startswith("-"):
-                    name = argument.partition("=")[0]
-                    raise click.UsageError(f"no option {name}{did_you_mean(name, options)}", ctx)
-                raise click.UsageError(f"unexpected argument {argument!r}; settings are written --config.key=value", ctx)
-            expect_value = not expect_value and "=" not in argument and not argument.startswith("--noconfig.")
-        return rest
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from nextstep_jax.launch.shipped import config_names, config_summary
-
-        with formatter.section("Shipped configs"):
-            formatter.write_dl([(name, config_summary(name)) for name in config_names()])
-
-
-_PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
-_CONFIG = click.option(
-    "--config",
-    type=_ConfigName(),
-    required=True,
-    metavar="NAME[:laptop]",
-    help="A shipped config (below) or a config file, PATH.py[:laptop]; laptop shrinks it.",
-)
-
-
-@click.command(cls=_RunCommand, context_settings=_PASS_ON)
-@_CONFIG
+@click.command(cls=RunCommand, context_settings=PASS_ON)
+@CONFIG
 @click.option("--workdir", required=True, metavar="DIR", help="Folder for checkpoints, metrics and the trained model.")
 @click.option("--distributed", is_flag=True, help="One of several processes: find the others first.")
 @click.pass_context
@@ -79,8 +32,8 @@ def train(ctx: click.Context, config: str, workdir: str, distributed: bool):
     sys.exit(code)
 
 
-@click.command(cls=_RunCommand, context_settings=_PASS_ON)
-@_CONFIG
+@click.command(cls=RunCommand, context_settings=PASS_ON)
+@CONFIG
 @click.option("--topology", required=True, metavar="GENERATION:SHAPE", help="E.g. v5p:4x4x4, v6e:16x16, v5e:2x4.")
 @click.option("--slices", type=click.IntRange(min=1), default=1, show_default=True, help="Slices of that topology.")
 @click.option(

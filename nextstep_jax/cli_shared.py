@@ -74,6 +74,71 @@ def did_you_mean(name: str, known: list[str]) -> str:
     return f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(known)}"
 
 
+class _ConfigName(click.ParamType):
+    """A shipped config's name or a config file, both with an optional argument after a colon."""
+
+    name = "config"
+
+    def __init__(self, curation: bool = False):
+        self._curation = curation
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str):
+        from click.shell_completion import CompletionItem
+
+        from nextstep_jax.launch.shipped import config_names
+
+        names = [CompletionItem(name) for name in config_names(self._curation) if name.startswith(incomplete)]
+        return names or [CompletionItem(incomplete, type="file")]
+
+
+class RunCommand(Command):
+    """A command that takes `--config.key=value` beside its options, and lists the shipped configs in its help."""
+
+    curation = False
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        options = [name for option in self.params for name in option.opts]
+        expect_value = False
+        for argument in ctx.args:
+            if not expect_value and not argument.startswith("--config."):
+                if argument.startswith("-"):
+                    name = argument.partition("=")[0]
+                    raise click.UsageError(f"no option {name}{did_you_mean(name, options)}", ctx)
+                raise click.UsageError(f"unexpected argument {argument!r}; settings are written --config.key=value", ctx)
+            expect_value = not expect_value and "=" not in argument and not argument.startswith("--noconfig.")
+        return rest
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from nextstep_jax.launch.shipped import config_names, config_summary
+
+        with formatter.section("Shipped configs"):
+            formatter.write_dl([(name, config_summary(name)) for name in config_names(self.curation)])
+
+
+class CurationCommand(RunCommand):
+    """The same with the configs of curation."""
+
+    curation = True
+
+
+PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+
+def _config_option(curation: bool):
+    return click.option(
+        "--config",
+        type=_ConfigName(curation),
+        required=True,
+        metavar="NAME[:laptop]",
+        help="A shipped config (below) or a config file, PATH.py[:laptop]; laptop shrinks it.",
+    )
+
+
+CONFIG = _config_option(curation=False)
+CURATION_CONFIG = _config_option(curation=True)
+
+
 class Number(click.FloatRange):
     """A finite number in a range."""
 

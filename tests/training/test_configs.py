@@ -21,7 +21,7 @@ from nextstep_jax.training.multitask import packing_config
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 RESOLVED = pathlib.Path(__file__).parent / "resolved"
-NAMES = sorted(path.stem for path in CONFIGS.glob("[a-z]*.py"))
+NAMES = sorted(path.stem for path in CONFIGS.glob("[a-z]*.py") if not path.stem.startswith("curate_"))
 
 
 def get(name, argument=None):

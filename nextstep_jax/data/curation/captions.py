@@ -21,8 +21,8 @@ STYLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Recaption:
-    """A pair gets the captions STYLE.LANGUAGE as caption variants; the first of them takes the place of its caption, which stays
-    as the variant "original". A caption that the model does not give leaves the sample out.
+    """A pair gets the captions STYLE.LANGUAGE as caption variants; the first of them takes the place of its caption, which
+    stays as the variant "original". A caption that the model does not give leaves the sample out.
 
     Attributes:
       endpoint: openai:URL#MODEL, any endpoint that speaks OpenAI's chat completions.

@@ -129,15 +129,15 @@ def _streaks(
     brightness: int,
     tilt: float,
 ) -> np.ndarray:
-    """Bright lines: `count` a pixel, `length` of the image's height, steep up to `tilt` (1: every direction)."""
+    """Bright lines: `count` a pixel (at least six), `length` of the image's height, steep up to `tilt` (1: every direction)."""
     height, width = pixels.shape[:2]
     layer = np.zeros((height, width), np.float32)
     slant = rng.uniform(-tilt, tilt)
-    for _ in range(max(1, round(height * width * rng.uniform(*count)))):
+    for _ in range(max(6, round(height * width * rng.uniform(*count)))):
         x, y, reach = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(*length) * height
         angle = np.pi / 2 * (1 + (slant + rng.normal(0, 0.03) if tilt < 1 else rng.uniform(-1, 1)))
         end = (round(x + reach * np.cos(angle)), round(y + reach * np.sin(angle)))
-        cv2.line(layer, (round(x), round(y)), end, float(rng.uniform(0.4, 0.9)), 1, cv2.LINE_AA)
+        cv2.line(layer, (round(x), round(y)), end, float(rng.uniform(0.4, 0.9)), max(1, height // 300), cv2.LINE_AA)
     alpha = layer[..., None]
     return _clip(pixels * (1 - alpha) + brightness * alpha)
 

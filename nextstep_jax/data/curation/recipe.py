@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from nextstep_jax.data.curation import captions, controls, degradations, image_signals, model_signals, text_signals
 from nextstep_jax.data.curation.stages import Signal, Transform, Values
 from nextstep_jax.errors import InputError
-from nextstep_jax.schema import NonNegative, Probability, at_least, read
+from nextstep_jax.schema import NonNegative, Probability, at_least, parse, read
 
 SIGNALS: dict[str, type] = {
     "size": image_signals.Size,
@@ -131,7 +131,7 @@ class Recipe:
     """A recipe whose stages are ready to be prepared.
 
     Attributes:
-      signals, transforms: stages by name, in order.
+      signals, transforms: stages by name.
       duplicates: settings by the name of the signal compared.
       cuts: conditions by the name of the dataset they make.
       min_side, max_aspect: as in `build`.
@@ -153,10 +153,12 @@ def read_recipe(settings: Mapping[str, Any]) -> Recipe:
       InputError: naming the setting: an unknown key or kind, a wrong type, a value out of range, a condition or a comparison of
         duplicates that speaks of a signal that is not measured.
     """
+    if "cuts" not in settings:
+        raise InputError("config: not a recipe of curation (it has no cuts)")
     given = read(_Settings, settings, "config")
     signals = {name: _stage(entry, SIGNALS, name, f"config.signals.{name}") for name, entry in given.signals.items()}
     transforms = {
-        name: _stage(entry, TRANSFORMS, name, f"config.transforms.{name}") for name, entry in given.transforms.items()
+        name: _stage(entry, TRANSFORMS, name, f"config.transforms.{name}") for name, entry in sorted(given.transforms.items())
     }
     cuts = {}
     if not given.cuts:
@@ -175,6 +177,24 @@ def read_recipe(settings: Mapping[str, Any]) -> Recipe:
         if entry.keep:
             _require_measured(entry.keep.partition(".")[0], signals, f"config.duplicates.{name}.keep")
     return Recipe(given.name, signals, given.duplicates, cuts, transforms, given.min_side, given.max_aspect)
+
+
+def override(settings: dict[str, Any], path: str, text: str) -> None:
+    """Set what a command line writes as `--config.PATH=TEXT`: a number, a tuple or a text. `read_recipe` checks it."""
+    *groups, name = path.split(".")
+    for group in groups:
+        settings = settings.setdefault(group, {})
+        if not isinstance(settings, dict):
+            raise InputError(f"config.{path}: {group} is a setting without parts")
+    settings[name] = parse(Any, text, f"config.{path}")
+
+
+def with_endpoint(settings: dict[str, Any], endpoint: str) -> None:
+    """Give the stages that ask a language model, and name no endpoint of their own, this one."""
+    for group in ("signals", "transforms"):
+        for entry in settings.get(group, {}).values():
+            if isinstance(entry, dict) and entry.get("endpoint") == "":
+                entry["endpoint"] = endpoint
 
 
 def _stage(entry: Any, kinds: Mapping[str, type], name: str, path: str) -> Any:

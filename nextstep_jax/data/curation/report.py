@@ -43,7 +43,7 @@ def make_report(
     {"NAME.VALUE": {measured, missing, min, mean, max, edges, counts}} of numbers, {measured, missing, counts} of words; unused:
     what lies in the source and is in no sample.
     """
-    problems = [(index, *entry) for index, entry in enumerate(entries) if isinstance(entry, Unusable)]
+    problems = [[index, *entry] for index, entry in enumerate(entries) if isinstance(entry, Unusable)]
     unused = Unused()
     unused.update(source.unused)
     for shards in written.values():
@@ -55,7 +55,7 @@ def make_report(
         "source": source.name,
         "samples": len(entries),
         "unusable": {"reasons": _count(reason for _, reason, _ in problems), "samples": problems[:_LISTED]},
-        "duplicates": {"count": len(replaced), "samples": sorted(replaced.items())[:_LISTED]},
+        "duplicates": {"count": len(replaced), "samples": [list(pair) for pair in sorted(replaced.items())[:_LISTED]]},
         "cuts": {
             cut: {
                 "kept": sum(not reason for reason in reasons),

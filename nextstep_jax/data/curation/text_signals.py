@@ -12,7 +12,7 @@ import numpy as np
 from nextstep_jax.data.curation.stages import Measure, Values, require_package
 from nextstep_jax.data.records import Sample
 
-_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[\u3400-\u9fff]")
+_WORD = re.compile(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+(?:['’-][^\W_\u3400-\u9fff]+)*")
 _BULLET = re.compile(r"\s*[-*•●▪‣·]\s")
 # English words of which running text has some (Rae et al. 2021, appendix A1).
 _STOP_WORDS = frozenset(["the", "be", "to", "of", "and", "that", "have", "with"])
@@ -102,7 +102,7 @@ class Language:
 
     def prepare(self) -> Measure:
         module = require_package("py3langid.langid", "py3langid", "signal language")
-        identifier = module.LanguageIdentifier.from_pickled_model(module.MODEL_FILE, norm_probs=True)
+        identifier = module.LanguageIdentifier.from_model_file(module.MODEL_FILE, norm_probs=True)
 
         def measure(sample: Sample) -> Values:
             text = text_of(sample)

@@ -1,0 +1,19 @@
+"""Controllable generation and perception: control images computed from good pairs (paper section 5.1.3).
+
+    nextstep-jax data curate PAIRS OUT --config curate_control
+
+PAIRS is a dataset of pairs, such as the anneal cut of curate_pairs. OUT/sft holds edits: from a control image and the caption
+to the image, and from the image to its control image. `:laptop` takes small images.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(argument=None):
+    side, laplacian = (32, 20) if argument == "laptop" else (512, 100)
+    config = ConfigDict({"name": "control", "signals": {}, "duplicates": {}, "cuts": {}, "transforms": {}})
+    config.signals.size = {}
+    config.signals.sharpness = {}
+    config.cuts.sft = (f"size.min_side >= {side}", f"sharpness.laplacian >= {laplacian}")
+    config.transforms.controls = {"per_image": 2}
+    return config

@@ -1,0 +1,61 @@
+"""Image-text pairs: filtered, deduplicated, captioned anew in English and Chinese (paper section 5.1.2).
+
+    nextstep-jax data curate SOURCE OUT --config curate_pairs --endpoint openai:http://localhost:8000/v1#MODEL
+
+The endpoint is any that speaks OpenAI's chat completions, with a model that sees images; it judges watermarks, aesthetics and
+alignment of text and image, and writes captions. OUT/pretrain, OUT/anneal and OUT/sft are datasets for the stages of the same
+names, by the same measurements and stricter thresholds. The paper does not give its thresholds; these are starting points, to
+be set by looking at OUT/report.html.
+
+`:laptop` needs no endpoint, and takes small images.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(argument=None):
+    laptop = argument == "laptop"
+    config = ConfigDict({"name": "pairs", "signals": {}, "duplicates": {}, "cuts": {}, "transforms": {}})
+    config.signals.size = {}
+    config.signals.sharpness = {}
+    config.signals.ocr = {}
+    config.signals.nsfw = {}
+    config.signals.perceptual_hash = {}
+    config.duplicates.perceptual_hash = {"max_distance": 6, "keep": "sharpness.laplacian"}
+    if laptop:
+        config.cuts.pretrain = ("sharpness.laplacian >= 20", "ocr.area <= 0.5", "nsfw.score < 0.5")
+        config.cuts.anneal = ("sharpness.laplacian >= 60", "ocr.area <= 0.3", "nsfw.score < 0.3")
+        return config
+    config.signals.watermark = {
+        "kind": "judgement",
+        "question": "Is there a watermark, a logo of a stock agency or a signature on this image?",
+        "answer": "yes_no",
+        "endpoint": "",
+    }
+    config.signals.aesthetics = {
+        "kind": "judgement",
+        "question": "How beautiful and well composed is this image, 0 being worthless and 10 the work of a master?",
+        "answer": "scale",
+        "endpoint": "",
+    }
+    config.signals.alignment = {
+        "kind": "judgement",
+        "question": "How well does this text describe the image, 0 being not at all and 10 perfectly? Text: {text}",
+        "answer": "scale",
+        "endpoint": "",
+    }
+    safe = ("nsfw.score < 0.3", "watermark.score == 0")
+    config.cuts.pretrain = (
+        *("size.min_side >= 256", "size.aspect <= 4", "sharpness.laplacian >= 40", "sharpness.blockiness <= 2"),
+        *("ocr.area <= 0.5", "aesthetics.score >= 0.3", "alignment.score >= 0.4", *safe),
+    )
+    config.cuts.anneal = (
+        *("size.min_side >= 512", "size.aspect <= 3", "sharpness.laplacian >= 100", "sharpness.blockiness <= 1.4"),
+        *("ocr.area <= 0.3", "aesthetics.score >= 0.6", "alignment.score >= 0.7", *safe),
+    )
+    config.cuts.sft = (
+        *("size.min_side >= 512", "size.aspect <= 3", "sharpness.laplacian >= 150", "sharpness.blockiness <= 1.2"),
+        *("ocr.area <= 0.2", "aesthetics.score >= 0.8", "alignment.score >= 0.8", *safe),
+    )
+    config.transforms.recaption = {"endpoint": "", "languages": ("en", "zh"), "styles": ("dense", "short")}
+    return config

@@ -1,0 +1,71 @@
+"""`nextstep-jax data curate`, end to end."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from nextstep_jax import cli
+from nextstep_jax.data.shards import ArrayRecordSource
+from tests.data.curation.scenes import photograph
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four photographs with captions, and one that is damaged."""
+    directory = tmp_path / "photos"
+    directory.mkdir()
+    for seed in range(5):
+        photograph(seed).save(directory / f"{seed}.png")
+        (directory / f"{seed}.txt").write_text(f"photograph {seed}")
+    (directory / "4.png").write_bytes((directory / "4.png").read_bytes()[:1000])
+    return directory
+
+
+@pytest.fixture
+def run(folder, tmp_path, monkeypatch, capsys):
+    """Curates the folder into tmp_path/out; returns exit code, output and errors."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["nextstep-jax", "data", "curate", str(folder), str(tmp_path / "out"), *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.mark.parametrize("name", ["control", "restoration"])
+def test_pairs_become_edits(run, tmp_path, name):
+    code, out, _ = run("--config", f"curate_{name}:laptop", "--workers", "1")
+    assert code == 0 and "5 samples, 1 unusable, 0 near-duplicates" in out and "sft: 8 samples of 4 kept" in out
+    source = ArrayRecordSource(tmp_path / "out" / "sft")
+    for sample in (source[n] for n in range(len(source))):
+        assert sample.kind == "edit" and [part.loss for part in sample.images] == [False, True]
+        assert not np.array_equal(sample.images[0].pixels(), sample.images[1].pixels())
+
+
+def test_pairs_without_an_endpoint(run, tmp_path):
+    code, out, _ = run("--config", "curate_pairs:laptop", "--config.cuts.pretrain=('size.min_side >= 300',)")
+    assert code == 0 and "pretrain: 0 samples of 0 kept" in out and "anneal: 4 samples of 4 kept" in out
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--config", "curate_pears"], "did you mean curate_pairs"),
+        (
+            ["--config", "curate_pairs", "--config.signals.ocr.min_confidenc=1"],
+            "did you mean config.signals.ocr.min_confidence",
+        ),
+        (["--config", "curate_pairs", "--configs.x=1"], "no option --configs.x"),
+        (["--config", "curate_pairs"], "signal aesthetics: endpoint of a judgement is not set"),
+        (["--config", "curate_pairs", "--endpoint", "localhost"], "expected openai:URL#MODEL"),
+        (["--config", "shapes_sft"], "not a recipe of curation"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(run, tmp_path, arguments, message):
+    code, out, errors = run(*arguments)
+    assert code == 2 and out == "" and message in errors and errors.count("\n") == 1
+    assert not (tmp_path / "out").exists()
