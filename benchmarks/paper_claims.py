@@ -15,17 +15,14 @@ the parts take about 2, 1, 13 and 24 minutes. --tiny shrinks all to a trial that
 import argparse
 import functools
 import hashlib
-import json
-import os
 import pathlib
 import random
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
+from benchmarks.results import result, rounded
 from nextstep_jax import checkpoints
 from nextstep_jax.config import ImageTokenizerConfig
 from nextstep_jax.configs import paper_generator, paper_tokenizer
@@ -58,29 +55,9 @@ EDGES = np.linspace(-5, 5, 81)  # of histograms
 SEEDS = (0, 1)  # of generations; trainings use their config's
 
 
-def result(path: pathlib.Path, made_with: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What the file holds if it was `made_with` the same; else what `make` returns, written there."""
-    made_with = json.loads(json.dumps(made_with))
-    if path.exists() and (found := json.loads(path.read_text()))["made_with"] == made_with:
-        print(f"{path.name}: there already")
-        return found
-    start = time.perf_counter()
-    values = {"made_with": made_with, **make()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=1) + "\n")
-    os.replace(partial, path)
-    print(f"{path.name}: {time.perf_counter() - start:.0f} s")
-    return values
-
-
 def builtin_digest() -> str:
     """Which built-in model it is."""
     return hashlib.sha256((builtin_checkpoint() / "manifest.json").read_bytes()).hexdigest()[:16]
-
-
-def rounded(values) -> list[float]:
-    return [round(float(value), 5) for value in values]
 
 
 # --- Figures 5 and 7: the built-in model ------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The built-in model, Diffusion-DPO on its own images, judged by ShapeEval's reader.
 
-    for kind in words:1200 counting:800 binding:600 single:150 two:150 colors:150 position:150; do
-      nextstep-jax data candidates shapes:$kind runs/shapes_data/candidates/${kind%:*} --reward shapes
+    for kind in words:900 counting:600 "attribute binding:600" position:110; do
+      nextstep-jax data candidates "shapes:$kind" "runs/shapes_data/candidates/${kind%:*}" --reward shapes
     done
     nextstep-jax train --config shapes_dpo --workdir runs/shapes_dpo
     nextstep-jax evaluate shapes --per-category 140 --seed 2 --checkpoint runs/shapes_dpo/export

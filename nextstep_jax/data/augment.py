@@ -17,6 +17,16 @@ from collections.abc import Mapping, Sequence
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
 from nextstep_jax.errors import InputError
 
+_PROBABILITIES = (
+    "image_first",
+    "caption_dropout",
+    "capitalize",
+    "sources_last",
+    "source_dropout",
+    "two_source_dropout",
+    "preference_flip",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
@@ -32,6 +42,8 @@ class Augmentation:
       sources_last: an edit's source images follow the instruction instead of standing where they were.
       source_dropout: an edit with one source loses the source or the instruction (evenly).
       two_source_dropout: an edit with two sources loses the first (3 in 10) or the second.
+      preference_flip: the two images of a preference change places. A control: at 0.5 there is nothing to learn from which is
+        preferred, at 1 a model learns the opposite.
     """
 
     image_first: float = 0.3
@@ -42,9 +54,10 @@ class Augmentation:
     sources_last: float = 0.1
     source_dropout: float = 0.2
     two_source_dropout: float = 0.3
+    preference_flip: float = 0.0
 
     def __post_init__(self):
-        for name in ("image_first", "caption_dropout", "capitalize", "sources_last", "source_dropout", "two_source_dropout"):
+        for name in _PROBABILITIES:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must be a probability, found {getattr(self, name)!r}")
         if any(weight < 0 for weight in self.caption_variants.values()):
@@ -86,7 +99,7 @@ def arrange(sample: Sample, augmentation: Augmentation, seed: int, index: int) -
     if sample.kind == "edit":
         return _arrange_edit(_apply_template(sample.parts, augmentation, seed, index), augmentation, seed, index)
     if sample.kind == "preference":
-        return _arrange_preference(sample, seed, index)
+        return _arrange_preference(sample, augmentation, seed, index)
     return list(sample.parts)
 
 
@@ -131,8 +144,10 @@ def _arrange_edit(parts: Parts, augmentation: Augmentation, seed: int, index: in
     return [*before, *parts[target:]]
 
 
-def _arrange_preference(sample: Sample, seed: int, index: int) -> list[TextPart | ImagePart]:
+def _arrange_preference(sample: Sample, augmentation: Augmentation, seed: int, index: int) -> list[TextPart | ImagePart]:
     winner, loser = choose_pair(require_scores(sample), draws("preference", seed, index))
+    if draws("preference flip", seed, index).random() < augmentation.preference_flip:
+        winner, loser = loser, winner
     return [*sample.texts, sample.images[winner], sample.images[loser]]
 
 

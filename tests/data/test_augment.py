@@ -116,7 +116,14 @@ def test_same_index_same_choice_and_epochs_differ():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"image_first": 1.5}, {"caption_dropout": -0.1}, {"caption_variants": {"a": -1}}, {"templates": ("x",)}]
+    "changes",
+    [
+        {"image_first": 1.5},
+        {"preference_flip": 2},
+        {"caption_dropout": -0.1},
+        {"caption_variants": {"a": -1}},
+        {"templates": ("x",)},
+    ],
 )
 def test_bad_settings(changes):
     with pytest.raises(InputError, match=next(iter(changes))[:6]):
@@ -159,3 +166,16 @@ def test_a_preference_keeps_its_texts_and_two_images_the_preferred_first():
         assert [part.text for part in texts] == ["a", "b"] and winner == images[1]
         seen.add(float(loser.latents().flat[0]))
     assert seen == {0, 2, 3, 4}
+
+
+def test_flipped_preferences_are_the_same_pairs_the_other_way_round():
+    images = [ImagePart.from_latents(np.full((2, 2, 16), i, np.float16), 16, 16) for i in range(8)]
+    sample = Sample((TextPart("a"), *images), "preference", "k", metadata={"scores": [0, 1, 0, 1, 0, 0, 1, 0]})
+
+    def pairs(flip):
+        return [tuple(arrange(sample, Augmentation(preference_flip=flip), 3, index)[1:]) for index in range(400)]
+
+    plain, half, inverted = pairs(0), pairs(0.5), pairs(1)
+    assert inverted == [(loser, winner) for winner, loser in plain]
+    assert all(set(pair) == set(other) for pair, other in zip(half, plain, strict=True))
+    assert sum(pair == other for pair, other in zip(half, plain, strict=True)) == pytest.approx(200, abs=40)

@@ -1,0 +1,66 @@
+"""Verdicts of checkpoints on the same prompts: made once, equal for equal weights, and what is made of them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import post_training
+from benchmarks.post_training import compare, format_comparison, mean_distance
+from nextstep_jax.generation.load import builtin_checkpoint
+
+CATEGORIES = ("words", "captions")
+
+
+def test_one_checkpoint_under_two_names_differs_by_nothing(tmp_path, capsys):
+    checkpoint = builtin_checkpoint()
+    arguments = [f"before={checkpoint}", f"after={checkpoint}", "--results", str(tmp_path), "--prompts", "2"]
+    arguments += ["--images", "2", "--readers", "--categories", *CATEGORIES]
+    post_training.main(arguments)
+    found = json.loads((tmp_path / "comparison.json").read_text())["compared"]["after"]
+    assert set(found["scores"]) == {*CATEGORIES, "overall"}
+    assert all(row["difference"] == row["low"] == row["high"] == 0 for row in found["scores"].values())
+    assert found["distance_ratio"] == {"words": 1} and found["readers"].keys() == {
+        *post_training.READERS,
+        "encoded and decoded",
+    }
+    before = json.loads((tmp_path / "before.json").read_text())
+    assert [len(texts) for texts in before["verdicts"].values()] == [2, 2]
+    assert {len(text) for text in before["verdicts"]["words"]} == {2} and before["distance"]["words"] > 0.1
+    capsys.readouterr()
+    post_training.main(arguments)
+    assert capsys.readouterr().out.count("there already") == 2
+    post_training.main([*arguments, "--seed", "8"])
+    assert "there already" not in capsys.readouterr().out
+
+
+def test_a_comparison_counts_images_and_averages_categories():
+    before = {
+        "verdicts": {"words": ["0011", "0000"], "colors": ["11", "11"], "edits": ["1", "0"]},
+        "distance": {},
+        "readers": {},
+    }
+    after = {
+        "verdicts": {"words": ["1111", "0001"], "colors": ["11", "10"], "edits": ["0", "0"]},
+        "distance": {},
+        "readers": {},
+    }
+    table = compare(before, after)["scores"]
+    assert list(table) == ["colors", "words", "overall", "edits"]
+    assert {name: row["difference"] for name, row in table.items()} == pytest.approx(
+        {"colors": -0.25, "words": 0.375, "overall": 0.0625, "edits": -0.5}
+    )
+    assert (table["words"]["before"], table["words"]["after"]) == (0.25, 0.625)
+    assert "words" in format_comparison("after", compare(before, after))
+
+
+def test_the_distance_is_over_pairs():
+    tokens = np.stack([np.zeros((4, 3)), np.ones((4, 3)), np.full((4, 3), 3.0)])
+    assert mean_distance(tokens) == pytest.approx((1 + 3 + 2) / 3)
+
+
+def test_checkpoints_need_names(tmp_path, capsys):
+    for arguments in (["a"], ["a=b", "a=c"]):
+        with pytest.raises(SystemExit):
+            post_training.main([*arguments, "--results", str(tmp_path)])
+    assert "a name of its own" in capsys.readouterr().err
