@@ -24,6 +24,7 @@ from nextstep_jax.cli_shared import (
     require_writable,
     updating_bar,
 )
+from nextstep_jax.cli_suites import suite_commands
 from nextstep_jax.errors import NextStepError, UnfamiliarWarning
 
 # jax and the networks are imported inside the commands: `--help` and bad usage answer at once.
@@ -147,6 +148,8 @@ for _command in (
     evaluate,
 ):
     cli.add_command(_command)
+for _suite in suite_commands():
+    evaluate.add_command(_suite)
 
 
 def main() -> None:

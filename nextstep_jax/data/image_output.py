@@ -57,8 +57,10 @@ def save_image(path: str | os.PathLike, pixels: np.ndarray | Image.Image, record
     files.write_bytes(path, encode_image(pixels, output_format(path), record))
 
 
-def encode_image(pixels: np.ndarray | Image.Image, format: str = "PNG", record: Mapping[str, Any] = {}) -> bytes:
-    """[height, width, 3] uint8 as the bytes of a file: "PNG", "JPEG" or "WEBP"."""
+def encode_image(
+    pixels: np.ndarray | Image.Image, format: str = "PNG", record: Mapping[str, Any] = {}, lossless: bool = False
+) -> bytes:
+    """[height, width, 3] uint8 as the bytes of a file: "PNG", "JPEG" or "WEBP", the last with every pixel if `lossless`."""
     if isinstance(pixels, np.ndarray):
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:
             raise InputError(f"an image must be [height, width, 3] of uint8, found {list(pixels.shape)} of {pixels.dtype}")
@@ -70,7 +72,7 @@ def encode_image(pixels: np.ndarray | Image.Image, format: str = "PNG", record: 
             text.add_itxt(key, _as_text(value))
         pixels.save(data, "PNG", pnginfo=text)
     else:
-        options = {"subsampling": 0} if format == "JPEG" else {"method": 4}
+        options = {"subsampling": 0} if format == "JPEG" else {"method": 4, "lossless": lossless}
         pixels.save(data, format, quality=QUALITY, exif=_exif(record), **options)
     return data.getvalue()
 

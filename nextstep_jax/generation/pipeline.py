@@ -128,7 +128,7 @@ class Pipeline:
         width: int | None = None,
         aspect: str | None = None,
         n: int = 1,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         settings: GenerationConfig | None = None,
         on_chunk: OnChunk | None = None,
     ) -> list[GeneratedImage]:
@@ -138,6 +138,7 @@ class Pipeline:
 
         Args:
           prompts: text or ids, one or several.
+          seed: of all prompts, or one of each.
           height, width: pixels, multiples of `token_pixels`; or `aspect`; default `settings.image_size` squared.
 
         Raises:
@@ -278,13 +279,13 @@ class Pipeline:
         h: int,
         w: int,
         n: int,
-        seed: int,
+        seed: int | Sequence[int],
         settings: GenerationConfig,
         has_image: bool,
         on_chunk: OnChunk | None,
     ) -> list[GeneratedImage]:
         """n images of each prompt, in batches of at most MAX_BATCH; `branches` as in `sample_tokens`."""
-        n, seed, count = require_int("n", n, 1), require_seed(seed), h * w
+        n, seeds, count = require_int("n", n, 1), _seeds(seed, len(prompts)), h * w
         height, width = h * self.token_pixels, w * self.token_pixels
         for row in branches:  # an error in the last prompt is raised before the first image is drawn
             for parts in row:
@@ -295,14 +296,15 @@ class Pipeline:
         branches = [[[*row[0], ids], *row[1:]] for row, ids in zip(branches, thoughts, strict=True)]
         wanted = [(p, j) for p in range(len(branches)) for j in range(n)]
         batches = [wanted[first : first + MAX_BATCH] for first in range(0, len(wanted), MAX_BATCH)]
-        key, results = seed_key(seed), []
-        shared = {"seed": seed, "height": height, "width": width, "model": self.name, "settings": dataclasses.asdict(settings)}
+        keys_of, results = jnp.stack([seed_key(seed) for seed in seeds]), []
+        shared = {"height": height, "width": width, "model": self.name, "settings": dataclasses.asdict(settings)}
         for b, batch in enumerate(batches):
-            keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(np.asarray([j for _, j in batch]))
+            of_prompt, indices = np.asarray(batch).T
+            keys = jax.vmap(jax.random.fold_in)(keys_of[of_prompt], indices)
             in_all = on_chunk and functools.partial(_count_all, on_chunk, b * count, len(batches) * count)
             tokens = self.sample_tokens([branches[p] for p, _ in batch], h, w, keys, settings, has_image, in_all)
             for (p, j), image_tokens, pixels in zip(batch, tokens, self.decode_images(tokens, h, w), strict=True):
-                record = {"prompt": describe(prompts[p]), "index": j} | shared
+                record = {"prompt": describe(prompts[p]), "index": j, "seed": seeds[p]} | shared
                 record |= {"thinking": self.text(thoughts[p][1:-1])} if thoughts[p] else {}
                 results.append(GeneratedImage(pixels, image_tokens, record))
         return results
@@ -420,6 +422,15 @@ def require_sampling(max_tokens: int, temperature: float, top_p: float) -> tuple
 def _count_all(on_chunk: OnChunk, before: int, total: int, done: int, _: int, partial: Callable[[], list[Pixels]]) -> None:
     """Report the progress of one batch as that of all batches."""
     on_chunk(before + done, total, partial)
+
+
+def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    """The seed of each of `count` prompts. InputError for another number of them, or for what is no seed."""
+    if not isinstance(seed, Sequence):
+        return [require_seed(seed)] * count
+    if len(seed) != count:
+        raise InputError(f"expected one seed or one of each of {count} prompts, found {len(seed)}")
+    return [require_seed(value) for value in seed]
 
 
 def _power_of_two(count: int) -> int:

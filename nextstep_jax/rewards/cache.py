@@ -1,10 +1,11 @@
-"""Scores that were paid for once are kept: a small SQLite file beside a run."""
+"""Answers that were paid for once are kept: a small SQLite file beside a run."""
 
 import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from nextstep_jax.errors import DamagedDataError
 from nextstep_jax.rewards.protocol import Reward, RewardRequest, Score
@@ -19,6 +20,36 @@ def request_key(reward: str, request: RewardRequest) -> str:
     return digest.hexdigest()
 
 
+class Cache:
+    """JSON values by key in a file; for one thread.
+
+    Raises:
+      DamagedDataError: the file is not a cache of scores.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self._file = sqlite3.connect(str(path))
+        try:
+            with self._file:
+                self._file.execute("CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, score TEXT NOT NULL)")
+        except sqlite3.DatabaseError as error:
+            raise DamagedDataError(f"{path}: expected a cache of scores ({error})") from error
+
+    def find(self, keys: Iterable[str]) -> dict[str, Any]:
+        """What is known of these keys."""
+        select = "SELECT score FROM scores WHERE key = ?"
+        return {key: json.loads(row[0]) for key in keys if (row := self._file.execute(select, (key,)).fetchone())}
+
+    def keep(self, values: Mapping[str, Any]) -> None:
+        """Add values, all of them or none."""
+        with self._file:
+            rows = [(key, json.dumps(value)) for key, value in values.items()]
+            self._file.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", rows)
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class CachedReward:
     """A reward that asks only for what the file does not hold yet. Failed scores are asked for again.
 
@@ -29,28 +60,17 @@ class CachedReward:
     def __init__(self, reward: Reward, path: str | os.PathLike):
         self.name = reward.name
         self._reward = reward
-        self._path = str(path)
-        self._file = sqlite3.connect(self._path)
-        try:
-            with self._file:
-                self._file.execute("CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, score TEXT NOT NULL)")
-        except sqlite3.DatabaseError as error:
-            raise DamagedDataError(f"{self._path}: expected a cache of scores ({error})") from error
+        self._cache = Cache(path)
 
     def __call__(self, requests: Sequence[RewardRequest]) -> list[Score | None]:
         keys = [request_key(self.name, request) for request in requests]
-        known = {key: json.loads(row[0]) for key in keys if (row := self._find(key))}
+        known: dict[str, Score | None] = dict(self._cache.find(keys))
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in known}
         if missing:
             scores = dict(zip(missing, self._reward(list(missing.values())), strict=True))
-            with self._file:
-                rows = [(key, json.dumps(score)) for key, score in scores.items() if score is not None]
-                self._file.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", rows)
+            self._cache.keep({key: score for key, score in scores.items() if score is not None})
             known |= scores
         return [known[key] for key in keys]
 
-    def _find(self, key: str):
-        return self._file.execute("SELECT score FROM scores WHERE key = ?", (key,)).fetchone()
-
     def close(self) -> None:
-        self._file.close()
+        self._cache.close()

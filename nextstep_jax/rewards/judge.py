@@ -26,7 +26,7 @@ class JudgeReward:
         self._endpoint = endpoint
 
     def __call__(self, requests: Sequence[RewardRequest]) -> list[Score | None]:
-        questions = [Question(QUESTION + request.prompt, request.image) for request in requests]
+        questions = [Question(QUESTION + request.prompt, [request.image]) for request in requests]
         return [parse_verdict(answer) for answer in self._endpoint.ask(questions, max_tokens=64)]
 
 

@@ -54,7 +54,7 @@ class Recaption:
             wanted = [(style, language) for style in self.styles for language in self.languages]
             found = {}
             for style, language in wanted:
-                question = Question(self._question(style, language, original), image)
+                question = Question(self._question(style, language, original), [image])
                 reply = endpoint.ask([question], STYLES[style][1])[0]
                 if not reply or not reply.strip():
                     raise Dropped("no caption", f"{sample.key}: the model gave no {style} caption in {LANGUAGES[language]}")

@@ -90,8 +90,8 @@ class Judgement:
 
         def measure(sample: Sample) -> Values:
             text = f"{self.question.replace('{text}', text_of(sample))}\n{form}"
-            image = side_by_side([part.pixels(sample.key) for part in sample.images]) if sample.images else None
-            reply = endpoint.ask([Question(text, image)], self.max_tokens)[0]
+            images = [side_by_side([part.pixels(sample.key) for part in sample.images])] if sample.images else []
+            reply = endpoint.ask([Question(text, images)], self.max_tokens)[0]
             return {"score": None if reply is None else parse_answer(reply, self.answer)}
 
         return measure
