@@ -206,10 +206,13 @@ class Life:
             "XLA_FLAGS": "",
         }
         if self._run.count > 1:
-            command.append("--distributed")
-            environment |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{self._port}", "SLURM_STEP_NODELIST": "localhost"}
-            environment |= {"SLURM_JOB_ID": "1", "SLURM_NTASKS": str(self._run.count)}
-            environment |= {"SLURM_PROCID": str(process), "SLURM_LOCALID": str(process)}
+            told = {"coordinator": f"localhost:{self._port}", "num_processes": self._run.count, "process_id": process}
+            if process == 0:
+                command += [f"--{name}={value}" for name, value in told.items()]
+            else:
+                command.append("--distributed")
+                variables = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+                environment |= dict(zip(variables, map(str, told.values()), strict=True))
         with open(self._file(process, "out"), "w") as output:
             return subprocess.Popen(command, stdout=output, stderr=output, env=environment, cwd=ROOT)
 

@@ -8,14 +8,19 @@ stopped by SIGTERM with everything saved; 1 the training failed, or another proc
 option that cannot be used; 3 damaged data.
 
 On a cluster every process runs this command with --distributed; JAX finds the others from the environment (Cloud TPU VMs, TPUs
-on GKE, Slurm). When one of them dies the others end too, with exit code 1: at once where a collective reports it (CPU, GPU) or
-it was the first of them, else when its heartbeat has been missing for a minute, or when it has not come within five minutes of
-the start. Start all of them again.
+on GKE, Slurm, Open MPI). On plain machines each process is told where the first one is, how many there are and which it is:
+
+    nextstep-jax train ... --coordinator HOST:PORT --num-processes 2 --process-id 0      and 1 on the other
+
+or, with --distributed, by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. When one of them dies the others end
+too, with exit code 1: at once where a collective reports it (CPU, GPU) or it was the first of them, else when its heartbeat has
+been missing for a minute, or when it has not come within five minutes of the start. Start all of them again.
 """
 
 import logging
 import os
 import sys
+from typing import Any
 
 import jax
 from absl import flags
@@ -24,6 +29,7 @@ from absl import logging as absl_logging
 from nextstep_jax.errors import InputError, NextStepError
 from nextstep_jax.evaluation.evaluators import EVALUATORS
 from nextstep_jax.launch.flag_parsing import parse
+from nextstep_jax.launch.rendezvous import Rendezvous, find_rendezvous
 from nextstep_jax.launch.watch import watch
 from nextstep_jax.training.loop import train
 
@@ -33,6 +39,9 @@ _JOIN_TIMEOUT_S = 300  # seconds in which all processes must have come
 flags.DEFINE_string("config", None, "The stage: a shipped config or a file, NAME.py; with :laptop, shrunk.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and the trained model.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes: find the others first.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process, where no scheduler says so.")
+_NUM_PROCESSES = flags.DEFINE_string("num_processes", None, "How many processes there are; goes with --coordinator.")
+_PROCESS_ID = flags.DEFINE_string("process_id", None, "Which of them this one is, from 0; goes with --coordinator.")
 
 
 def main(argv: list[str]) -> int:
@@ -40,11 +49,13 @@ def main(argv: list[str]) -> int:
     try:
         usage = "nextstep-jax train --config NAME --workdir DIR"
         config = parse(argv, FLAGS, ("config", "workdir"), usage)
-        if _DISTRIBUTED.value:
+        by_hand = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        if _DISTRIBUTED.value or by_hand != (None, None, None):
+            rendezvous = find_rendezvous(*by_hand, os.environ)
             code = watch()
             if code is not None:
                 return code
-            _initialize_distributed()
+            _initialize_distributed(rendezvous)
         train(config, str(_WORKDIR.value), EVALUATORS)
     except NextStepError as error:
         return _fail(str(error), error.exit_code)
@@ -60,12 +71,15 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _initialize_distributed() -> None:
-    """Connect to the other processes. InputError when the environment does not say where they are."""
+def _initialize_distributed(rendezvous: Rendezvous | None) -> None:
+    """Connect to the other processes. InputError when neither flags nor the environment say where they are."""
+    told: dict[str, Any] = rendezvous._asdict() if rendezvous else {}
+    told |= {"initialization_timeout": _JOIN_TIMEOUT_S, "heartbeat_timeout_seconds": _HEARTBEAT_TIMEOUT_S}
     try:
-        jax.distributed.initialize(initialization_timeout=_JOIN_TIMEOUT_S, heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_S)
+        jax.distributed.initialize(**told)
     except ValueError as error:
-        raise InputError(f"--distributed: no cluster found in the environment ({error})") from error
+        by_hand = "--coordinator, --num_processes and --process_id tell it by hand"
+        raise InputError(f"--distributed: no cluster found in the environment ({error}); {by_hand}") from error
 
 
 def _fail(message: str, code: int) -> int:

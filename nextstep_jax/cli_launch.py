@@ -13,8 +13,11 @@ from nextstep_jax.cli_shared import CONFIG, PASS_ON, Command, RunCommand
 @CONFIG
 @click.option("--workdir", required=True, metavar="DIR", help="Folder for checkpoints, metrics and the trained model.")
 @click.option("--distributed", is_flag=True, help="One of several processes: find the others first.")
+@click.option("--coordinator", metavar="HOST:PORT", help="Where the first process listens, if no scheduler says so.")
+@click.option("--num-processes", metavar="N", help="How many processes there are; goes with --coordinator.")
+@click.option("--process-id", metavar="I", help="Which of them this one is, from 0; goes with --coordinator.")
 @click.pass_context
-def train(ctx: click.Context, config: str, workdir: str, distributed: bool):
+def train(ctx: click.Context, /, config: str, workdir: str, distributed: bool, **rendezvous: str | None):
     """Train a stage, or continue a run.
 
     The same command continues a run that was stopped. Any setting is changed with --config.KEY=VALUE, e.g.
@@ -24,6 +27,7 @@ def train(ctx: click.Context, config: str, workdir: str, distributed: bool):
 
     program.configure_logging()
     argv = ["nextstep-jax train", f"--config={config}", f"--workdir={workdir}", *ctx.args]
+    argv += [f"--{name}={value}" for name, value in rendezvous.items() if value is not None]
     try:
         code = program.main([*argv, "--distributed"] if distributed else argv)
     except KeyboardInterrupt:

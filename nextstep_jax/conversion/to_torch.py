@@ -5,9 +5,11 @@
     vae/config.json, checkpoint.safetensors
     tokenizer.json, vocab.json, ...   the text tokenizer's files that came with the source
 
-Names, dtypes and bytes are those of the released tensors. A buffer that conversion dropped is written again where its
-bytes can be made again exactly (config.json's "source" says which); others stay out. An image tokenizer alone is written
-without the `vae/`. (The PyTorch code opens `vae/checkpoint.pt`, which `torch.save` makes of checkpoint.safetensors.)
+Names, dtypes and bytes are those of the released tensors. An image tokenizer that came under diffusers' names goes back under
+them, as diffusion_pytorch_model.safetensors; one trained here gets the releases' names. A buffer that conversion dropped is
+written again where its bytes can be made again exactly (config.json's "source" says which); others stay out. An image tokenizer
+alone is written without the `vae/`. (The PyTorch code opens `vae/checkpoint.pt`, which `torch.save` makes of
+checkpoint.safetensors.)
 """
 
 import dataclasses
@@ -32,6 +34,8 @@ from nextstep_jax.models.nextstep import gen_pos_embed
 
 SHARD_BYTES = 5_000_000_000
 
+# Where each naming of the image tokenizer is looked for.
+_FILES = {"bfl": "checkpoint", "diffusers": "diffusion_pytorch_model"}
 _CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
 
 
@@ -112,12 +116,13 @@ def _parts(src: pathlib.Path, config: Mapping[str, Any]) -> dict[str, "_Part"]:
     parts, where = {}, str(src / "config.json")
     if config.get("model"):
         entries = names.model_entries(NextStepConfig.from_released(config["model"], where))
-        parts["model"] = _Part(src, "model", config["model"], entries, [row for row in _dropped(config) if row["restore"]])
+        restored = [row for row in _dropped(config) if row["restore"]]
+        parts["model"] = _Part(src, "model", config["model"], entries, restored, "model")
     if config.get("image_tokenizer"):
         naming = (config.get("source") or {}).get("image_tokenizer_names") or "bfl"
         tokenizer = ImageTokenizerConfig.from_released(config["image_tokenizer"], where)
         entries = names.image_tokenizer_entries(tokenizer, naming)
-        parts["image_tokenizer"] = _Part(src, "image_tokenizer", config["image_tokenizer"], entries, [])
+        parts["image_tokenizer"] = _Part(src, "image_tokenizer", config["image_tokenizer"], entries, [], _FILES[naming])
     extra = set(checkpoints.abstract_params(src)) - parts.keys()
     if extra:
         raise InputError(f"{src}: it holds {', '.join(sorted(extra))}, which its config.json does not describe")
@@ -127,8 +132,16 @@ def _parts(src: pathlib.Path, config: Mapping[str, Any]) -> dict[str, "_Part"]:
 class _Part:
     """One subtree of a checkpoint on its way into safetensors files: `open`, `put` every leaf in any order, `close`."""
 
-    def __init__(self, src, subtree: str, config: Mapping[str, Any], entries: Sequence[Entry], restored: Sequence[Mapping]):
-        self.subtree, self._config, self._restored = subtree, config, restored
+    def __init__(
+        self,
+        src: pathlib.Path,
+        subtree: str,
+        config: Mapping[str, Any],
+        entries: Sequence[Entry],
+        restored: Sequence[Mapping],
+        stem: str,
+    ):
+        self.subtree, self._config, self._restored, self._stem = subtree, config, restored, stem
         self._entries = {entry.path: entry for entry in entries}
         dtypes = _check_leaves(src, subtree, self._entries)
         self.outputs = [_Output(entry.source, entry.source_shape, dtypes[entry.path]) for entry in entries]
@@ -146,16 +159,15 @@ class _Part:
         """Write config.json and files with headers and room for the data."""
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(json.dumps(self._config, indent=2) + "\n")
-        stem = "model" if self.subtree == "model" else "checkpoint"
         shards = _split(self.outputs, shard_bytes if self.subtree == "model" else self.nbytes)
         for number, shard in enumerate(shards, start=1):
-            name = stem if len(shards) == 1 else f"{stem}-{number:05d}-of-{len(shards):05d}"
+            name = self._stem if len(shards) == 1 else f"{self._stem}-{number:05d}-of-{len(shards):05d}"
             file = folder / f"{name}.safetensors"
             self._places |= {name: (file, start) for name, start in _write_header(file, shard).items()}
         if len(shards) > 1:
             weight_map = {name: self._places[name][0].name for name in sorted(self._places)}
             index = {"metadata": {"total_size": self.nbytes}, "weight_map": weight_map}
-            (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+            (folder / f"{self._stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
     def put(self, path: str, leaf: np.ndarray) -> int:
         """Write one leaf where it belongs; returns its bytes."""

@@ -81,8 +81,13 @@ def make_seed(*values: int | str) -> int:
 
 
 def draws(*values: int | str) -> random.Random:
-    """A generator of its own for one choice; a string among the values names the choice."""
-    return random.Random(make_seed(*values))
+    """A generator of its own for one choice; a string among the values names the choice, and every bit of a number counts."""
+    return random.Random(make_seed(*(digit for value in values for digit in _digits(value))))
+
+
+def _digits(value: int | str) -> list[int | str]:
+    """A number's digits to the base 2^31, below which `make_seed` loses nothing; a string as it is."""
+    return [value] if isinstance(value, str) or value < 2**31 else [*_digits(value >> 31), value % 2**31]
 
 
 def arrange(sample: Sample, augmentation: Augmentation, seed: int, index: int) -> list[TextPart | ImagePart]:

@@ -71,7 +71,8 @@ class PixelBatches:
             raise InputError(f"max_skipped must be in [0, 1], found {max_skipped}")
         self._batch_size, self._max_skipped, self._workers = batch_size, max_skipped, workers
         read = _Read(tuple(sources), height, width, seed if crop == "random" else None)
-        order = grain.MapDataset.range(sum(map(len, sources))).shuffle(seed).repeat()[data_shard::data_shards]
+        order_seed = seed if seed < 2**32 else draws("shuffle", seed).getrandbits(32)  # Grain takes 32 bits
+        order = grain.MapDataset.range(sum(map(len, sources))).shuffle(order_seed).repeat()[data_shard::data_shards]
         self._images = order.map_with_index(read)
         self._identities = [source.identity() for source in sources]
         self._reader: Any = None

@@ -26,6 +26,7 @@ from nextstep_jax.checkpoints.training import TrainCheckpointer
 from nextstep_jax.data.image_output import save_image
 from nextstep_jax.errors import InputError, NextStepError
 from nextstep_jax.schema import flatten, plain
+from nextstep_jax.seeds import seed_key
 from nextstep_jax.sharding.mesh import global_batch, make_mesh, replicated
 from nextstep_jax.sharding.params import sharding_table, with_shardings
 from nextstep_jax.training import metrics, multitask, preference, reconstruction, run_record
@@ -81,7 +82,7 @@ def train(
         data = stack.enter_context(contextlib.closing(stage.training_data()))
 
         # --- The state, restored or made in its place on the mesh -----------------------------------------------------
-        key = jax.device_put(jax.random.key(run.seed), replicated(mesh))
+        key = jax.device_put(seed_key(run.seed), replicated(mesh))
         program = make_program(run, objective, mesh)
         counts = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (program.params, program.trainable))
         logger.info("%s: %.1fM parameters, %.1fM of them trained", run.name, *(count / 1e6 for count in counts))

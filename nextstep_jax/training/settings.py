@@ -16,9 +16,10 @@ from nextstep_jax.generation.config import GenerationConfig
 from nextstep_jax.generation.sizes import trained_sizes
 from nextstep_jax.objectives.reconstruction import Weights
 from nextstep_jax.schema import NonNegative, Pattern, Positive, above, at_least, below, read
+from nextstep_jax.seeds import MAX_SEED
 from nextstep_jax.training.optimizer import OptimizerConfig, learning_rate_schedule
 
-Seed = Annotated[int, below(0, 2**32)]
+Seed = Annotated[int, lambda value: "" if 0 <= value <= MAX_SEED else "in [0, 2**63)"]
 Fraction = Annotated[float, lambda value: "" if 0 < value <= 1 else "in (0, 1]"]
 Share = Annotated[float, lambda value: "" if 0 <= value <= 1 else "in [0, 1]"]
 

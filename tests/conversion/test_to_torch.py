@@ -110,11 +110,20 @@ def test_buffers_that_cannot_be_made_again_are_named(released, tmp_path, edit, m
 
 
 def test_diffusers_names_come_back(released, tmp_path, tokenizer_tensors):
-    (released / "vae/checkpoint.safetensors").unlink()
+    """With the config and the file name that diffusers gives them, of the whole model and of the image tokenizer alone."""
+    for file in (released / "vae").iterdir():
+        file.unlink()
+    config = {"_class_name": "AutoencoderKL", "block_out_channels": [32] * 4, "layers_per_block": 1, "latent_channels": 16}
+    config |= {"norm_num_groups": 32, "sample_size": 64, "scaling_factor": 0.3611, "shift_factor": 0.1159}
+    (released / "vae/config.json").write_text(json.dumps(config))
     spelled = to_diffusers(tokenizer_tensors, 4)
     save_file(spelled, released / "vae/diffusion_pytorch_model.safetensors")
-    round_trip(released, tmp_path)
-    assert_same_bytes(load(tmp_path / "exported/vae/checkpoint.safetensors"), spelled)
+    for name, source, folder in (("whole", released, "exported/vae"), ("alone", released / "vae", "exported")):
+        round_trip(source, tmp_path / name)
+        back = tmp_path / name / folder
+        assert sorted(path.name for path in back.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
+        assert_same_bytes(load(back / "diffusion_pytorch_model.safetensors"), spelled)
+        assert json.loads((back / "config.json").read_text()) == config
 
 
 def test_an_image_tokenizer_alone(released, tmp_path, tokenizer_tensors):

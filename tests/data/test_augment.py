@@ -179,3 +179,15 @@ def test_flipped_preferences_are_the_same_pairs_the_other_way_round():
     assert inverted == [(loser, winner) for winner, loser in plain]
     assert all(set(pair) == set(other) for pair, other in zip(half, plain, strict=True))
     assert sum(pair == other for pair, other in zip(half, plain, strict=True)) == pytest.approx(200, abs=40)
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(0, 62))
+def test_every_bit_of_a_seed_counts(seed, bit):
+    """The release's seeds have 31 bits; a number beyond them is drawn from digit by digit."""
+    other = seed ^ (1 << bit)
+    assert draws("wording", seed, 3).random() != draws("wording", other, 3).random()
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1))
+def test_small_numbers_seed_as_in_the_release(seed, index):
+    assert draws("drop_text", seed, index).random() == random.Random(make_seed("drop_text", seed, index)).random()

@@ -149,3 +149,17 @@ for workers in (0, 1):
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
     assert len(found) == 2 and found[0] == found[1]
+
+
+def test_a_seed_of_more_than_32_bits_orders_as_its_own():
+    """Grain takes 32 bits; none of the others is dropped."""
+
+    def order(seed):
+        batches = PixelBatches([Images(64)], 64, 8, 8, seed=seed)
+        found = next(batches).pixels[:, 0, 0, 0].tolist()
+        batches.close()
+        return found
+
+    assert sorted(order(1 << 40)) == list(range(64))
+    assert order(1 << 40) == order(1 << 40) != order(0)
+    assert order((1 << 40) + 1) != order(1 << 40)

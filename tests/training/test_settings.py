@@ -42,7 +42,7 @@ def changed(path, text):
         ("samples.generation.edit.cfg", "2.5", 2.5),
         ("name", "7", "7"),
         ("wandb.mode", "online", "online"),
-        ("seed", str(2**32 - 1), 2**32 - 1),
+        ("seed", str(2**63 - 1), 2**63 - 1),
     ],
 )
 def test_what_a_command_line_can_say(path, text, found):
@@ -76,8 +76,8 @@ def test_what_a_command_line_can_say(path, text, found):
         ("optimizer.min_learning_rate", "1", "config.optimizer.min_learning_rate must be in [0, 0.005]"),
         ("optimizer.learning_rate", "nan", "config.optimizer.learning_rate must be a finite number, found 'nan'"),
         ("optimizer.learning_rate", "1e999", "config.optimizer.learning_rate must be a finite number, found inf"),
-        ("seed", "-1", "config.seed must be in [0, 4294967296), found -1"),
-        ("seed", "1732620000000", "config.seed must be in [0, 4294967296), found 1732620000000"),
+        ("seed", "-1", "config.seed must be in [0, 2**63), found -1"),
+        ("seed", str(2**63), f"config.seed must be in [0, 2**63), found {2**63}"),
         ("seed", "1.5", "config.seed must be a whole number, found 1.5"),
         ("steps", "many", "config.steps must be a whole number, found 'many'"),
         ("steps", "True", "config.steps must be a whole number, found True"),

@@ -1,0 +1,52 @@
+"""Where the processes of a run find each other: told by hand, or by the scheduler that started them."""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from nextstep_jax.errors import InputError
+
+_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_FLAGS = ("--coordinator", "--num_processes", "--process_id")
+
+
+class Rendezvous(NamedTuple):
+    """What `jax.distributed.initialize` takes. The coordinator is process 0's machine and a free port there."""
+
+    coordinator_address: str
+    num_processes: int
+    process_id: int
+
+
+def find_rendezvous(
+    coordinator: str | None, num_processes: str | int | None, process_id: str | int | None, environment: Mapping[str, str]
+) -> Rendezvous | None:
+    """The rendezvous that flags, or else variables, tell; None if they tell nothing, so that JAX asks the scheduler.
+
+    A coordinator's address in the environment alone tells nothing: a scheduler may know the rest.
+
+    Raises:
+      InputError: one of the three is missing, or cannot be.
+    """
+    given = (coordinator, num_processes, process_id)
+    address, count, number = (
+        environment.get(variable) if value is None else value for value, variable in zip(given, _VARIABLES, strict=True)
+    )
+    if coordinator is None and count is None and number is None:
+        return None
+    for value, flag, variable in zip((address, count, number), _FLAGS, _VARIABLES, strict=True):
+        if value is None:
+            raise InputError(f"{flag} (or {variable}) is missing: a run of several processes needs {', '.join(_FLAGS)}")
+    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):([0-9]{1,5})", str(address))
+    if not match or not 0 < int(match[2]) < 2**16:
+        raise InputError(f"--coordinator (or {_VARIABLES[0]}) must be HOST:PORT, found {address!r}")
+    processes = _whole(count, 1, None, "--num_processes", _VARIABLES[1])
+    return Rendezvous(str(address), processes, _whole(number, 0, processes, "--process_id", _VARIABLES[2]))
+
+
+def _whole(value: object, low: int, stop: int | None, flag: str, variable: str) -> int:
+    number = int(str(value)) if re.fullmatch(r"[0-9]{1,9}", str(value)) else -1
+    if number < low or (stop is not None and number >= stop):
+        wanted = f"in [{low}, {stop})" if stop is not None else f"at least {low}"
+        raise InputError(f"{flag} (or {variable}) must be a whole number {wanted}, found {value!r}")
+    return number

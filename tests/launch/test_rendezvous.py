@@ -1,0 +1,48 @@
+"""Processes that are told by hand where the others are. (tests/training/test_processes.py runs such.)"""
+
+import pytest
+
+from nextstep_jax.errors import InputError
+from nextstep_jax.launch import train as launch_train
+from nextstep_jax.launch.rendezvous import find_rendezvous
+
+TOLD = {"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
+
+
+def test_flags_come_before_variables():
+    assert find_rendezvous(None, None, None, {}) is None
+    assert find_rendezvous(None, None, None, TOLD) == ("host:1234", 4, 3)
+    assert find_rendezvous("[::1]:99", "8", "0", TOLD) == ("[::1]:99", 8, 0)
+    assert find_rendezvous(None, None, "0", TOLD) == ("host:1234", 4, 0)
+
+
+def test_an_address_in_the_environment_leaves_the_rest_to_the_scheduler():
+    assert find_rendezvous(None, None, None, {"JAX_COORDINATOR_ADDRESS": "host:1234"}) is None
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("host:1", None, None), r"--num_processes \(or JAX_NUM_PROCESSES\) is missing"),
+        ((None, "2", "0"), r"--coordinator \(or JAX_COORDINATOR_ADDRESS\) is missing"),
+        (("host:1", "2", None), r"--process_id \(or JAX_PROCESS_ID\) is missing"),
+        (("host", "2", "0"), "must be HOST:PORT, found 'host'"),
+        (("http://host:1", "2", "0"), "must be HOST:PORT, found 'http://host:1'"),
+        (("host:0", "2", "0"), "must be HOST:PORT, found 'host:0'"),
+        (("host:65536", "2", "0"), "must be HOST:PORT, found 'host:65536'"),
+        (("host:1", "0", "0"), r"--num_processes .* must be a whole number at least 1, found '0'"),
+        (("host:1", "two", "0"), r"--num_processes .* must be a whole number at least 1, found 'two'"),
+        (("host:1", "2", "2"), r"--process_id .* must be a whole number in \[0, 2\), found '2'"),
+        (("host:1", "2", "-1"), r"--process_id .* must be a whole number in \[0, 2\), found '-1'"),
+    ],
+)
+def test_what_cannot_be_is_refused(flags, message):
+    with pytest.raises(InputError, match=message):
+        find_rendezvous(*flags, {})
+
+
+def test_it_is_checked_before_anything_starts(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(launch_train, "watch", lambda: pytest.fail("it was started"))
+    command = ["train", "--config", "shapes_tokenizer:laptop", "--workdir", str(tmp_path), "--coordinator", "host"]
+    assert launch_train.main([*command, "--num_processes", "2", "--process_id", "0"]) == 2
+    assert capsys.readouterr().err == "error: --coordinator (or JAX_COORDINATOR_ADDRESS) must be HOST:PORT, found 'host'\n"
