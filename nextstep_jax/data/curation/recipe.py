@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-from nextstep_jax.data.curation import captions, controls, degradations, image_signals, model_signals, text_signals
+from nextstep_jax.data.curation import captions, controls, degradations, image_signals, model_signals, sequences, text_signals
 from nextstep_jax.data.curation.stages import Signal, Transform, Values
 from nextstep_jax.errors import InputError
 from nextstep_jax.schema import NonNegative, Probability, at_least, parse, read
@@ -32,6 +32,9 @@ TRANSFORMS: dict[str, type] = {
     "recaption": captions.Recaption,
     "controls": controls.Controls,
     "degradations": degradations.Degradations,
+    "distinct_frames": sequences.DistinctFrames,
+    "screen_text": sequences.ScreenText,
+    "storyline": sequences.Storyline,
 }
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
