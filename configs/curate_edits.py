@@ -2,14 +2,14 @@
 
     nextstep-jax data curate EDITS OUT --config curate_edits --endpoint openai:http://localhost:8000/v1#MODEL
 
-EDITS is a source of edits. The model sees the images side by side, the result last, and judges image quality, rationality,
-consistency and alignment with the instruction; OUT/sft holds what passes all. The paper keeps about 1M of 3.5M and gives no
-thresholds. Near-duplicates are found by the result. `:laptop` needs no endpoint, and looks at near-duplicates alone.
+EDITS is a source of edits. The model sees all images, the result last, and judges image quality, rationality, consistency and
+alignment with the instruction; OUT/sft holds what passes all. The paper keeps about 1M of 3.5M and gives no thresholds.
+Near-duplicates are found by the result. `:laptop` needs no endpoint, and looks at near-duplicates alone.
 """
 
 from ml_collections import ConfigDict
 
-_SEEN = "You see the images of an edit side by side, the result last. The instruction: {text}\n"
+_SEEN = "You see the images of an edit, the result last. The instruction: {text}\n"
 _CRITERIA = {
     "quality": "Is the result free of artifacts, blur and distortions? 0: ruined, 10: flawless.",
     "rationality": "Does the result make sense, in anatomy, physics, light and perspective? 0: not at all, 10: fully.",

@@ -28,7 +28,6 @@ _OPTIONS = {"protocol_whitelist": "file"}
 
 _CUT = 27.0  # of scenedetect's ContentDetector: change of hue, saturation and brightness that makes a cut
 _SHORTEST = 0.6  # seconds of a shot
-_CANDIDATES = 8  # frames of a shot among which the sharpest is chosen
 _WIDTH = 256  # pixels of what cuts and sharpness are looked for in
 MAX_SHOTS = 256
 MAX_SECONDS = 6 * 3600
@@ -45,7 +44,7 @@ class Shot(NamedTuple):
 class VideoFolder:
     """Videos in a folder and its subfolders, one interleaved sample each, sorted by path.
 
-    Of every shot the sharpest of up to eight frames from its middle half, after the text that VIDEO.srt or VIDEO.vtt has for
+    Of every shot the sharpest frame of its middle half, after the text that VIDEO.srt or VIDEO.vtt has for
     the shot. `metadata["shots"]` has their [start, stop] in seconds.
 
     Attributes:
@@ -145,25 +144,24 @@ def find_shots(path: pathlib.Path) -> list[Shot]:
 
 
 def keyframes(path: pathlib.Path, shots: Sequence[Shot], max_side: int) -> list[UInt8[np.ndarray, "height width 3"]]:
-    """The sharpest of some frames of the middle half of each shot, with sides of at most `max_side` pixels."""
+    """The sharpest frame of the middle half of each shot, with sides of at most `max_side` pixels."""
     import cv2
 
     chosen: list[np.ndarray] = []
-    best, best_sharpness, due = None, -1.0, float("-inf")
+    best, best_sharpness = None, -1.0
     with _opened(path) as (_, frames):
         for time, frame in frames:
             while len(chosen) < len(shots) - 1 and time >= shots[len(chosen)].stop:
                 chosen.append(_pixels(frame if best is None else best, max_side))
-                best, best_sharpness, due = None, -1.0, float("-inf")
+                best, best_sharpness = None, -1.0
             start, stop = shots[len(chosen)]
             early, late = start + (stop - start) / 4, stop - (stop - start) / 4
-            # A shot without a frame in its middle half gives its first one.
-            if best is not None and not (early <= time <= late and time >= due):
-                continue
-            sharpness = float(cv2.Laplacian(_small(frame, "gray8"), cv2.CV_32F).var()) if time >= early else -0.5
-            if sharpness > best_sharpness:
-                best, best_sharpness = frame, sharpness
-            due = time + (late - early) / _CANDIDATES
+            if best is None:
+                best = frame  # of a shot without a frame in its middle half
+            if early <= time <= late:
+                sharpness = float(cv2.Laplacian(_small(frame, "gray8"), cv2.CV_32F).var())
+                if sharpness > best_sharpness:
+                    best, best_sharpness = frame, sharpness
         if best is not None:
             chosen.append(_pixels(best, max_side))
     return chosen

@@ -90,7 +90,7 @@ class Judgement:
 
         def measure(sample: Sample) -> Values:
             text = f"{self.question.replace('{text}', text_of(sample))}\n{form}"
-            images = [side_by_side([part.pixels(sample.key) for part in sample.images])] if sample.images else []
+            images = [part.pixels(sample.key) for part in sample.images]
             reply = endpoint.ask([Question(text, images)], self.max_tokens)[0]
             return {"score": None if reply is None else parse_answer(reply, self.answer)}
 
@@ -104,14 +104,3 @@ def parse_answer(reply: str, form: str) -> float | None:
         return {"yes": 1.0, "no": 0.0}.get(reply)
     match = re.fullmatch(r"(\d{1,2}(?:\.\d{1,4})?)(?:\s*/\s*10)?", reply)
     return float(match[1]) / 10 if match and float(match[1]) <= 10 else None
-
-
-def side_by_side(images: list[np.ndarray]) -> np.ndarray:
-    """Images [height, width, 3] in a row from left to right, on white, 8 pixels between them."""
-    height = max(image.shape[0] for image in images)
-    row = []
-    for image in images:
-        padded = np.full((height, image.shape[1] + 8, 3), 255, np.uint8)
-        padded[: image.shape[0], : image.shape[1]] = image
-        row.append(padded)
-    return np.concatenate(row, axis=1)[:, :-8]

@@ -1,7 +1,7 @@
 """Interleaved sequences of the keyframes of videos: near-equal frames dropped, lengths limited, words added (section 5.1.4)."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -97,7 +97,7 @@ class ScreenText:
                     said = set(words_of(parts[-1].text)) if parts and isinstance(parts[-1], TextPart) else set()
                     for line in read(part.pixels(sample.key)):
                         words = words_of(line.text)
-                        new = [word for word in words if word not in said]
+                        new = [word for word in words if not _consists_of(word, said)]
                         if line.confidence >= self.min_confidence and words and len(new) >= self.new_words * len(words):
                             _append(parts, TextPart(line.text))
                             said.update(words)
@@ -105,6 +105,15 @@ class ScreenText:
             return [dataclasses.replace(sample, parts=tuple(parts))]
 
         return make
+
+
+def _consists_of(word: str, known: Set[str]) -> bool:
+    """Whether a word is one of some, or several of them in a row: OCR loses blanks."""
+    reached = {0}
+    for end in range(1, len(word) + 1):
+        if any(word[start:end] in known for start in reached):
+            reached.add(end)
+    return len(word) in reached
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +145,7 @@ class Storyline:
                 if isinstance(part, TextPart):
                     said = part.text
                     continue
-                question = Question(self._question(captions, said), part.pixels(sample.key))
+                question = Question(self._question(captions, said), [part.pixels(sample.key)])
                 reply = endpoint.ask([question], 200)[0]
                 if not reply or not reply.strip():
                     raise Dropped("no caption", f"{sample.key}: the model gave no caption for image {len(captions)}")

@@ -8,7 +8,7 @@ from nextstep_jax.data.curation.captions import Recaption
 from nextstep_jax.data.curation.controls import CONTROLS, Controls, control_image
 from nextstep_jax.data.curation.degradations import INSTRUCTIONS, Degradations, degrade
 from nextstep_jax.data.curation.image_signals import gray
-from nextstep_jax.data.curation.model_signals import Judgement, Nsfw, Ocr, parse_answer, side_by_side
+from nextstep_jax.data.curation.model_signals import Judgement, Nsfw, Ocr, parse_answer
 from nextstep_jax.data.curation.stages import Dropped, generator
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
 from tests.data.curation.scenes import photograph
@@ -133,6 +133,9 @@ def test_a_judgement_asks_with_the_text_and_the_images(server):
     stage = Judgement("Does {text} fit?", endpoint=f"openai:{server.url}/v1#m")
     assert stage.prepare()(pair()) == {"score": 0.7}
     assert asked(server.bodies[0][0]).startswith("Does a red circle fit?\nAnswer with one number")
+    sources = (ImagePart.from_pixels(np.asarray(photograph(n)), loss=False) for n in range(2))
+    stage.prepare()(Sample((*sources, TextPart("go"), pair().images[0]), "edit", "key"))
+    assert [part["type"] for part in server.bodies[1][0]["messages"][0]["content"]] == ["text", *["image_url"] * 3]
 
 
 @pytest.mark.parametrize(
@@ -153,12 +156,6 @@ def test_a_judgement_asks_with_the_text_and_the_images(server):
 )
 def test_an_answer_is_a_number_only_if_it_says_one(reply, form, expected):
     assert parse_answer(reply, form) == expected
-
-
-def test_images_side_by_side():
-    row = side_by_side([np.zeros((4, 3, 3), np.uint8), np.ones((6, 2, 3), np.uint8)])
-    assert row.shape == (6, 3 + 8 + 2, 3) and (row[:4, :3] == 0).all() and (row[:, 11:] == 1).all()
-    assert (row[4:, :3] == 255).all() and (row[:, 3:11] == 255).all()
 
 
 def test_models_that_packages_ship():
