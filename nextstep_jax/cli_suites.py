@@ -23,10 +23,17 @@ from nextstep_jax.errors import InputError
 # By the names of evaluation.suites.loading.SUITES; whether it edits images.
 SUITES = {
     "geneval": ("GenEval: objects, counts, colors and places, 553 prompts.", False),
+    "genai-bench": ("GenAI-Bench: composition by VQAScore, 1,600 prompts.", False),
+    "dpg-bench": ("DPG-Bench: questions about long prompts, 1,065 prompts.", False),
+    "oneig-en": ("OneIG-Bench in English, 1,120 prompts.", False),
+    "oneig-zh": ("OneIG-Bench in Chinese, 1,320 prompts.", False),
     "wise": ("WISE as the paper reports it: world knowledge, 1,000 prompts.", False),
     "wise-verified": ("WISE_Verified, the edition of April 2026.", False),
+    "gedit-en": ("GEdit-Bench in English, 606 edits.", True),
+    "gedit-cn": ("GEdit-Bench in Chinese, 606 edits.", True),
+    "imgedit": ("ImgEdit-Bench, basic: 737 edits.", True),
 }
-_QUIRKS: tuple[str, ...] = ()
+_QUIRKS = ("dpg-bench", "oneig-en", "oneig-zh", "imgedit")  # suites whose official scorer has oddities
 
 _FOLDER = click.Path(path_type=pathlib.Path)
 _DATA = [

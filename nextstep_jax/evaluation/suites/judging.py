@@ -4,14 +4,12 @@ import collections
 import concurrent.futures
 import dataclasses
 import datetime
-import io
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from nextstep_jax.chat import Answer, ChatEndpoint, png_bytes
 from nextstep_jax.data import files, images
@@ -166,13 +164,6 @@ def read_images(suite: Suite, item: Item, out: pathlib.Path) -> list[bytes]:
     height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
     corners = [(0, 0), (0, width), (height, 0), (height, width)]
     return [png_bytes(pixels[top : top + height, left : left + width]) for top, left in corners]
-
-
-def jpeg_bytes(image: Image.Image) -> bytes:
-    """An image as a JPEG file, as Pillow writes it by default."""
-    file = io.BytesIO()
-    image.convert("RGB").save(file, "JPEG")
-    return file.getvalue()
 
 
 def _decide(judge: Judge, ask: Ask) -> _Verdict | None:

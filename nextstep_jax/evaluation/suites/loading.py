@@ -4,11 +4,17 @@ import pathlib
 from collections.abc import Mapping
 
 from nextstep_jax.errors import InputError
+from nextstep_jax.evaluation.suites.dpg import DPGBench
+from nextstep_jax.evaluation.suites.gedit import GEdit, GEditChinese
+from nextstep_jax.evaluation.suites.genai import GenAIBench
 from nextstep_jax.evaluation.suites.geneval import GenEval
+from nextstep_jax.evaluation.suites.imgedit import ImgEdit
+from nextstep_jax.evaluation.suites.oneig import OneIG, OneIGChinese
 from nextstep_jax.evaluation.suites.suite import Suite
 from nextstep_jax.evaluation.suites.wise import Wise, WiseVerified
 
-SUITES: Mapping[str, type[Suite]] = {suite.name: suite for suite in (GenEval, Wise, WiseVerified)}
+_ALL = (GenEval, GenAIBench, DPGBench, OneIG, OneIGChinese, Wise, WiseVerified, GEdit, GEditChinese, ImgEdit)
+SUITES: Mapping[str, type[Suite]] = {suite.name: suite for suite in _ALL}
 
 
 def open_suite(name: str, data: pathlib.Path | None = None, unofficial: bool = False) -> Suite:

@@ -7,6 +7,7 @@ A suite's module subclasses `Suite`. Everything else (drawing, judging, reading 
 import abc
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from nextstep_jax.errors import InputError
 from nextstep_jax.evaluation.suites.results import Key, Report, sha256
 
 MAX_FILE = 256 << 20  # bytes of a file of prompts or questions
+MODEL = "nextstep"  # the folder that official scorers take for a model's name
 
 T = TypeVar("T", bound=Sized)
 Scores = Mapping[Key, float | None]  # None: the judge's reply could not be read
@@ -129,13 +131,18 @@ class OfficialFiles:
         self.official = True
 
     def read(
-        self, name: str, parse: Callable[[bytes, pathlib.Path], T], count: int, digest: str | None = None, what: str = "entries"
+        self,
+        name: str,
+        parse: Callable[[bytes, pathlib.Path], T],
+        count: int | None,
+        digest: str | None = None,
+        what: str = "entries",
     ) -> T:
         """A file as `parse(bytes, path)` makes it.
 
         Args:
-          count: entries that the official file has.
-          digest: its sha256; None where there is no one such file.
+          count: entries that the official file has; None where that is not known.
+          digest: its sha256, or git's id of its content; None where there is no one such file.
 
         Raises:
           InputError: not there, or not the official file.
@@ -144,9 +151,10 @@ class OfficialFiles:
         if not path.is_file():
             raise InputError(f"{path}: not there; {self.source}")
         data = files.read_bytes(path, MAX_FILE)
-        found, value = sha256(data), parse(data, path)
-        self.digests[name] = found
-        if len(value) != count or digest not in (None, found):
+        value = parse(data, path)
+        self.digests[name] = sha256(data)
+        found = git_id(data) if digest is not None and len(digest) == 40 else self.digests[name]
+        if count not in (None, len(value)) or digest not in (None, found):
             self.differ(path, _described(count, what, digest), _described(len(value), what, found if digest else None))
         return value
 
@@ -166,8 +174,14 @@ def require_folder(data: pathlib.Path | None, name: str) -> pathlib.Path:
     return data
 
 
-def _described(count: int, what: str, digest: str | None) -> str:
-    return f"{count} {what}" + (f" with sha256 {digest[:16]}" if digest else "")
+def git_id(data: bytes) -> str:
+    """What git calls a file of this content."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def _described(count: int | None, what: str, digest: str | None) -> str:
+    kind = f"{'git id' if len(digest) == 40 else 'sha256'} {digest[:16]}" if digest else ""
+    return " with ".join(filter(None, ("" if count is None else f"{count} {what}", kind)))
 
 
 # --- parts of files ---------------------------------------------------------------------------------------------------
