@@ -295,13 +295,20 @@ changed with --config.KEY=VALUE.
     show_default="one per core, up to 16",
     help="Processes.",
 )
+@click.option(
+    "--beam",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Let Apache Beam run the jobs, with these pipeline options, e.g. runner=DataflowRunner.",
+)
 @click.option("--shard-samples", type=_COUNT, default=1000, show_default=True, help="Samples per shard.")
 @click.option("--limit", type=_COUNT, metavar="N", help="Try the recipe on N samples, spread evenly.")
 @_source_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
-def curate(ctx: click.Context, /, source, out, config, endpoint, workers, shard_samples, limit, as_json, **reading):
-    from nextstep_jax.data.curation import job, recipe
+def curate(ctx: click.Context, /, source, out, config, endpoint, workers, beam, shard_samples, limit, as_json, **reading):
+    from nextstep_jax.data.curation import beam_job, job, recipe
+    from nextstep_jax.data.worker_pool import map_jobs
     from nextstep_jax.launch.config_files import load_config, split_overrides
 
     settings = load_config(config).to_dict()
@@ -316,6 +323,7 @@ def curate(ctx: click.Context, /, source, out, config, endpoint, workers, shard_
         workers=workers,
         shard_samples=shard_samples,
         limit=limit,
+        runner=beam_job.BeamRunner(beam) if beam else map_jobs,
         progress=not as_json,
     )
     if as_json:

@@ -20,7 +20,7 @@ from nextstep_jax.data.curation.duplicates import best_of_groups, image_pairs, t
 from nextstep_jax.data.curation.image_signals import PerceptualHash
 from nextstep_jax.data.curation.recipe import Condition, Duplicates, Recipe
 from nextstep_jax.data.curation.report import make_report, write_sheet
-from nextstep_jax.data.curation.scores import ScoringState, Unusable, prepare, score_shard
+from nextstep_jax.data.curation.scores import SCORES, ScoringState, Unusable, prepare, score_shard
 from nextstep_jax.data.curation.stages import Dropped, Make, Transform, Values, description, generator
 from nextstep_jax.data.shard_job import Finished, Skipped
 from nextstep_jax.data.source import Source
@@ -77,6 +77,8 @@ def curate(
     checks = {"min_side": recipe.min_side, "max_aspect": recipe.max_aspect}
     plan = {"job": "curation", "source": source.name, "samples": total, "shard_samples": shard_samples}
     with shard_job.locked(out, plan) as out:
+        for leftover in (out / SCORES).glob("*/.*.tmp-*"):  # of a job that was killed
+            leftover.unlink(missing_ok=True)
         state = ScoringState(source, out, recipe.signals, checks)
         scored = _run(runner, score_shard, state, jobs, workers, out, "measuring", progress)
         entries = [entry for shard in scored for entry in shard.samples]
