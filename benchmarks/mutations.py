@@ -309,6 +309,52 @@ MUTATIONS = [
     ),
     Mutation("rewards/cache.py", "digest.update(request.image.tobytes())", "digest.update(b'')", "rewards/test_cache.py"),
     Mutation("rewards/endpoint.py", '"allow_redirects": False', '"allow_redirects": True', "rewards/test_endpoint.py"),
+    Mutation("chat.py", "self.spent >= self.limit", "self.spent > self.limit", "test_chat.py"),
+    Mutation("chat.py", "error.status_code in (408, 409, 429)", "error.status_code in (408, 409)", "test_chat.py"),
+    Mutation(
+        "evaluation/suites/results.py",
+        "results[result.key] = result",
+        "results.setdefault(result.key, result)",
+        "evaluation/suites/test_results.py",
+    ),
+    Mutation(
+        "evaluation/suites/dpg.py",
+        "if any(after.get(parent) == 0",
+        "if any(answers.get(parent) == 0",
+        "evaluation/suites/test_dpg.py",
+    ),
+    Mutation(
+        "evaluation/suites/oneig.py",
+        "(1 - right) * (1 - words) / most",
+        "(1 - words) / most",
+        "evaluation/suites/test_oneig.py",
+    ),
+    Mutation("evaluation/suites/gedit.py", "[float(min(numbers))]", "[float(max(numbers))]", "evaluation/suites/test_edits.py"),
+    Mutation("evaluation/suites/wise.py", '"time": (567, 0.167)', '"time": (567, 0.133)', "evaluation/suites/test_wise.py"),
+    Mutation(
+        "evaluation/suites/genai.py",
+        'probability if word == "yes" else 1 - probability',
+        "probability",
+        "evaluation/suites/test_genai.py",
+    ),
+    Mutation(
+        "evaluation/suites/export.py",
+        'blake2b(f"{seed}/{id}".encode()',
+        'blake2b(f"{seed}".encode()',
+        "evaluation/suites/test_export.py",
+    ),
+    Mutation(
+        "evaluation/suites/judging.py",
+        "result.score is None and result.raw is None",
+        "result.score is None",
+        "evaluation/suites/test_judging.py",
+    ),
+    Mutation(
+        "evaluation/suites/judging.py",
+        "result.prompt_sha256, result.image_sha256)",
+        "result.prompt_sha256, job.image_sha256)",
+        "evaluation/suites/test_judging.py",
+    ),
 ]
 
 

@@ -189,6 +189,8 @@ def _judge_command(suite_name: str, edit: bool) -> click.Command:
         shown = ", ".join(f"{count} {name}" for name, count in counts.items())
         click.echo(f"{results}: {shown} ({chat.budget.spent} requests)")
         if counts["left"] or counts["unanswered"]:
+            reason = "the budget is used up" if counts["left"] else "some were not answered"
+            click.echo(f"questions are left, {reason}; the same command goes on", err=True)
             raise click.exceptions.Exit(1)
 
     return _with(judge, options)

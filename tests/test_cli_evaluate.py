@@ -92,3 +92,35 @@ def test_a_tokenizer_counts_what_it_cannot_read(run, tmp_path):
 def test_bad_input_is_exit_2(run, arguments, message):
     code, _, err = run(*arguments)
     assert code == 2 and message in err and "Traceback" not in err
+
+
+def test_the_commands_are_those_of_the_suites(run):
+    from nextstep_jax import cli_suites
+    from nextstep_jax.evaluation.suites.loading import SUITES
+
+    assert list(cli_suites.SUITES) == list(SUITES)
+    assert {name for name, suite in SUITES.items() if suite.quirks} == set(cli_suites._QUIRKS)
+    code, out, _ = run("--help")
+    assert code == 0 and all(f"\n  {name} " in out for name in SUITES)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["geneval", "export", "--out", "x", "--shard", "2/2"], "'2/2' is not I/N"),
+        (["geneval", "export", "--out", "x", "--rewrite", "http://localhost"], "expected openai:URL#MODEL"),
+        (["geneval", "export", "--out", "x", "--height", "7"], "height must be a multiple"),
+        (
+            ["geneval", "judge", "x", "--endpoint", "http://localhost", "--model", "m", "--body", "1"],
+            "--body must be a JSON object",
+        ),
+        (["wise", "export", "--out", "x"], "wise: --data must name the folder"),
+        (["wise", "score", "x", "--data", "/no/such/folder"], "/no/such/folder: not a folder"),
+        (["geneval", "score", "/no/such/file"], "/no/such/file"),
+        (["geneval", "score", "x", "--official-quirks"], "No such option"),
+    ],
+)
+def test_suites_refuse_before_anything_is_made(run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(*arguments)
+    assert code == 2 and message in err and "Traceback" not in err and not list(tmp_path.iterdir())

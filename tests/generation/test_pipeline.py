@@ -25,6 +25,16 @@ def test_same_seed_same_image_whatever_the_batch(tiny_pipeline):
     assert np.abs(alone[0].tokens - tiny_pipeline.generate("a red circle", seed=4)[0].tokens).max() > 0.1
 
 
+def test_each_prompt_may_have_a_seed_of_its_own(tiny_pipeline):
+    both = tiny_pipeline.generate(["a red circle", "blue square"], seed=[3, 4], n=2)
+    alone = tiny_pipeline.generate("blue square", seed=4, n=2)
+    assert [image.record["seed"] for image in both] == [3, 3, 4, 4]
+    for image, other in zip(both[2:], alone, strict=True):
+        np.testing.assert_allclose(image.tokens, other.tokens, atol=1e-4)
+    with pytest.raises(InputError, match="expected one seed or one of each of 2 prompts, found 1"):
+        tiny_pipeline.generate(["a red circle", "blue square"], seed=[3])
+
+
 def test_several_images_of_a_prompt_differ_and_keep_their_index(tiny_pipeline):
     three = tiny_pipeline.generate("a red circle", n=3, seed=3)
     assert [image.record["index"] for image in three] == [0, 1, 2]
