@@ -5,7 +5,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -26,7 +26,7 @@ from nextstep_jax.cli_shared import (
 from nextstep_jax.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
+    from nextstep_jax.generation.pipeline import PartialImages
 
 _BEGAN = time.perf_counter()
 _SIDE = click.IntRange(min=1)
@@ -302,7 +302,7 @@ def _chunk_bar(options: dict) -> Iterator:
 
     with updating_bar("tokens", "tok") as update:
 
-        def on_chunk(done: int, total: int, partial: "Callable[[], Sequence[np.ndarray]]") -> None:
+        def on_chunk(done: int, total: int, partial: "PartialImages") -> None:
             update(done, total)
             if options["preview"] is not None:
                 save_image(options["preview"], partial()[0])

@@ -1,7 +1,7 @@
 """Text and images in one sequence: unified decoding (paper section 4.2)."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -10,7 +10,7 @@ from nextstep_jax.data.sequence import ImageTokens
 from nextstep_jax.generation.arguments import require_int
 from nextstep_jax.generation.config import GenerationConfig
 from nextstep_jax.generation.generated_image import GeneratedImage
-from nextstep_jax.generation.pipeline import ImageSource, Pipeline, require_sampling
+from nextstep_jax.generation.pipeline import ImageSource, OnChunk, OnText, Pipeline, require_sampling
 from nextstep_jax.generation.prompts import Part, describe, require_prompt
 from nextstep_jax.generation.sizes import bucket_area
 from nextstep_jax.seeds import require_seed, seed_key
@@ -29,6 +29,9 @@ def generate_interleaved(
     top_p: float = 1.0,
     seed: int = 0,
     settings: GenerationConfig | None = None,
+    on_text: OnText | None = None,
+    on_chunk: OnChunk | None = None,
+    on_part: Callable[[str | GeneratedImage], None] | None = None,
 ) -> list[str | GeneratedImage]:
     """Text and images in the order the model writes them.
 
@@ -37,6 +40,11 @@ def generate_interleaved(
       - where the model ends it, or after a text of `max_tokens` ids;
       - with `max_images` images: a text that leads to a further image is left out;
       - before a text that is in it already, word for word: a model that repeats itself does not come to an end.
+
+    Args:
+      on_text: called with the current text as far as it is written. A text that may yet be left out is held back.
+      on_chunk: called while an image is drawn.
+      on_part: called with each text or image when it is complete.
 
     Raises:
       InputError: nothing to continue, a setting out of range, a prompt longer than the window, or no image tokenizer.
@@ -51,26 +59,44 @@ def generate_interleaved(
     parts: list[Part] = [*(pipeline.encode_images(pipeline.load_images(images, settings), seed) if has_image else []), prompt]
     results: list[str | GeneratedImage] = []
     texts: set[str] = set()
+
+    def add(part: str | GeneratedImage) -> None:
+        results.append(part)
+        if on_part is not None:
+            on_part(part)
+
     for j in range(max_images + 1):
         text_key = jax.random.fold_in(jax.random.fold_in(key, _TEXT_FOLD), j)
         stops = [special.eos, special.image_area]
-        ids, met = pipeline.generate_ids(parts, stops, text_key, *sampling, allowed_special=special.thinking)
+        held = _hold_back(on_text, texts) if on_text and j < max_images else None
+        on_ids = pipeline.reading_along(held)
+        ids, met = pipeline.generate_ids(parts, stops, text_key, *sampling, allowed_special=special.thinking, on_ids=on_ids)
         text, draws = pipeline.text(ids), met == special.image_area
         if text in texts or (draws and j == max_images):
             break
         if text:
             texts.add(text)
-            results.append(text)
+            add(text)
         if not draws:
             break
         h, w = _read_area(pipeline, [*parts, ids, [special.image_area]], settings)
         parts.append(ids)
         branches: list[list[Part]] = [parts, [settings.negative_prompt], [settings.negative_prompt]]
-        tokens = pipeline.sample_tokens([branches], h, w, jax.random.fold_in(key, j)[None], settings, False)
+        tokens = pipeline.sample_tokens([branches], h, w, jax.random.fold_in(key, j)[None], settings, False, on_chunk)
         parts.append(ImageTokens(tokens[0], h, w))
         record = {"prompt": describe(prompt), "seed": seed, "index": j, "settings": dataclasses.asdict(settings)}
-        results.append(GeneratedImage(pipeline.decode_images(tokens, h, w)[0], tokens[0], record | {"model": pipeline.name}))
+        add(GeneratedImage(pipeline.decode_images(tokens, h, w)[0], tokens[0], record | {"model": pipeline.name}))
     return results
+
+
+def _hold_back(on_text: OnText, texts: set[str]) -> OnText:
+    """`on_text` without what may yet turn out to repeat one of `texts`."""
+
+    def call(text: str) -> None:
+        if not any(earlier.startswith(text) for earlier in texts):
+            on_text(text)
+
+    return call
 
 
 def _read_area(pipeline: Pipeline, parts: Sequence[Part], settings: GenerationConfig) -> tuple[int, int]:

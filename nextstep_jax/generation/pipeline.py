@@ -31,18 +31,40 @@ from nextstep_jax.generation.profiling import part
 from nextstep_jax.generation.prompts import Part, align_rows, as_prompts, describe, frame_prompt, place_images, require_prompt
 from nextstep_jax.generation.sizes import bucket_area, bucket_pixels, image_grid
 from nextstep_jax.generation.tokenizer import decode_images, encode_images
-from nextstep_jax.generation.unfamiliar import warn_of_size, warn_of_words
+from nextstep_jax.generation.unfamiliar import unfamiliar, warn
 from nextstep_jax.seeds import require_seed, seed_key
 
 Array = jax.Array
 ImageSource = image_files.Source
-# Called after each chunk with (tokens done, tokens in all, a function that decodes the partial images of the current batch).
-# Images of one batch count as one.
-OnChunk = Callable[[int, int, Callable[[], list[Pixels]]], None]
+# Called after each chunk with (tokens done, tokens in all, the partial images of the current batch). Images of one batch count
+# as one. What it raises ends the drawing.
+OnChunk = Callable[[int, int, "PartialImages"], None]
+# Called with the text so far each time it has grown. What it raises ends the writing.
+OnText = Callable[[str], None]
 
 MAX_BATCH = 16
 MAX_THINKING_TOKENS = 512
-CHUNKS = 16  # per image, when there is an `on_chunk`
+CHUNKS, MAX_CHUNK = 16, 16  # of an image and tokens of one, when there is an `on_chunk`
+TEXT_CHUNK = 8  # ids, when somebody reads along
+
+
+@dataclasses.dataclass(frozen=True)
+class PartialImages:
+    """The images of a batch as far as they are drawn; calling it decodes them.
+
+    Attributes:
+      tokens: [B, h * w, C] float32, zeros where a token is yet to come.
+      h, w: sides in tokens.
+      decode: tokens [B, h * w, C], h and w to B uint8 images.
+    """
+
+    tokens: np.ndarray
+    h: int
+    w: int
+    decode: Callable[[np.ndarray, int, int], list[Pixels]]
+
+    def __call__(self) -> list[Pixels]:
+        return self.decode(self.tokens, self.h, self.w)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +153,7 @@ class Pipeline:
         seed: int | Sequence[int] = 0,
         settings: GenerationConfig | None = None,
         on_chunk: OnChunk | None = None,
+        on_thinking: OnText | None = None,
     ) -> list[GeneratedImage]:
         """Images of prompts: n of each, prompt by prompt.
 
@@ -140,6 +163,7 @@ class Pipeline:
           prompts: text or ids, one or several.
           seed: of all prompts, or one of each.
           height, width: pixels, multiples of `token_pixels`; or `aspect`; default `settings.image_size` squared.
+          on_chunk, on_thinking: called while images are drawn, and while the model thinks about the prompt.
 
         Raises:
           InputError: an empty prompt, ids out of range, a size or setting that cannot be used, a prompt longer than the window.
@@ -150,12 +174,8 @@ class Pipeline:
         settings = self.require_settings(settings)
         h, w = self.grid(settings, height, width, aspect)
         prompts = as_prompts(prompts)
-        branches: list[list[list[Part]]] = []
-        for prompt in prompts:
-            suffix = " " + settings.prompt_suffix if settings.prompt_suffix else ""
-            conditional: list[Part] = [prompt + suffix] if isinstance(prompt, str) else [prompt, *([suffix] if suffix else [])]
-            branches.append([conditional, [settings.negative_prompt], [settings.negative_prompt]])
-        return self._generate_batches(branches, prompts, h, w, n, seed, settings, False, on_chunk)
+        branches = [self._text_branches(prompt, settings) for prompt in prompts]
+        return self._generate_batches(branches, prompts, h, w, n, seed, settings, False, on_chunk, on_thinking)
 
     def edit(
         self,
@@ -169,6 +189,7 @@ class Pipeline:
         seed: int = 0,
         settings: GenerationConfig | None = None,
         on_chunk: OnChunk | None = None,
+        on_thinking: OnText | None = None,
     ) -> list[GeneratedImage]:
         """Edits of one or several input images.
 
@@ -189,13 +210,41 @@ class Pipeline:
         if height is None and width is None and aspect is None:
             height, width = sources[0].shape[:2]
         h, w = self.grid(settings, height, width, aspect)
-        encoded = self.encode_images(sources, seed)
+        branches = [self._edit_branches(instruction, self.encode_images(sources, seed), settings)]
+        return self._generate_batches(branches, [instruction], h, w, n, seed, settings, True, on_chunk, on_thinking)
+
+    def require_drawable(
+        self, prompt: str | Sequence[int], sources: Sequence[Pixels], h: int, w: int, settings: GenerationConfig
+    ) -> Segment:
+        """The prompt as `generate` reads it, or `edit` with the loaded images `sources`, whose tokens are zeros here.
+
+        Raises:
+          InputError: what these would refuse; nothing runs on the device.
+        """
+        require_prompt(prompt)
+        settings.sampler_config(bool(sources))
+        encoded = [self._blank(pixels) for pixels in sources]
+        branches = self._edit_branches(prompt, encoded, settings) if encoded else self._text_branches(prompt, settings)
+        return [self.frame([*parts, image_prefix(self.special, h, w)], h * w) for parts in branches][0]
+
+    def _text_branches(self, prompt: str | Sequence[int], settings: GenerationConfig) -> list[list[Part]]:
+        suffix = " " + settings.prompt_suffix if settings.prompt_suffix else ""
+        conditional: list[Part] = [prompt + suffix] if isinstance(prompt, str) else [prompt, *([suffix] if suffix else [])]
+        return [conditional, [settings.negative_prompt], [settings.negative_prompt]]
+
+    def _edit_branches(
+        self, instruction: str | Sequence[int], encoded: Sequence[ImageTokens], settings: GenerationConfig
+    ) -> list[list[Part]]:
         parts = place_images(instruction, encoded, settings.sources_last)
         placed = [part for part in parts if isinstance(part, ImageTokens)]
         if settings.prompt_suffix:
             parts.append(" " + settings.prompt_suffix)
-        branches: list[list[list[Part]]] = [[parts, [*placed, settings.negative_prompt], [settings.negative_prompt]]]
-        return self._generate_batches(branches, [instruction], h, w, n, seed, settings, True, on_chunk)
+        return [parts, [*placed, settings.negative_prompt], [settings.negative_prompt]]
+
+    def _blank(self, pixels: Pixels) -> ImageTokens:
+        """The tokens of an image of the same size, all zeros."""
+        h, w = pixels.shape[0] // self.token_pixels, pixels.shape[1] // self.token_pixels
+        return ImageTokens(np.zeros((h * w, self.config.token_channels), np.float32), h, w)
 
     def load_images(self, images: ImageSource | Sequence[ImageSource], settings: GenerationConfig) -> list[Pixels]:
         """Input images as uint8 arrays, resized and cropped to buckets of the settings' area."""
@@ -252,12 +301,12 @@ class Pipeline:
         used = {1: (0,), 2: (0, 2), 3: (0, 1, 2)}[sampler_config.branches]
         padded = list(branches) + [branches[-1]] * (_power_of_two(count) - count)
         prefix = image_prefix(self.special, h, w)
-        rows = [self._frame([*row[b], prefix], tokens) for b in used for row in padded]
+        rows = [self.frame([*row[b], prefix], tokens) for b in used for row in padded]
         keys = keys[np.minimum(np.arange(len(padded)), count - 1)]
         with part("prefill") as done:
             noise = token_loop.draw_noise(keys, tokens, sampler_config.num_noise_draws, self.config.token_channels)
             state = done(token_loop.prefill(self.config, self.params, align_rows(rows), sampler_config.branches, tokens))
-        chunk = tokens if on_chunk is None else max(1, tokens // CHUNKS)
+        chunk = tokens if on_chunk is None else max(1, min(MAX_CHUNK, tokens // CHUNKS))
         stages = settings.steps_along(tokens)
         for stop in sorted({*range(chunk, tokens, chunk), *(stop for stop, _ in stages)}):
             steps = next(steps for last, steps in stages if stop <= last)
@@ -269,7 +318,7 @@ class Pipeline:
                 )
             if on_chunk is not None:
                 partial = np.asarray(state.tokens[:count])
-                on_chunk(stop, tokens, functools.partial(self.decode_images, partial, h, w))
+                on_chunk(stop, tokens, PartialImages(partial, h, w, self.decode_images))
         return np.asarray(state.tokens[:count])
 
     def _generate_batches(
@@ -283,16 +332,16 @@ class Pipeline:
         settings: GenerationConfig,
         has_image: bool,
         on_chunk: OnChunk | None,
+        on_thinking: OnText | None,
     ) -> list[GeneratedImage]:
         """n images of each prompt, in batches of at most MAX_BATCH; `branches` as in `sample_tokens`."""
         n, seeds, count = require_int("n", n, 1), _seeds(seed, len(prompts)), h * w
         height, width = h * self.token_pixels, w * self.token_pixels
         for row in branches:  # an error in the last prompt is raised before the first image is drawn
             for parts in row:
-                self._frame([*parts, image_prefix(self.special, h, w)], count)
-        warn_of_words(self.name, self.vocabulary, prompts)
-        warn_of_size(self.name, self.overrides, height, width)
-        thoughts = [self.think(row[0]) if settings.thinking else [] for row in branches]
+                self.frame([*parts, image_prefix(self.special, h, w)], count)
+        warn(self.unfamiliar(prompts, height, width))
+        thoughts = [self.think(row[0], on_thinking) if settings.thinking else [] for row in branches]
         branches = [[[*row[0], ids], *row[1:]] for row, ids in zip(branches, thoughts, strict=True)]
         wanted = [(p, j) for p in range(len(branches)) for j in range(n)]
         batches = [wanted[first : first + MAX_BATCH] for first in range(0, len(wanted), MAX_BATCH)]
@@ -303,11 +352,19 @@ class Pipeline:
             keys = jax.vmap(jax.random.fold_in)(keys_of[of_prompt], indices)
             in_all = on_chunk and functools.partial(_count_all, on_chunk, b * count, len(batches) * count)
             tokens = self.sample_tokens([branches[p] for p, _ in batch], h, w, keys, settings, has_image, in_all)
-            for (p, j), image_tokens, pixels in zip(batch, tokens, self.decode_images(tokens, h, w), strict=True):
+            for (p, j), image_tokens, pixels in zip(batch, tokens, self._decode_batch(tokens, h, w), strict=True):
                 record = {"prompt": describe(prompts[p]), "index": j, "seed": seeds[p]} | shared
                 record |= {"thinking": self.text(thoughts[p][1:-1])} if thoughts[p] else {}
                 results.append(GeneratedImage(pixels, image_tokens, record))
         return results
+
+    def _decode_batch(self, tokens: np.ndarray, h: int, w: int) -> list[Pixels]:
+        """As `decode_images`, in powers of two: few programs serve every number of images."""
+        images: list[Pixels] = []
+        while len(images) < len(tokens):
+            rest = tokens[len(images) :]
+            images += self.decode_images(rest[: _power_of_two(len(rest) + 1) // 2], h, w)
+        return images
 
     # --- text ---------------------------------------------------------------------------------------------------------
 
@@ -321,6 +378,7 @@ class Pipeline:
         top_p: float = 1.0,
         seed: int = 0,
         settings: GenerationConfig | None = None,
+        on_text: OnText | None = None,
     ) -> str:
         """Text that continues a prompt, after input images if there are any (captioning).
 
@@ -337,7 +395,10 @@ class Pipeline:
         key, settings = seed_key(seed), self.require_settings(settings)
         encoded = self.encode_images(self.load_images(images, settings), seed) if has_image else []
         stops = [self.special.eos, self.special.image_area]
-        ids, _ = self.generate_ids([*encoded, prompt], stops, key, *sampling, allowed_special=self.special.thinking)
+        on_ids = self.reading_along(on_text)
+        ids, _ = self.generate_ids(
+            [*encoded, prompt], stops, key, *sampling, allowed_special=self.special.thinking, on_ids=on_ids
+        )
         return self.text(ids)
 
     def generate_ids(
@@ -349,13 +410,15 @@ class Pipeline:
         temperature: float = 0.0,
         top_p: float = 1.0,
         allowed_special: Sequence[int] = (),
+        on_ids: Callable[[list[int]], None] | None = None,
     ) -> tuple[list[int], int | None]:
         """Ids that continue `parts`, without the stop id, and the stop id met (None: the length ran out).
 
-        Markers of images and thinking are written only if they are stop ids or in `allowed_special`.
+        Markers of images and thinking are written only if they are stop ids or in `allowed_special`. `on_ids` is called with
+        the ids so far, `TEXT_CHUNK` more each time.
         """
         max_tokens, temperature, top_p = require_sampling(max_tokens, temperature, top_p)
-        row = self._frame(parts, max_tokens)
+        row = self.frame(parts, max_tokens)
         size = self.vocabulary.size if self.vocabulary else self.config.transformer.vocab_size
         allowed = np.arange(self.config.transformer.vocab_size) < size
         markers = {i for i in dataclasses.astuple(self.special) if isinstance(i, int)} - {self.special.times}
@@ -364,13 +427,25 @@ class Pipeline:
         with part("prefill") as done:
             state = done(text.prefill_ids(self.config, self.params, prompt, _power_of_two(max_tokens)))
         stops = np.asarray(stop_ids, np.int32)
-        with part("text") as done:
-            arguments = (key[None], temperature, top_p, allowed, stops, max_tokens)
-            state = done(text.decode_ids(self.config, self.params, state, *arguments))
-        ids = np.asarray(state.ids)[0, : int(state.lengths[0])].tolist()
-        return (ids[:-1], ids[-1]) if ids and ids[-1] in set(stop_ids) else (ids, None)
+        ids: list[int] = []
+        met: int | None = None
+        for stop in [*(range(TEXT_CHUNK, max_tokens, TEXT_CHUNK) if on_ids else ()), max_tokens]:
+            with part("text") as done:
+                arguments = (key[None], temperature, top_p, allowed, stops, stop)
+                state = done(text.decode_ids(self.config, self.params, state, *arguments))
+            ids = np.asarray(state.ids)[0, : int(state.lengths[0])].tolist()
+            ids, met = (ids[:-1], ids[-1]) if ids and ids[-1] in set(stop_ids) else (ids, None)
+            if on_ids is not None:
+                on_ids(ids)
+            if met is not None:
+                break
+        return ids, met
 
-    def think(self, parts: Sequence[Part]) -> list[int]:
+    def reading_along(self, on_text: OnText | None) -> Callable[[list[int]], None] | None:
+        """`on_text` as `generate_ids` calls it. A character of which only some bytes are there yet is left out."""
+        return on_text and (lambda ids: on_text(self.text(ids).removesuffix("\ufffd")))
+
+    def think(self, parts: Sequence[Part], on_text: OnText | None = None) -> list[int]:
         """What the model thinks before it draws (self-CoT, paper section 4.2): its most likely ids between the thinking tokens.
         Thinking that does not end within `MAX_THINKING_TOKENS` is cut there.
 
@@ -380,7 +455,8 @@ class Pipeline:
         begin, end = self.special.begin_of_thinking, self.special.end_of_thinking
         if begin is None or end is None:
             raise InputError(f"{self.name} cannot think before it draws: its text tokenizer has no thinking tokens")
-        ids, _ = self.generate_ids([*parts, [begin]], [end, self.special.eos], jax.random.key(0), MAX_THINKING_TOKENS)
+        stops, key = [end, self.special.eos], jax.random.key(0)
+        ids, _ = self.generate_ids([*parts, [begin]], stops, key, MAX_THINKING_TOKENS, on_ids=self.reading_along(on_text))
         return [begin, *ids, end]
 
     def text(self, ids: Sequence[int]) -> str:
@@ -395,12 +471,16 @@ class Pipeline:
 
     # --- checks -------------------------------------------------------------------------------------------------------
 
-    def _frame(self, parts: Sequence[Part], new: int) -> Segment:
+    def frame(self, parts: Sequence[Part], new: int) -> Segment:
         """The parts as one sequence. InputError where it and `new` further positions do not fit the model's window."""
         row, window = frame_prompt(parts, self.special, self.config, self.vocabulary), self.config.transformer.max_positions
         if len(row) + new > window:
             raise InputError(f"a prompt of {len(row)} ids and {new} new positions do not fit the model's window of {window}")
         return row
+
+    def unfamiliar(self, prompts: Sequence[str | Sequence[int]], height: int, width: int) -> list[str]:
+        """What of prompts and a size in pixels the model was not trained with, in words."""
+        return unfamiliar(self.name, self.vocabulary, self.overrides, prompts, height, width)
 
     def require_settings(self, settings: GenerationConfig | None, edit: bool = False) -> GenerationConfig:
         """The settings, those that the checkpoint recommends for None. InputError for anything but a GenerationConfig."""
@@ -419,7 +499,7 @@ def require_sampling(max_tokens: int, temperature: float, top_p: float) -> tuple
     return max_tokens, temperature, top_p
 
 
-def _count_all(on_chunk: OnChunk, before: int, total: int, done: int, _: int, partial: Callable[[], list[Pixels]]) -> None:
+def _count_all(on_chunk: OnChunk, before: int, total: int, done: int, _: int, partial: PartialImages) -> None:
     """Report the progress of one batch as that of all batches."""
     on_chunk(before + done, total, partial)
 

@@ -1,4 +1,4 @@
-"""Warnings of prompts and sizes that a model was not trained with: it draws something all the same."""
+"""Prompts and sizes that a model was not trained with: it draws something all the same, after a warning."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -9,24 +9,34 @@ from nextstep_jax.errors import UnfamiliarWarning
 from nextstep_jax.generation.prompts import PLACEHOLDER
 from nextstep_jax.generation.sizes import trained_sizes
 
-_CALLER = 5  # frames up from here to whoever called the pipeline
+_CALLER = 4  # frames up from here to whoever called the pipeline
 
 
-def warn_of_words(name: str, vocabulary: Vocabulary | None, prompts: Sequence[str | Sequence[int]]) -> None:
-    """Warn of words that a word-level vocabulary can only spell."""
+def unfamiliar(
+    name: str,
+    vocabulary: Vocabulary | None,
+    overrides: Mapping[str, Any],
+    prompts: Sequence[str | Sequence[int]],
+    height: int,
+    width: int,
+) -> list[str]:
+    """A line for words that a word-level vocabulary can only spell, and one for a size that is none of those the checkpoint
+    says it was trained at.
+    """
+    messages = []
     texts = [PLACEHOLDER.sub(" ", prompt) for prompt in prompts if isinstance(prompt, str)]
     unknown = dict.fromkeys(word for text in texts for word in (vocabulary.unknown_words(text) if vocabulary else ()))
     if unknown:
-        _warn(f"{name} was not trained with {', '.join(map(repr, unknown))}; `nextstep-jax info` lists the words it knows")
-
-
-def warn_of_size(name: str, overrides: Mapping[str, Any], height: int, width: int) -> None:
-    """Warn of a size that is none of those the checkpoint says it was trained at."""
+        words = ", ".join(map(repr, unknown))
+        messages.append(f"{name} was not trained with {words}; `nextstep-jax info` lists the words it knows")
     sizes = trained_sizes(overrides)
     if sizes and (height, width) not in sizes:
         known = ", ".join(f"{w}x{h}" for h, w in sizes)
-        _warn(f"{name} was not trained to draw images of {width}x{height} pixels, only of {known}")
+        messages.append(f"{name} was not trained to draw images of {width}x{height} pixels, only of {known}")
+    return messages
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, UnfamiliarWarning, stacklevel=_CALLER)
+def warn(messages: Sequence[str]) -> None:
+    """An `UnfamiliarWarning` of each message, at the place that called the pipeline."""
+    for message in messages:
+        warnings.warn(message, UnfamiliarWarning, stacklevel=_CALLER)

@@ -27,7 +27,7 @@ def scripted(tiny_pipeline, monkeypatch):
             ids = vocabulary.encode(words) if isinstance(words, str) else words
             return ids, special.image_area if draws else special.eos
 
-        def sample_tokens(self, branches, h, w, keys, settings, has_image):
+        def sample_tokens(self, branches, h, w, keys, settings, has_image, on_chunk):
             return np.zeros((1, h * w, self.config.token_channels), np.float32)
 
         monkeypatch.setattr(Pipeline, "generate_ids", generate_ids)
@@ -93,3 +93,28 @@ def test_no_image_tokenizer_is_said_before_anything_is_written(tiny_pipeline):
 
     with pytest.raises(InputError, match="has no image tokenizer"):
         generate_interleaved(dataclasses.replace(tiny_pipeline, tokenizer_config=None), "a red circle")
+
+
+def test_whoever_reads_along_sees_the_parts_and_nothing_that_is_left_out(tiny_pipeline, monkeypatch):
+    special, encode = tiny_pipeline.special, tiny_pipeline.vocabulary.encode
+    script = iter([("a red circle", True), ("a red square", True), ("a red circle", True)])
+    read, parts = [], []
+
+    def generate_ids(self, parts, stops, key, *args, on_ids=None, **kwargs):
+        if special.begin_of_image in stops:
+            return special.area_ids(4, 4)[1:], special.begin_of_image
+        words, draws = next(script)
+        ids = encode(words)
+        for n in range(1, len(ids) + 1):
+            on_ids(ids[:n])
+        return ids, special.image_area if draws else special.eos
+
+    monkeypatch.setattr(Pipeline, "generate_ids", generate_ids)
+    chunks = []
+    results = generate_interleaved(
+        tiny_pipeline, "a circle", on_text=read.append, on_part=parts.append, on_chunk=lambda done, *_: chunks.append(done)
+    )
+    assert all(a is b for a, b in zip(parts, results, strict=True)) and len(results) == 4
+    assert chunks == [*range(1, 17)] * 2
+    assert read[-1] == "a red square" and "a red circle" in read
+    assert [text for text in read[read.index("a red circle") + 1 :] if "a red circle".startswith(text)] == []

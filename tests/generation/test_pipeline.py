@@ -248,3 +248,34 @@ def test_overrides_hold_for_images_and_edits(tiny_pipeline):
     changed = tiny_pipeline.with_overrides({"steps": 7, "sampler": None})
     assert changed.settings().steps == changed.settings(edit=True).steps == 7
     assert changed.settings().sampler == tiny_pipeline.settings().sampler
+
+
+def test_text_can_be_read_along_and_stopped(tiny_pipeline, monkeypatch):
+    monkeypatch.setattr("nextstep_jax.generation.pipeline.TEXT_CHUNK", 2)
+    seen = []
+    text = tiny_pipeline.generate_text("a red", max_tokens=7, on_text=seen.append)
+    assert text == tiny_pipeline.generate_text("a red", max_tokens=7) == seen[-1]
+    assert len(seen) > 1 and all(later.startswith(earlier) for earlier, later in zip(seen, seen[1:], strict=False))
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny_pipeline.generate_text("a red", max_tokens=7, on_text=stop)
+
+
+def test_partial_images_hold_the_tokens_so_far(tiny_pipeline):
+    seen = []
+    (image,) = tiny_pipeline.generate("a red circle", on_chunk=lambda done, _, partial: seen.append((done, partial)))
+    for done, partial in seen:
+        np.testing.assert_array_equal(partial.tokens[0, :done], image.tokens[:done])
+        assert not partial.tokens[0, done:].any() and (partial.h, partial.w) == (4, 4)
+
+
+def test_require_drawable_refuses_what_drawing_would(tiny_pipeline, picture):
+    settings = tiny_pipeline.settings(edit=True)
+    assert tiny_pipeline.require_drawable("a red circle", [], 4, 4, tiny_pipeline.settings()).is_image.sum() == 0
+    assert tiny_pipeline.require_drawable("a red circle", [picture], 4, 4, settings).is_image.sum() == 16
+    for prompt, message in (("<image_1> a", "asks for an image"), ("a " * 5000, "do not fit"), (" ", "must not be empty")):
+        with pytest.raises(InputError, match=message):
+            tiny_pipeline.require_drawable(prompt, [picture], 4, 4, settings)
