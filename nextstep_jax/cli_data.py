@@ -27,7 +27,7 @@ _COUNT = click.IntRange(min=1)
 
 _SOURCE = """SOURCE is a folder of images with captions (captions.csv, metadata.csv or metadata.jsonl, or a .txt or .json
 beside each image), a WebDataset tar or a folder of them, a folder built before or a folder of such folders, tfds:NAME:SPLIT,
-videos:FOLDER, or shapes:KIND:SPLIT:N for the built-in dataset."""
+videos:FOLDER, views:FOLDER, or shapes:KIND:SPLIT:N for the built-in dataset."""
 
 
 def _source_options(command):

@@ -1,7 +1,7 @@
 """Opening a source: what a path or name stands for, and the two kinds of sources that need no file of their own.
 
 The readers: `shards.ArrayRecordSource`, `webdataset.WebDatasetSource`, `image_folder.FolderSource`, `tfds_source.TfdsSource`,
-`video_folder.VideoFolder`.
+`video_folder.VideoFolder`, `view_folder.ViewFolder`.
 """
 
 import bisect
@@ -18,6 +18,7 @@ from nextstep_jax.data.shards import INDEX, ArrayRecordSource, is_dataset
 from nextstep_jax.data.source import ARCHIVE_EXTENSIONS, Source, Unused
 from nextstep_jax.data.tfds_source import TfdsSource
 from nextstep_jax.data.video_folder import VideoFolder
+from nextstep_jax.data.view_folder import ViewFolder
 from nextstep_jax.data.webdataset import WebDatasetSource
 from nextstep_jax.errors import InputError
 from nextstep_jax.untrusted import check_inside
@@ -28,7 +29,7 @@ def open_source(spec: str | os.PathLike, kind: str | None = None, **options) -> 
 
     Args:
       spec: a folder built by `data build`, or a folder of such folders; a WebDataset tar, or a folder of them; a folder of
-        images with captions; "tfds:NAME:SPLIT"; "videos:FOLDER"; "shapes:KIND:SPLIT:N", the built-in dataset.
+        images with captions; "tfds:NAME:SPLIT"; "videos:FOLDER"; "views:FOLDER"; "shapes:KIND:SPLIT:N", the built-in dataset.
       kind: what WebDataset samples with several images are: "edit" or "interleaved".
       options: of `TfdsSource`.
 
@@ -48,13 +49,17 @@ def open_source(spec: str | os.PathLike, kind: str | None = None, **options) -> 
         return ShapesSource(match[1], match[2], int(match[3]))
     if scheme == "videos" and rest:
         return VideoFolder(rest)
+    if scheme == "views" and rest:
+        return ViewFolder(rest)
     path = pathlib.Path(spec)
     if path.is_dir():
         return ArrayRecordSource(path) if is_dataset(path) else _open_folder(path, kind)
     if path.suffix.lower() == ".tar":
         return WebDatasetSource([path], kind, path.stem)
     if not path.exists():
-        raise InputError(f"{spec}: no such file or folder (nor tfds:NAME:SPLIT, videos:FOLDER or shapes:KIND:SPLIT:N)")
+        raise InputError(
+            f"{spec}: no such file or folder (nor tfds:NAME:SPLIT, videos:FOLDER, views:FOLDER or shapes:KIND:SPLIT:N)"
+        )
     raise InputError(f"{spec}: not a source (expected a folder or a .tar file)")
 
 

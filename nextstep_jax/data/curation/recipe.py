@@ -12,7 +12,16 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-from nextstep_jax.data.curation import captions, controls, degradations, image_signals, model_signals, sequences, text_signals
+from nextstep_jax.data.curation import (
+    captions,
+    controls,
+    degradations,
+    image_signals,
+    model_signals,
+    sequences,
+    text_signals,
+    views,
+)
 from nextstep_jax.data.curation.stages import Signal, Transform, Values
 from nextstep_jax.errors import InputError
 from nextstep_jax.schema import NonNegative, Probability, at_least, parse, read
@@ -33,6 +42,7 @@ TRANSFORMS: dict[str, type] = {
     "controls": controls.Controls,
     "degradations": degradations.Degradations,
     "distinct_frames": sequences.DistinctFrames,
+    "moves": views.Moves,
     "screen_text": sequences.ScreenText,
     "storyline": sequences.Storyline,
 }

@@ -1,0 +1,17 @@
+"""Multi-view data: camera moves between views of one object (paper section 5.1.4).
+
+    nextstep-jax data curate views:FOLDER OUT --config curate_views
+
+FOLDER has a folder for each object, with images, a transforms.json as renderers for NeRF write it, and perhaps a caption.txt.
+OUT/pretrain holds sequences of four views; the text between two states the move. `:laptop` takes small images.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(argument=None):
+    config = ConfigDict({"name": "views", "signals": {}, "duplicates": {}, "cuts": {}, "transforms": {}})
+    config.signals.size = {}
+    config.cuts.pretrain = (f"size.min_side >= {32 if argument == 'laptop' else 256}",)
+    config.transforms.moves = {}
+    return config
