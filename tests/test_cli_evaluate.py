@@ -30,7 +30,8 @@ def test_prompts_from_a_file(run, tmp_path):
     code, out, err = run("shapes", "--prompts", tmp_path / "prompts.txt", "--json", tmp_path / "scores.json")
     assert code == 0, err
     scores = json.loads((tmp_path / "scores.json").read_text())
-    assert scores["n"] == 2 and scores["edits"].keys() == {"background"} and "overall" in out
+    assert scores["counts"]["scored"] == 2 and scores["groups"].keys() == {"colors", "edits"} and "overall" in out
+    assert scores["export"]["checkpoint"]["name"] == "shapes" and len(scores["export"]["files"]["prompts"]) == 64
 
 
 def test_the_seed_draws_the_prompts_too(run, monkeypatch):
@@ -63,11 +64,47 @@ def test_options_reach_pictures_and_edits(run, tmp_path, monkeypatch):
     assert run("shapes", "--prompts", prompts, "--no-thinking", "--steps", 3)[0] == 0
 
 
+def test_a_tokenizer_by_the_protocol_of_llamagen(run, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        save_image(tmp_path / f"{i}.png", rng.integers(0, 256, (40, 50 + i, 3)).astype(np.uint8))
+    score = tmp_path / "score.json"
+    options = ["--area", 32, "--protocol", "llamagen", "--mode", "own", "--batch", 2, "--json", score]
+    code, out, err = run("tokenizer", tmp_path, *options)
+    assert code == 0, err
+    assert out.startswith("3 images, ADM's center crop, a draw from the posterior") and "rFD-own " in out
+    found = json.loads(score.read_text())
+    assert found["metrics"].keys() == {"psnr", "ssim", "ssim_llamagen", "rfid"} and found["metrics"]["rfid"]["weights"] is None
+    assert found["export"]["settings"] == {"protocol": "llamagen", "area": 32, "limit": None, "mode": "own"}
+    assert len(found["groups"]["psnr"]) == 3
+
+
+def test_distances_of_folders(run, tmp_path):
+    rng = np.random.default_rng(0)
+    for folder in ("a", "b"):
+        for i in range(4):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            save_image(tmp_path / folder / f"{i}.png", rng.integers(0, 256, (40, 50, 3)).astype(np.uint8))
+    (tmp_path / "b" / "x.jpg").write_bytes(b"\xff\xd8\xff broken")
+    code, out, err = run("fid", tmp_path / "a", tmp_path / "b", "--mode", "own", "--json", tmp_path / "x.json")
+    assert code == 0, err
+    assert out.startswith("4 images against 4\nFD-own ") and "KID" in out and "FID" not in out
+    assert f"warning: 1 of {tmp_path / 'b'} cannot be read" in err and "x.jpg" in err and "far too high" in err
+    numbers = json.loads((tmp_path / "x.json").read_text())["numbers"]
+    assert numbers["FD-own"] > 0.001
+
+    reference = tmp_path / "a.npz"
+    assert run("statistics", tmp_path / "a", reference, "--mode", "own")[0] == 0
+    code, out, _ = run("fid", tmp_path / "a", reference, "--mode", "own")
+    assert code == 0 and "FD-own 0.0000\n" in out.replace("-0.0000", "0.0000") and "KID" not in out
+    code, _, err = run("statistics", tmp_path / "a", reference, "--mode", "own", "--crop", 32)
+    assert code == 0, err
+
+
 def test_a_tokenizer(run):
     code, out, _ = run("tokenizer", "shapes:pair:heldout:8", "--area", 64, "--limit", 8, "--batch", 8)
-    assert code == 0 and out.startswith("8 images, PSNR ") and "scene accuracy " in out
-    code, out, _ = run("tokenizer", "shapes:pair:heldout:8", "--area", 64, "--limit", 8, "--batch", 8, "--json")
-    assert code == 0 and json.loads(out)["n"] == 8
+    assert code == 0 and out.startswith("8 images, ") and "scene accuracy " in out and "FID" not in out
+    assert "(Gaussian 11x11, range 1)" in out and "(uniform 7x7, range 2: LlamaGen)" in out
 
 
 def test_a_tokenizer_counts_what_it_cannot_read(run, tmp_path):
@@ -75,8 +112,10 @@ def test_a_tokenizer_counts_what_it_cannot_read(run, tmp_path):
         save_image(tmp_path / f"{i}.png", np.full((32, 32, 3), 90 + i, np.uint8))
         (tmp_path / f"{i}.txt").write_text("gray")
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:-30])
-    code, out, err = run("tokenizer", tmp_path, "--area", 32, "--json")
-    assert code == 0 and json.loads(out)["n"] == 1 and json.loads(out)["skipped"] == 1
+    (folder := tmp_path / "scores").mkdir()
+    code, _, err = run("tokenizer", tmp_path, "--area", 32, "--json", folder / "a.json")
+    scores = json.loads((folder / "a.json").read_text())
+    assert code == 0 and scores["counts"]["scored"] == 1 and scores["skipped"] == 1
     assert f"warning: 1 of {tmp_path} cannot be read" in err and "1.png: " in err
 
 
@@ -87,6 +126,11 @@ def test_a_tokenizer_counts_what_it_cannot_read(run, tmp_path):
         (["tokenizer", "shapes:pair:heldout:8", "--area", "60"], "60 is not a multiple of 16"),
         (["shapes", "--prompts", "/no/such/file"], "/no/such/file"),
         (["shapes", "--cfg", "much"], "'much'"),
+        (["fid", "/no/such/folder", "."], "/no/such/folder: there is no such folder"),
+        (["fid", ".", "/no/such.npz"], "/no/such.npz: cannot be read"),
+        (["fid", "docs", "docs", "--mode", "own"], "docs: no images"),
+        (["fid", "docs/assets", "docs/assets"], "no images"),
+        (["statistics", ".", "x.npy"], "x.npy: expected a name that ends in .npz"),
     ],
 )
 def test_bad_input_is_exit_2(run, arguments, message):

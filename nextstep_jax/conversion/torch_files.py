@@ -10,6 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import io
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import pathlib
 import re
 import zipfile
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -232,20 +233,24 @@ def _read_range(path: pathlib.Path, start: int, shape: tuple[int, ...], dtype: n
 
 
 def open_torch(path: pathlib.Path) -> list[StoredTensor]:
-    """The tensors of a torch checkpoint: a zip archive (torch 1.6 or later) with one flat state dict.
+    """The tensors of a torch checkpoint with one flat state dict: a zip archive, or a file of torch before 1.6.
 
     Raises:
       InputError: another format, a pickle that names anything but tensors (it is refused unread), a tensor that reaches
         outside its storage, a compressed or truncated archive.
     """
     with _reading(path, "not a torch checkpoint"):
+        archive: _TorchArchive | _LegacyFile
         with open_inside(path) as file:
-            is_zip = zipfile.is_zipfile(file)
-        if not is_zip:
-            raise InputError(f"{path}: not a zip archive; checkpoints of torch before 1.6 and truncated files are not read")
-        archive = _TorchArchive(path)
-        state = read_pickle(archive.read_record("data.pkl", limit=MAX_PICKLE_BYTES), path)
-        state = _flat_state(path, state)
+            if file.read(len(_LEGACY_MAGIC)) == _LEGACY_MAGIC:
+                archive = _LegacyFile(path, file)
+            elif zipfile.is_zipfile(file):
+                archive = _TorchArchive(path)
+            else:
+                raise InputError(
+                    f"{path}: not a torch checkpoint (neither a zip archive nor of torch before 1.6), or truncated"
+                )
+        state = _flat_state(path, archive.state)
         for name, view in state.items():
             _check_name(path, name)
             archive.check(name, view)
@@ -280,6 +285,7 @@ class _TorchArchive:
             raise InputError(f"{path}: expected one data.pkl in the archive, found {len(roots)}")
         self.root = roots[0]
         self.last: tuple[Storage, np.ndarray] | None = None
+        self.state = read_pickle(self.read_record("data.pkl", limit=MAX_PICKLE_BYTES), path)
         order = self.read_record("byteorder", limit=16) if f"{self.root}byteorder" in self.zip.NameToInfo else b"little"
         if order != b"little":
             raise InputError(f"{path}: byte order {order!r} is not supported")
@@ -302,19 +308,13 @@ class _TorchArchive:
 
     def check(self, name: str, view: View) -> None:
         """InputError unless the view stays inside its storage and the storage's record has exactly its bytes."""
-        storage, shape, stride = view.storage, view.shape, view.stride
+        storage = view.storage
         record = self.record(f"data/{storage.key}")
         if record.file_size != storage.count * storage.dtype.itemsize:
             raise InputError(
                 f"{self.path}: {record.filename} has {record.file_size} bytes, expected {storage.count} of {storage.dtype}"
             )
-        count = math.prod(shape)
-        last = view.offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if count else -1
-        if count > storage.count or last >= storage.count:
-            raise InputError(
-                f"{self.path}: {name} (shape {shape}, stride {stride}, offset {view.offset}) "
-                f"reaches outside its storage of {storage.count}"
-            )
+        _require_inside(self.path, name, view)
 
     def read(self, view: View) -> np.ndarray:
         """The tensor's data; the archive's checksum of the storage is verified."""
@@ -323,6 +323,73 @@ class _TorchArchive:
             with _reading(self.path, "damaged"):
                 data = self.zip.read(self.record(f"data/{view.storage.key}"))
             self.last = view.storage, np.frombuffer(data, view.storage.dtype)
-        storage = self.last[1]
-        strides = [step * storage.itemsize for step in view.stride]
-        return np.lib.stride_tricks.as_strided(storage[view.offset :], view.shape, strides, writeable=False)
+        return _tensor_of(self.last[1], view)
+
+
+def _require_inside(path: pathlib.Path, name: str, view: View) -> None:
+    """InputError unless a tensor stays inside its storage."""
+    storage, shape, stride = view.storage, view.shape, view.stride
+    count = math.prod(shape)
+    last = view.offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if count else -1
+    if count > storage.count or last >= storage.count:
+        raise InputError(
+            f"{path}: {name} (shape {shape}, stride {stride}, offset {view.offset}) "
+            f"reaches outside its storage of {storage.count}"
+        )
+
+
+def _tensor_of(storage: np.ndarray, view: View) -> np.ndarray:
+    strides = [step * storage.itemsize for step in view.stride]
+    return np.lib.stride_tricks.as_strided(storage[view.offset :], view.shape, strides, writeable=False)
+
+
+# Five pickles one after the other (a magic number, a version, the machine, the state dict, the storages' keys), then of each
+# storage its number of elements and its data.
+_LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+
+
+class _LegacyFile:
+    """A checkpoint of torch before 1.6. It has no checksums.
+
+    Args:
+      file: behind the magic number.
+    """
+
+    def __init__(self, path: pathlib.Path, file: BinaryIO):
+        self.path = path
+        size = os.fstat(file.fileno()).st_size
+        head = io.BytesIO(file.read(MAX_PICKLE_BYTES))
+        version, machine = read_pickle(head, path), read_pickle(head, path)
+        if version != 1001 or not isinstance(machine, dict) or machine.get("little_endian") is not True:
+            raise InputError(f"{path}: protocol {version!r:.50} or a byte order that is not supported")
+        self.state = read_pickle(head, path)
+        keys = read_pickle(head, path)
+        views = self.state.values() if isinstance(self.state, dict) else ()
+        storages = {view.storage.key: view.storage for view in views if isinstance(view, View)}
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            raise InputError(f"{path}: it does not say which storages it holds")
+        self.starts: dict[str, int] = {}
+        at = len(_LEGACY_MAGIC) + head.tell()
+        for key in keys:
+            if key not in storages or key in self.starts:
+                raise InputError(f"{path}: storage {key:.100} is of no tensor, or there twice")
+            storage = storages[key]
+            file.seek(at)
+            found = int.from_bytes(file.read(8), "little")
+            self.starts[key] = at + 8
+            at += 8 + storage.count * storage.dtype.itemsize
+            if found != storage.count or at > size:
+                raise InputError(f"{path}: truncated or damaged at storage {key:.100}, expected {storage.count} elements")
+        if at != size:
+            raise InputError(f"{path}: {size} bytes, its tensors take {at}")
+
+    def check(self, name: str, view: View) -> None:
+        """InputError unless the view stays inside a storage that is there."""
+        if view.storage.key not in self.starts:
+            raise InputError(f"{self.path}: {name} lies in storage {view.storage.key:.100}, which is not there")
+        _require_inside(self.path, name, view)
+
+    def read(self, view: View) -> np.ndarray:
+        """The tensor's data."""
+        storage = view.storage
+        return _tensor_of(_read_range(self.path, self.starts[storage.key], (storage.count,), storage.dtype), view)

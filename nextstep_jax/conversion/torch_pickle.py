@@ -10,7 +10,7 @@ was read is checked by type, and never compared, hashed or formatted before its 
 import dataclasses
 import pathlib
 import pickletools
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -54,8 +54,12 @@ def is_sizes(value: Any) -> bool:
     return flat and all(type(size) is int and 0 <= size < 2**63 for size in value)
 
 
-def read_pickle(data: bytes, path: pathlib.Path) -> Any:
+def read_pickle(data: bytes | BinaryIO, path: pathlib.Path) -> Any:
     """What the pickle holds: dicts, lists, tuples, numbers, text and tensors (as `View`), and nothing else.
+
+    Args:
+      data: a file is read up to the pickle's end.
+      path: for messages.
 
     Raises:
       InputError: a global that is no part of a tensor, or an instruction that no checkpoint of tensors needs.
@@ -172,7 +176,9 @@ def _set_items(target: Any, items: list[Any], path: pathlib.Path) -> None:
 
 
 def _storage(identifier: Any) -> Storage:
-    kind, storage_type, key, _, count = _of(tuple, identifier)
+    kind, storage_type, key, _, count, *view = _of(tuple, identifier)  # before torch 1.6 there is a view, always None
+    if view not in ([], [None]):
+        raise ValueError("a storage that is a view of another")
     if _of(str, kind) != "storage" or _of(Global, storage_type) not in _STORAGE_TYPES or not is_sizes([count]):
         raise ValueError("a persistent id that is no storage of a tensor")
     return Storage(_STORAGE_TYPES[storage_type], _of(str, key), count)

@@ -67,11 +67,16 @@ class FolderSource:
         """Raises InputError naming the file if it cannot be used (an ImageError or CaptionError where that is why)."""
         name = self.names[index]
         path = self.directory / name
-        if name in self._missing:
-            raise images.ImageError(f"{path}: listed in {self._rows[name][0]}, but not there")
+        self._require_there(name)
         text = self._text(name, path)
-        image = records.ImagePart.from_bytes(self._read(path, images.MAX_FILE_BYTES), str(path))
-        return captions.make_sample(name, "pair", text, [image], str(path))
+        return captions.make_sample(name, "pair", text, [self.read_image(index)], str(path))
+
+    def read_image(self, index: int) -> records.ImagePart:
+        """The image of a sample alone, which may be without a caption. Raises InputError as `self[index]` does."""
+        name = self.names[index]
+        self._require_there(name)
+        path = self.directory / name
+        return records.ImagePart.from_bytes(self._read(path, images.MAX_FILE_BYTES), str(path))
 
     def fingerprint(self, start: int, stop: int) -> str:
         """Changes when the files of the samples start..stop-1 do."""
@@ -116,6 +121,10 @@ class FolderSource:
 
     def _sidecars(self, name: str) -> tuple[str, ...]:
         return tuple(self._beside.get(os.path.splitext(name)[0], {}).values())
+
+    def _require_there(self, name: str) -> None:
+        if name in self._missing:
+            raise images.ImageError(f"{self.directory / name}: listed in {self._rows[name][0]}, but not there")
 
     def _text(self, name: str, path: pathlib.Path) -> captions.Text:
         if name in self._rows:

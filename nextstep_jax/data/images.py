@@ -242,6 +242,18 @@ def resize_crop(image: Image.Image, height: int, width: int, at: tuple[float, fl
     return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
 
 
+def adm_center_crop(image: Image.Image, side: int) -> Image.Image:
+    """The center square of `side` pixels as ADM, and after it LlamaGen and others, cut ImageNet: halved by averaging while the
+    shorter side is twice as long or more, then scaled (BICUBIC) until it is `side`.
+    """
+    while min(image.size) >= 2 * side:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = side / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
 # --- arrays -----------------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """How good a model is. Knows everything but `training` and `conversion`.
 
-`shapes` is ShapeEval, with `responses` to ask a model; `tokenizer` and `reconstruction` score image tokenizers, `latents`
-looks at what they make; `traces` follows one generation; `evaluators` are what `config.evals` can name.
+`shapes` is ShapeEval, with `responses` to ask a model; `suites` are the paper's benchmarks; `tokenizer` and `reconstruction`
+score image tokenizers, `fid` compares sets of images, `latents` looks at what tokenizers make; `traces` follows one generation;
+`evaluators` are what `config.evals` can name.
 """

@@ -326,9 +326,9 @@ def test_a_flipped_bit_is_found_by_the_checksum(tmp_path):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda path: path.write_bytes(b""), "not a zip archive"),
-        (lambda path: path.write_bytes(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."), "torch before 1.6"),
-        (lambda path: path.write_bytes(torch_writer.save(path, {"a": NUMBERS}).read_bytes()[:-30]), "not a zip archive"),
+        (lambda path: path.write_bytes(b""), "neither a zip archive"),
+        (lambda path: path.write_bytes(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."), "not a torch checkpoint"),
+        (lambda path: path.write_bytes(torch_writer.save(path, {"a": NUMBERS}).read_bytes()[:-30]), "neither a zip archive"),
         (lambda path: zipfile.ZipFile(path, "w").close(), "one data.pkl"),
         (lambda path: torch_writer.save(path, {"a": NUMBERS}, byteorder=b"big"), "byte order"),
         (lambda path: torch_writer.write_archive(path, b"\x80\x02]q\x00.", {}), "expected a state dict, found list"),
@@ -383,6 +383,54 @@ def test_damaged_files_never_raise_anything_else(suffix, data, tmp_path_factory)
         elif change == "remove":
             del content[start:stop]
     path.write_bytes(content)
+    try:
+        read_all(path)
+    except InputError as error:
+        assert str(path) in str(error)
+
+
+# --- torch before 1.6 -------------------------------------------------------------------------------------------------
+
+LEGACY = GOLDENS / "torch_legacy.pth"  # torch 2.14: save(state, path, _use_new_zipfile_serialization=False)
+
+
+def test_reads_what_torch_wrote_before_1_6():
+    base = np.arange(24, dtype=np.float32)
+    expected = {
+        "a": base.reshape(4, 6),
+        "b": base[3:9],
+        "c": np.array([1, -2, 3]),
+        "d": np.ones((3, 2), np.float16),
+        "e": np.array(7),
+    }
+    assert_same(read_all(LEGACY), expected)
+
+
+@pytest.mark.parametrize("length", [1, 14, 15, 30, 100, 300, 700, 900, 957])
+def test_a_legacy_file_that_was_cut_off(tmp_path, length):
+    (tmp_path / "x.pth").write_bytes(LEGACY.read_bytes()[:length])
+    with pytest.raises(InputError, match="x.pth: "):
+        read_all(tmp_path / "x.pth")
+
+
+def test_a_legacy_file_with_more_or_other_bytes(tmp_path):
+    data = LEGACY.read_bytes()
+    (tmp_path / "x.pth").write_bytes(data + b"\0")
+    with pytest.raises(InputError, match="959 bytes, its tensors take 958"):
+        read_all(tmp_path / "x.pth")
+    start = data.rfind((24).to_bytes(8, "little") + np.arange(2, dtype=np.float32).tobytes())
+    (tmp_path / "x.pth").write_bytes(data[:start] + (25).to_bytes(8, "little") + data[start + 8 :])
+    with pytest.raises(InputError, match=r"truncated or damaged at storage \d+, expected 24 elements"):
+        read_all(tmp_path / "x.pth")
+
+
+@settings(max_examples=150, deadline=None)
+@given(at=st.integers(15, 700), value=st.integers(0, 255))
+def test_a_legacy_file_with_a_changed_byte_is_read_or_refused(at, value, tmp_path_factory):
+    data = bytearray(LEGACY.read_bytes())
+    data[at] = value
+    path = tmp_path_factory.mktemp("changed") / "x.pth"
+    path.write_bytes(bytes(data))
     try:
         read_all(path)
     except InputError as error:

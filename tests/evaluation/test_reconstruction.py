@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, uniform_filter
 
 from nextstep_jax.errors import InputError
-from nextstep_jax.evaluation.reconstruction import psnr, ssim
+from nextstep_jax.evaluation.reconstruction import LLAMAGEN, psnr, ssim
 
 
 def oracle_psnr(x, y, peak):
@@ -53,6 +53,32 @@ def test_ssim_is_its_definition(pair):
     assert found[0] > 0.9 > 0.6 > found[1]
     levels = [np.round(127.5 * (x + 1)).astype(np.uint8) for x in pair]
     np.testing.assert_allclose(ssim(*levels, 0, 255), oracle_ssim(*[x.astype(np.float64) for x in levels], 0, 255), atol=2e-5)
+
+
+def oracle_uniform_ssim(x, y):
+    """scikit-image's structural_similarity(data_range=2.0, channel_axis=-1) of values from 0 to 1, written out in float64."""
+    values = np.zeros(len(x))
+    for b in range(len(x)):
+        maps = []
+        for c in range(x.shape[-1]):
+            p, q = x[b, ..., c], y[b, ..., c]
+
+            def mean(values):
+                return uniform_filter(values, 7)[3:-3, 3:-3]
+
+            mp, mq = mean(p), mean(q)
+            vp, vq, cov = (49 / 48 * v for v in (mean(p * p) - mp**2, mean(q * q) - mq**2, mean(p * q) - mp * mq))
+            c1, c2 = 0.02**2, 0.06**2
+            maps.append((2 * mp * mq + c1) * (2 * cov + c2) / ((mp**2 + mq**2 + c1) * (vp + vq + c2)))
+        values[b] = np.mean(maps)
+    return values
+
+
+def test_the_convention_of_llamagen(pair):
+    found = np.asarray(ssim(*pair, convention=LLAMAGEN))
+    np.testing.assert_allclose(found, oracle_uniform_ssim(*((v + 1) / 2 for v in pair)), atol=2e-5)
+    np.testing.assert_allclose(found, [0.98440208, 0.60405497], atol=2e-5)  # what scikit-image 0.26 says of them
+    assert (found > np.asarray(ssim(*pair))).all()
 
 
 def test_equal_images_are_perfect(pair):

@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 
 from nextstep_jax.data import shapes
+from nextstep_jax.data.image_output import save_image
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
 from nextstep_jax.data.sources import open_source
 from nextstep_jax.errors import InputError
-from nextstep_jax.evaluation.tokenizer import evaluate, reconstruction, source_images
+from nextstep_jax.evaluation.fid.features import own_extractor
+from nextstep_jax.evaluation.tokenizer import (
+    PROTOCOLS,
+    evaluate,
+    reconstruction,
+    sampled_reconstruction,
+    source_images,
+)
 from nextstep_jax.generation.load import load_image_tokenizer
 
 SOURCE = open_source("shapes:edit:heldout:6")  # two images a sample
@@ -20,13 +28,22 @@ def test_a_perfect_tokenizer():
     assert len(found) == 10 and found[0].shape == (64, 64, 3)
     seen = []
     scores = evaluate(found, lambda x: seen.append(x.shape) or x, batch=4)
+    values = scores.pop("values")
+    assert {name: len(of) for name, of in values.items()} == {
+        "psnr": 10,
+        "ssim": 10,
+        "ssim_llamagen": 10,
+        "scene_accuracy": 10,
+    }
     assert scores == {
         "n": 10,
         "ssim_n": 10,
         "scene_n": 10,
         "psnr": np.inf,
         "ssim": pytest.approx(1.0),
+        "ssim_llamagen": pytest.approx(1.0),
         "scene_accuracy": 1.0,
+        "rfid": None,
     }
     assert seen == [(4, 64, 64, 3)] * 3
 
@@ -87,6 +104,46 @@ def test_latents_are_not_reconstructed():
     latents = ImagePart.from_latents(np.zeros((4, 4, 16), np.float16), 32, 32)
     with pytest.raises(InputError, match="^broken: holds latents; reconstructions are compared with images$"):
         list(source_images(_Broken(latents), 32, 5, []))
+
+
+def test_values_are_in_the_order_of_the_images():
+    gray = [np.full((16 + 16 * (i % 2), 32, 3), 20 * i, np.uint8) for i in range(7)]  # sizes by turns
+    scores = evaluate(gray, lambda x: np.clip(x * 0.9, -1, 1), batch=2)
+    assert scores["values"]["psnr"] == sorted(scores["values"]["psnr"])  # the darker, the more changed
+    assert len(set(scores["values"]["psnr"])) == 7
+
+
+def test_the_draw_depends_on_the_image_and_the_seed_alone():
+    found = np.stack(list(source_images(SOURCE, 64, 3, [])))
+    x = found.astype(np.float32) / 127.5 - 1
+    config, params = load_image_tokenizer()
+    config = dataclasses.replace(config, deterministic=False)
+    draw = sampled_reconstruction(config, params)
+    together, alone = np.asarray(draw(x)), np.asarray(draw(x[1:2]))
+    np.testing.assert_allclose(together[1:2], alone, atol=1e-4)
+    mean = np.asarray(reconstruction(config, params)(x))
+    other = np.asarray(sampled_reconstruction(config, params, seed=1)(x))
+    assert np.abs(together - mean).max() > 1e-3 < np.abs(together - other).max()
+
+
+def test_distances_of_reconstructions(tmp_path):
+    found = list(source_images(SOURCE, 64, 12, []))
+    extractor = own_extractor(*load_image_tokenizer(), "0" * 64)
+    same = evaluate(found, lambda x: x, batch=4, extractor=extractor)
+    assert abs(same["rfid"]) < 1e-6
+    worse = evaluate(found, lambda x: np.clip(x + 0.2, -1, 1), batch=4, extractor=extractor)
+    otherwise = evaluate(found, lambda x: np.clip(x + 0.2, -1, 1), batch=5, extractor=extractor)
+    assert worse["rfid"] > 0.01 and worse["rfid"] == pytest.approx(otherwise["rfid"], rel=1e-3)
+
+
+def test_a_folder_needs_no_captions(tmp_path):
+    for name in ("b", "a"):
+        save_image(tmp_path / f"{name}.png", np.full((70, 50, 3), ord(name), np.uint8))
+    (tmp_path / "c.jpg").write_bytes(b"none")
+    skipped = []
+    found = list(source_images(open_source(str(tmp_path)), 32, 9, skipped, crop=PROTOCOLS["llamagen"].crop))
+    assert [image.shape for image in found] == [(32, 32, 3)] * 2 and found[0].mean() == ord("a")
+    assert len(skipped) == 1 and f"{tmp_path}/c.jpg: not a PNG" in skipped[0]
 
 
 def test_mistakes():
