@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from nextstep_jax.data.curation.image_signals import gray
-from nextstep_jax.data.curation.stages import Dropped, Make, Values, require_package
+from nextstep_jax.data.curation.stages import Dropped, Make, Values, require_kinds, require_package
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
 from nextstep_jax.errors import InputError
 
@@ -49,11 +49,7 @@ class Controls:
     version: ClassVar[int] = 1
 
     def __post_init__(self):
-        for kind in self.kinds:
-            if kind not in CONTROLS:
-                raise InputError(f"kinds: {kind!r} is not one of {', '.join(CONTROLS)}")
-        if not 1 <= self.per_image <= len(self.kinds):
-            raise InputError(f"per_image must be from 1 to {len(self.kinds)}, the number of kinds, found {self.per_image}")
+        require_kinds(self.kinds, CONTROLS, self.per_image)
         if not self.directions:
             raise InputError("directions must name generate, perceive or both")
 

@@ -10,9 +10,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from nextstep_jax.data import images
-from nextstep_jax.data.curation.stages import Dropped, Make, Values, require_package
+from nextstep_jax.data.curation.stages import Dropped, Make, Values, require_kinds, require_package
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
-from nextstep_jax.errors import InputError
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 
@@ -46,11 +45,7 @@ class Degradations:
     version: ClassVar[int] = 1
 
     def __post_init__(self):
-        for kind in self.kinds:
-            if kind not in INSTRUCTIONS:
-                raise InputError(f"kinds: {kind!r} is not one of {', '.join(INSTRUCTIONS)}")
-        if not 1 <= self.per_image <= len(self.kinds):
-            raise InputError(f"per_image must be from 1 to {len(self.kinds)}, the number of kinds, found {self.per_image}")
+        require_kinds(self.kinds, INSTRUCTIONS, self.per_image)
 
     def prepare(self) -> Make:
         cv2 = require_package("cv2", "opencv-python", "degradations")

@@ -20,8 +20,8 @@ from nextstep_jax.data.curation.duplicates import best_of_groups, image_pairs, t
 from nextstep_jax.data.curation.image_signals import PerceptualHash
 from nextstep_jax.data.curation.recipe import Condition, Duplicates, Recipe
 from nextstep_jax.data.curation.report import make_report, write_sheet
-from nextstep_jax.data.curation.scores import SCORES, ScoringState, Unusable, prepare, score_shard
-from nextstep_jax.data.curation.stages import Dropped, Make, Transform, Values, description, generator
+from nextstep_jax.data.curation.scores import SCORES, ScoringState, Unusable, score_shard
+from nextstep_jax.data.curation.stages import Dropped, Transform, Values, description, generator, prepare
 from nextstep_jax.data.shard_job import Finished, Skipped
 from nextstep_jax.data.source import Source
 from nextstep_jax.data.worker_pool import map_jobs
@@ -70,8 +70,8 @@ def curate(
     if limit is not None and limit < len(source):
         source = _Spread(source, limit)
     # What is not there is said before any work is done.
-    prepare(recipe.signals)
-    _prepare_transforms(recipe.transforms)
+    prepare(recipe.signals, "signal")
+    prepare(recipe.transforms, "transform")
     total = len(source)
     jobs = [(number, start, min(start + shard_samples, total)) for number, start in enumerate(range(0, total, shard_samples))]
     checks = {"min_side": recipe.min_side, "max_aspect": recipe.max_aspect}
@@ -182,19 +182,6 @@ def _writing_job(job: tuple[int, int, int], reasons: Sequence[str], entries: Seq
     return number, start, stop, kept, {index: entries[index] for index in kept}
 
 
-_prepared: dict[str, tuple[Transform, Make]] = {}
-
-
-def _prepare_transforms(transforms: Mapping[str, Transform]) -> dict[str, Make]:
-    for name, transform in transforms.items():
-        if name not in _prepared or _prepared[name][0] != transform:
-            try:
-                _prepared[name] = transform, transform.prepare()
-            except InputError as error:
-                raise InputError(f"transform {name}: {error}") from error
-    return {name: _prepared[name][1] for name in transforms}
-
-
 def _write_shard(
     state: _WritingState, number: int, start: int, stop: int, kept: Sequence[int], signals: Mapping[int, Mapping[str, Values]]
 ) -> Finished:
@@ -210,7 +197,7 @@ def _made(
     signals: Mapping[int, Mapping[str, Values]],
     numbers: Mapping[int, Mapping[str, float]],
 ) -> Iterator[records.Sample | Skipped]:
-    makes = _prepare_transforms(state.transforms)
+    makes = prepare(state.transforms, "transform")
     for index in kept:
         sample = state.source[index]
         sample = dataclasses.replace(sample, metadata={**sample.metadata, "curation": dict(numbers[index])})

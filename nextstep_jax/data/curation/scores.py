@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from nextstep_jax.data import files, shard_job
 from nextstep_jax.data.build import check, reason_for
-from nextstep_jax.data.curation.stages import Measure, Signal, Values, description
+from nextstep_jax.data.curation.stages import Measure, Signal, Values, description, prepare
 from nextstep_jax.data.records import Sample
 from nextstep_jax.data.source import Source
 from nextstep_jax.errors import InputError
@@ -47,20 +47,6 @@ class ScoringState(NamedTuple):
     checks: Mapping[str, Any]
 
 
-_prepared: dict[str, tuple[Signal, Measure]] = {}
-
-
-def prepare(signals: Mapping[str, Signal]) -> dict[str, Measure]:
-    """The signals' functions; models are loaded once a process. InputError names what is not there."""
-    for name, signal in signals.items():
-        if name not in _prepared or _prepared[name][0] != signal:
-            try:
-                _prepared[name] = signal, signal.prepare()
-            except InputError as error:
-                raise InputError(f"signal {name}: {error}") from error
-    return {name: _prepared[name][1] for name in signals}
-
-
 def score_shard(state: ScoringState, number: int, start: int, stop: int) -> Scored:
     """Measure the samples start..stop-1 of a source, or read what was found before."""
     samples = state.source.fingerprint(start, stop)
@@ -84,7 +70,7 @@ def score_shard(state: ScoringState, number: int, start: int, stop: int) -> Scor
 
 def _measure(state: ScoringState, indices: range, names: Sequence[str]) -> dict[str, list[Any]]:
     """Values of the signals `names`, and under _READ what is wrong with each sample (None: nothing)."""
-    measures = prepare({name: state.signals[name] for name in names})
+    measures = prepare({name: state.signals[name] for name in names}, "signal")
     columns: dict[str, list[Any]] = {name: [] for name in (*names, _READ)}
     waiting: list[tuple[int, Sample]] = []
     for index in indices:

@@ -6,9 +6,10 @@ raises InputError by name where that is not there: a stage is never skipped.
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -45,6 +46,35 @@ class Transform(Protocol):
     version: ClassVar[int]
 
     def prepare(self) -> Make: ...
+
+
+def prepare(stages: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The functions of stages by name. A model is loaded once a process. InputError names a stage that lacks what it needs.
+
+    Args:
+      what: "signal" or "transform", for errors.
+    """
+    prepared = {}
+    for name, stage in stages.items():
+        try:
+            prepared[name] = _prepare(stage)
+        except InputError as error:
+            raise InputError(f"{what} {name}: {error}") from error
+    return prepared
+
+
+@functools.lru_cache(maxsize=64)
+def _prepare(stage: Any) -> Any:
+    return stage.prepare()
+
+
+def require_kinds(kinds: Collection[str], known: Collection[str], per_image: int) -> None:
+    """InputError unless all of a stage's `kinds` are known, and there are at least `per_image` of them."""
+    for kind in kinds:
+        if kind not in known:
+            raise InputError(f"kinds: {kind!r} is not one of {', '.join(known)}")
+    if not 1 <= per_image <= len(kinds):
+        raise InputError(f"per_image must be from 1 to {len(kinds)}, the number of kinds, found {per_image}")
 
 
 def description(stage: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import time
 import pytest
 from PIL import ImageFilter
 
-from nextstep_jax.data.curation import job, scores
+from nextstep_jax.data.curation import job, scores, stages
 from nextstep_jax.data.curation.recipe import read_recipe
 from nextstep_jax.data.image_folder import FolderSource
 from nextstep_jax.data.shards import ArrayRecordSource
@@ -162,7 +162,7 @@ def test_a_stage_without_its_model_fails_before_anything_is_done(folder, tmp_pat
 
 def test_a_package_that_is_not_there_is_named(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    scores._prepared.clear()
+    stages._prepare.cache_clear()
     with pytest.raises(
         InputError, match=r"signal sharpness needs the package opencv-python: pip install 'nextstep_jax\[curate\]'"
     ):
