@@ -40,10 +40,10 @@ class Answer(NamedTuple):
     """What came back.
 
     Attributes:
-      text: None if there was no answer.
+      text: None if there was no answer; empty, with an error, if the endpoint refuses this question for good.
       candidates: (token, log-probability) of the likeliest first tokens, most likely first; None if the endpoint does not say.
       attempts: how many requests it took.
-      error: why there was no answer.
+      error: why there was no answer; None if there was one.
     """
 
     text: str | None
@@ -182,7 +182,7 @@ class ChatEndpoint:
                 problem = "an answer without text"
             except self._openai.APIStatusError as error:
                 if error.code in _POLICY:
-                    return Answer(None, attempts=attempt + 1, error=f"refused by the endpoint's content policy ({error.code})")
+                    return Answer("", attempts=attempt + 1, error=f"refused by the endpoint's content policy ({error.code})")
                 if not _may_pass(error):
                     raise InputError(f"{self.name}: the endpoint refused the request ({error})") from error
                 problem, wait = f"status {error.status_code}", _retry_after(error)

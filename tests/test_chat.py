@@ -67,7 +67,7 @@ def test_a_refusal_stops_at_once(server, status, error):
 def test_one_question_against_the_policy_does_not_stop_the_others(server):
     server.answer = lambda path, body, count: (400, b'{"error": {"code": "content_filter", "message": "no"}}')
     answer = endpoint(server).answer(Question("?"), 1)
-    assert answer.text is None and answer.attempts == 1 and "content policy" in answer.error
+    assert answer.text == "" and answer.attempts == 1 and "content policy" in answer.error
 
 
 def test_the_budget_counts_every_request_and_is_never_exceeded(server):

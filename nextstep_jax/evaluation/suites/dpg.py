@@ -8,6 +8,7 @@ on does, in the order of the questions. An image's score is the mean over its qu
 """
 
 import dataclasses
+import math
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -144,8 +145,8 @@ class DPGBench(Suite):
                     raise InputError(f"{name}, line {number}: {QUESTIONS} has no question {detail[4]!r:.100} about {id}")
                 scores |= {(id, sample, n): float(detail[5] == "yes") for n in numbers}
             elif whole is not None:
-                values = [float(value) for value in whole[2].split(", ")[1:-1]]  # the last is their mean
-                scores |= {(id, sample, "image"): value for sample, value in enumerate(values)}
+                texts = whole[2].split(", ")[1:-1]  # the last is their mean
+                scores |= {(id, k, "image"): _fraction(text, f"{name}, line {number}") for k, text in enumerate(texts)}
         return scores
 
 
@@ -175,6 +176,16 @@ def _propositions(rows: Sequence[Mapping[str, str]], path: pathlib.Path, known: 
             Proposition(own, row["question_natural_language"].strip(), tuple(parents), category)
         )
     return found
+
+
+def _fraction(text: str, place: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise InputError(f"{place}: expected a score from 0 to 1, found {text!r:.50}")
+    return value
 
 
 def _whole_numbers(texts: Sequence[str], place: str) -> Iterator[str]:

@@ -145,7 +145,7 @@ def _jobs(
         for sample, image in enumerate(read_images(suite, item, out)):
             digest = sha256(image)
             for ask in suite.asks(item, image):
-                yield _Job(item, sample, digest, ask, _cache_key(judge, ask))
+                yield _Job(item, sample, digest, ask, "" if judge.cache is None else _cache_key(judge, ask))
             progress(i * suite.samples + sample + 1, total)
 
 
@@ -167,15 +167,15 @@ def read_images(suite: Suite, item: Item, out: pathlib.Path) -> list[bytes]:
 
 
 def _decide(judge: Judge, ask: Ask) -> _Verdict | None:
-    """Ask until a reply can be read, `tries` times at most; None if the budget holds no request any more."""
+    """Ask until a reply can be read, `tries` times at most; None if the budget holds no request any more. A refusal counts."""
     attempts, unread = 0, None
     for _ in range(judge.tries):
         answer = judge.endpoint.answer(ask.question, ask.max_tokens, judge.temperature, ask.top_logprobs, judge.body)
         attempts += answer.attempts
         if answer.text is None:
             return _Verdict(unread or answer, None, attempts) if attempts else None
-        values = ask.parse(answer)
-        if values is not None:
+        values = None if answer.error else ask.parse(answer)
+        if values is not None or answer.error:
             return _Verdict(answer, values, attempts)
         unread = answer
     return _Verdict(unread or Answer(None), None, attempts)
@@ -189,7 +189,7 @@ def _keep(suite: Suite, judge: Judge, lines: Lines, job: _Job, verdict: _Verdict
         error = verdict.answer.error
     elif values is None:
         counts["unparsable"] += 1
-        error = "the reply could not be read"
+        error = verdict.answer.error or "the reply could not be read"
     elif judge.cache is not None:
         judge.cache.keep({job.key: {"raw": raw, "values": list(values)}})
     scores = [None] * len(job.ask.criteria) if values is None else values

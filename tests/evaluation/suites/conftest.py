@@ -115,9 +115,9 @@ def whole_run(evaluate, judge, tiny_checkpoint, tmp_path, monkeypatch):
     """whole_run(suite, folder, limit, *options) -> the content of the score file: export, judge, score by the command line."""
     monkeypatch.setattr("nextstep_jax.chat.random.uniform", lambda low, high: 0.02)  # of the pause before a retry
 
-    def run(suite, folder, limit, *options):
+    def run(suite, folder, limit, *options, checkpoint=tiny_checkpoint):
         files = [] if folder is None else ["--data", folder, "--unofficial"]
-        export = ["--checkpoint", tiny_checkpoint, "--steps", 1, "--cfg", 1, "--limit", limit, *options]
+        export = ["--checkpoint", checkpoint, "--steps", 1, "--cfg", 1, "--limit", limit, *options]
         for command in (
             ["export", *files, "--out", tmp_path / suite, *export],
             ["judge", tmp_path / suite, *files, "--endpoint", f"{judge.url}/v1", *JUDGE_OPTIONS],

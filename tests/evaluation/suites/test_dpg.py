@@ -85,6 +85,9 @@ def test_the_official_files_of_results(suite):
     assert scores == verdicts({"226": ["1110"] * 4})
     whole = "/x/226.png, 1.0, 0.5, 0.75, 0.25, 0.625\n/x/partiprompts155.png, 1.0, 1.0, 1.0, 1.0, 1.0\nModel: x\nL1 scores:\n"
     assert suite.score(suite.read_official(whole.encode(), "r.txt")).metrics["total"].value == pytest.approx(81.25)
+    for cell in ("1.0.0", "2.0", "1e999"):
+        with pytest.raises(InputError, match=f"r.txt, line 1: expected a score from 0 to 1, found '{cell}'"):
+            suite.read_official(f"/x/226.png, {cell}, 1.0\n".encode(), "r.txt")
     with pytest.raises(InputError, match="r.txt, line 1: expected an image of DPG-Bench"):
         suite.read_official(b"/x/unknown.png, 1.0, 1.0\n", "r.txt")
 

@@ -109,6 +109,17 @@ def test_an_export_made_otherwise_is_not_mixed_with(suite, tiny_pipeline, tmp_pa
     assert message in str(error.value)
 
 
+def test_what_the_model_thinks_is_kept_with_its_image(suite, tiny_pipeline, tmp_path, monkeypatch):
+    special = tiny_pipeline.special
+    (word,) = tiny_pipeline.vocabulary.encode("red")
+    thought = [special.begin_of_thinking, word, special.end_of_thinking]
+    monkeypatch.setattr(type(tiny_pipeline), "think", lambda self, parts: thought)
+    settings = tiny_pipeline.settings(steps=1, cfg=1, thinking=True)
+    exporting.export(tiny_pipeline, plan(suite, tiny_pipeline, settings=settings, items=suite.items[:1]), tmp_path)
+    assert read_record(tmp_path / "images" / "400.png")["thinking"] == "red"
+    assert json.loads((tmp_path / "nextstep.json").read_text())["settings"]["thinking"] is True
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.jpeg", "a.webp"])
 def test_an_image_cut_off_is_not_whole(tmp_path, name):
     from nextstep_jax.data.image_output import save_image

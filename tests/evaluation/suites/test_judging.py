@@ -77,6 +77,16 @@ def test_a_question_that_was_not_answered_is_asked_by_the_next_call(server, suit
     assert all(result.score == 1 for result in read_results(out / "r.jsonl", suite.name).values())
 
 
+def test_a_question_against_the_policy_is_null_for_good(server, suite, out):
+    refusal = (400, b'{"error": {"code": "content_filter", "message": "no"}}')
+    server.answer = lambda path, body, count: refusal if "number 640 " in str(body) else chat_reply("Score: 1")
+    found = judging.judge(suite, out, out / "r.jsonl", judge_of(server))
+    assert (found["asked"], found["unparsable"], found["unanswered"], len(server.bodies)) == (6, 1, 0, 6)
+    result = read_results(out / "r.jsonl", suite.name)["640", 0, "correct"]
+    assert (result.score, result.raw) == (None, "") and "content policy" in result.error
+    assert judging.judge(suite, out, out / "r.jsonl", judge_of(server))["known"] == 6
+
+
 def test_the_budget_ends_the_judgement_and_the_next_goes_on(server, suite, out):
     server.answer = lambda path, body, count: chat_reply("Score: 1")
     found = judging.judge(suite, out, out / "r.jsonl", judge_of(server, budget=4, concurrency=3))

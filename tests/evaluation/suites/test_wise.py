@@ -6,6 +6,7 @@ import pytest
 
 from nextstep_jax.errors import InputError
 from nextstep_jax.evaluation.suites.wise import CRITERIA, Wise, WiseVerified, parse_one, parse_three
+from nextstep_jax.generation.load import builtin_checkpoint
 from tests.evaluation.suites import made
 
 ROWS = [
@@ -121,7 +122,7 @@ def test_a_whole_run(whole_run, judge, data):
     assert score["judge"]["unparsable_share"] == pytest.approx(1 / 6) and score["metrics"]["overall"]["value"] is None
 
 
-def test_a_whole_run_of_the_verified_edition(whole_run, judge, data):
+def test_a_whole_run_of_the_verified_edition_with_the_built_in_model(whole_run, judge, data):
     judge.reply = lambda text, count: "Score: 0" if "number 1000 " in text else "Score: 1"
-    score = whole_run("wise-verified", data / "wise", 6)
+    score = whole_run("wise-verified", data / "wise", 6, checkpoint=builtin_checkpoint())
     assert score["metrics"]["overall"]["value"] == pytest.approx(0.88) and score["counts"]["scored"] == 6
