@@ -24,8 +24,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from nextstep_jax import checkpoints
-from nextstep_jax.checkpoints import manifest
+from nextstep_jax import checkpoints, storage
 from nextstep_jax.checkpoints.training import TrainCheckpointer
 from nextstep_jax.errors import DamagedDataError, InputError
 
@@ -63,7 +62,7 @@ def main() -> int:
 
 def damage(folder: pathlib.Path, rng: np.random.Generator) -> tuple[str, str]:
     """Damage one file in one way, both drawn at random, so that its bytes are no longer the same."""
-    name = str(rng.choice(manifest.list_files(folder)))
+    name = str(rng.choice(storage.of(folder).list_files(folder)))
     path = folder / name
     before = path.read_bytes()
     while True:

@@ -11,7 +11,8 @@ import argparse
 import os
 import sys
 
-from nextstep_jax.checkpoints import manifest, steps
+from nextstep_jax import storage
+from nextstep_jax.checkpoints import steps
 from nextstep_jax.checkpoints.digests import check_dtype
 from nextstep_jax.errors import InputError, NextStepError
 from nextstep_jax.training.config import resolve
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> int:
 
 def export(workdir: str | os.PathLike, out: str | os.PathLike, step: int | None = None, dtype: str = "float32") -> int:
     """Export a step, the newest for None. Returns which. Raises as `export_params`."""
-    folder = manifest.local_folder(workdir) / "checkpoints"
+    folder = storage.at(workdir) / "checkpoints"
     complete = steps.list_steps(folder)
     if step is None and not complete:
         raise InputError(f"{workdir}: expected a run's folder with a complete step in checkpoints/, found none")

@@ -16,6 +16,7 @@ from nextstep_jax import __version__, cli_generate, cli_launch, cli_streams
 from nextstep_jax.cli_data import data
 from nextstep_jax.cli_evaluate import evaluate
 from nextstep_jax.cli_shared import (
+    PLACE,
     Command,
     Group,
     keep_compiled_programs,
@@ -26,6 +27,7 @@ from nextstep_jax.cli_shared import (
 )
 from nextstep_jax.cli_suites import suite_commands
 from nextstep_jax.errors import NextStepError, UnfamiliarWarning
+from nextstep_jax.storage import Place
 
 # jax and the networks are imported inside the commands: `--help` and bad usage answer at once.
 
@@ -45,11 +47,11 @@ def cli():
 
 @click.command(cls=Command)
 @click.argument("src")
-@click.argument("dst", type=click.Path(path_type=pathlib.Path))
+@click.argument("dst", type=PLACE)
 @click.option("--vae", help="Folder of the image tokenizer, if it is not inside SRC.")
 @click.option("--text-tokenizer", help="Folder of the text tokenizer, if it is not inside SRC.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "keep"]), default="keep", show_default=True)
-def convert(src: str, dst: pathlib.Path, vae: str | None, text_tokenizer: str | None, dtype: str):
+def convert(src: str, dst: Place, vae: str | None, text_tokenizer: str | None, dtype: str):
     """Convert released PyTorch weights.
 
     DST becomes a checkpoint folder. SRC is a folder (NextStep-1, NextStep-1.1, a training checkpoint, Qwen2.5, or an
@@ -67,9 +69,9 @@ def convert(src: str, dst: pathlib.Path, vae: str | None, text_tokenizer: str | 
 
 
 @click.command(cls=Command)
-@click.argument("src", type=click.Path(path_type=pathlib.Path))
-@click.argument("dst", type=click.Path(path_type=pathlib.Path))
-def export(src: pathlib.Path, dst: pathlib.Path):
+@click.argument("src", type=PLACE)
+@click.argument("dst", type=PLACE)
+def export(src: Place, dst: Place):
     """Write a checkpoint as released safetensors.
 
     SRC is a checkpoint folder; DST gets the layout of the PyTorch releases.
@@ -105,9 +107,9 @@ def parity(folder: pathlib.Path, json_file: pathlib.Path | None):
 
 
 @click.command(cls=Command)
-@click.argument("checkpoint", required=False, type=click.Path(path_type=pathlib.Path))
+@click.argument("checkpoint", required=False, type=PLACE)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def info(checkpoint: pathlib.Path | None, as_json: bool):
+def info(checkpoint: Place | None, as_json: bool):
     """Show what a checkpoint holds.
 
     Sizes, parameters by part and memory by dtype of CHECKPOINT, or of the built-in model.

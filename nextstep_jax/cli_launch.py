@@ -1,12 +1,12 @@
 """The verbs that start runs: train, export-run, submit and aot, over the programs in launch/."""
 
 import os
-import pathlib
 import sys
 
 import click
 
-from nextstep_jax.cli_shared import CONFIG, PASS_ON, Command, RunCommand
+from nextstep_jax.cli_shared import CONFIG, PASS_ON, PLACE, Command, RunCommand
+from nextstep_jax.storage import Place
 
 
 @click.command(cls=RunCommand, context_settings=PASS_ON)
@@ -67,11 +67,11 @@ def aot(ctx: click.Context, config: str, topology: str, slices: int, what: str, 
 
 
 @click.command(cls=Command)
-@click.option("--workdir", required=True, type=click.Path(path_type=pathlib.Path), metavar="DIR", help="Folder of the run.")
-@click.option("--out", required=True, type=click.Path(path_type=pathlib.Path), metavar="DIR", help="Folder to make.")
+@click.option("--workdir", required=True, type=PLACE, metavar="DIR", help="Folder of the run.")
+@click.option("--out", required=True, type=PLACE, metavar="DIR", help="Folder to make.")
 @click.option("--step", type=click.IntRange(min=0), help="Step to export.  [default: the newest complete one]")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
-def export_run(workdir: pathlib.Path, out: pathlib.Path, step: int | None, dtype: str):
+def export_run(workdir: Place, out: Place, step: int | None, dtype: str):
     """Export a run's parameters as a checkpoint folder.
 
     The folder can be generated from. The run may still be going on. The averaged parameters are exported where the run

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from nextstep_jax import storage
 from nextstep_jax.errors import InputError
 
 # Verbs and options that had other names before.
@@ -26,9 +27,16 @@ _RENAMED = {
     "--no-norm": "--no-normalize-tokens",
 }
 
-CHECKPOINT = click.option(
-    "--checkpoint", type=click.Path(path_type=pathlib.Path), help="Checkpoint folder.  [default: the built-in model]"
-)
+
+class _Place(click.Path):
+    """A local path, or an address in a bucket."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> storage.Place:
+        return storage.as_given(os.fsdecode(super().convert(value, param, ctx)))
+
+
+PLACE = _Place()
+CHECKPOINT = click.option("--checkpoint", type=PLACE, help="Checkpoint folder.  [default: the built-in model]")
 DTYPE = click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "int8"]), help="Data type of the weights.  [default: as stored]"
 )

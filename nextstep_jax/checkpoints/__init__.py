@@ -6,17 +6,18 @@ by `nextstep_jax.checkpoints.training`, which is imported on its own because it 
 
 from nextstep_jax.checkpoints.digests import leaf_digest
 from nextstep_jax.checkpoints.params import (
+    MANIFEST,
     abstract_params,
     digest_of,
     iterate_params,
     load_config,
     load_file,
     load_params,
-    new_folder,
     save_params,
 )
 
 __all__ = [
+    "MANIFEST",
     "abstract_params",
     "digest_of",
     "iterate_params",
@@ -24,6 +25,5 @@ __all__ = [
     "load_config",
     "load_file",
     "load_params",
-    "new_folder",
     "save_params",
 ]

@@ -8,7 +8,6 @@ import collections
 import itertools
 import json
 import math
-import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,9 +15,11 @@ import jax
 import numpy as np
 import tensorstore as ts
 
+from nextstep_jax import storage
 from nextstep_jax.checkpoints import processes
 from nextstep_jax.checkpoints.digests import check_dtype, defer_digest, host_digest
 from nextstep_jax.errors import DamagedDataError, InputError
+from nextstep_jax.storage import Place
 
 CHUNK_BYTES = 1 << 24  # bytes of one zarr chunk, the unit of reading: a process on a mesh reads the chunks its slices touch
 _COMMIT_BYTES = 1 << 26  # bytes written to the database at a time
@@ -37,7 +38,7 @@ class ArrayWriter:
     A leaf's bytes are stored as they are: weights hardly compress, and uncompressed chunks are read at the disk's speed.
     """
 
-    def __init__(self, directory: pathlib.Path):
+    def __init__(self, directory: Place):
         self._directory, self._context = directory, _context()
         self._transaction, self._pending = ts.Transaction(), 0
         self._chunks: dict[str, list[int]] = {}
@@ -54,50 +55,79 @@ class ArrayWriter:
         except InputError as error:
             raise InputError(f"leaf {path}: {error}") from error
         chunk = _chunk_shape(array.shape, dtype.itemsize)
-        try:
-            self._write(path, array, chunk)
-        except (ValueError, RuntimeError) as error:
-            raise OSError(_first_line(error)) from error
-        self._chunks[path] = chunk
+        self.add_parts(path, array.shape, dtype, chunk, [(_whole(list(array.shape)), array)])
         return {"shape": list(array.shape), "dtype": dtype.name, "digest": host_digest(array)}
 
-    def close(self) -> None:
-        """Commit the rest and write Orbax's description of the tree. OSError if that fails."""
+    def add_parts(
+        self, path: str, shape: tuple[int, ...], dtype: np.dtype, chunk: list[int], parts: Iterable[tuple[Index, np.ndarray]]
+    ) -> None:
+        """Write parts of a leaf, (where they are in it, values), each of whole chunks. OSError if that fails."""
+        self._chunks[path] = chunk
+        metadata = {"shape": list(shape), "chunks": chunk, "compressor": None}
+        spec = _spec(self._directory, path) | {"dtype": dtype.name, "metadata": metadata}
+        spec["store_data_equal_to_fill_value"] = True  # every chunk exists, so that one that is gone is noticed
+        try:
+            store = ts.open(spec, create=True, context=self._context, transaction=self._transaction).result()
+            for where, array in parts:
+                for start in itertools.product(*(range(0, n, c) for n, c in zip(array.shape, chunk, strict=True))):
+                    index = tuple(slice(i, min(i + c, n)) for i, c, n in zip(start, chunk, array.shape, strict=True))
+                    place = tuple(slice(w.start + i.start, w.start + i.stop) for w, i in zip(where, index, strict=True))
+                    store[place].write(array[index]).result()
+                    self._pending += array[index].nbytes
+                    if self._pending >= _COMMIT_BYTES:
+                        self._commit()
+                        store = store.with_transaction(self._transaction)
+        except (ValueError, RuntimeError) as error:
+            raise OSError(_first_line(error)) from error
+
+    def commit(self) -> None:
+        """All that was added is kept when this returns. OSError if that fails."""
         try:
             self._commit()
         except (ValueError, RuntimeError) as error:
             raise OSError(_first_line(error)) from error
-        entries = {}
-        for path, chunk in self._chunks.items():
-            keys = path.split("/")
-            value = {"value_type": "np.ndarray", "skip_deserialize": False, "write_shape": chunk}
-            # key_type 2 is a key of a dictionary.
-            entries[str(tuple(keys))] = {"key_metadata": [{"key": k, "key_type": 2} for k in keys], "value_metadata": value}
-        tree = {"tree_metadata": entries, "use_ocdbt": True, "use_zarr3": False, "store_array_data_equal_to_fill_value": True}
-        (self._directory / "_METADATA").write_text(json.dumps(tree | {"custom_metadata": None}))
 
-    def _write(self, path: str, array: np.ndarray, chunk: list[int]) -> None:
-        metadata = {"shape": list(array.shape), "chunks": chunk, "compressor": None}
-        spec = _spec(self._directory, path) | {"dtype": array.dtype.name, "metadata": metadata}
-        spec["store_data_equal_to_fill_value"] = True  # every chunk exists, so that one that is gone is noticed
-        store = ts.open(spec, create=True, context=self._context, transaction=self._transaction).result()
-        for start in itertools.product(*(range(0, n, c) for n, c in zip(array.shape, chunk, strict=True))):
-            index = tuple(slice(i, min(i + c, n)) for i, c, n in zip(start, chunk, array.shape, strict=True))
-            store[index].write(array[index]).result()
-            self._pending += array[index].nbytes
-            if self._pending >= _COMMIT_BYTES:
-                self._commit()
-                store = store.with_transaction(self._transaction)
+    def close(self) -> None:
+        """Commit the rest and write Orbax's description of the tree. OSError if that fails."""
+        self.commit()
+        describe_tree(self._directory, self._chunks)
 
     def _commit(self) -> None:
         self._transaction.commit_async().result()
         self._transaction, self._pending = ts.Transaction(), 0
 
 
+def describe_tree(directory: Place, chunks: Mapping[str, list[int]]) -> None:
+    """Write Orbax's description of a tree of arrays, {path: shape of its chunks}."""
+    entries = {}
+    for path, chunk in chunks.items():
+        keys = path.split("/")
+        value = {"value_type": "np.ndarray", "skip_deserialize": False, "write_shape": chunk}
+        # key_type 2 is a key of a dictionary.
+        entries[str(tuple(keys))] = {"key_metadata": [{"key": k, "key_type": 2} for k in keys], "value_metadata": value}
+    tree = {"tree_metadata": entries, "use_ocdbt": True, "use_zarr3": False, "store_array_data_equal_to_fill_value": True}
+    storage.of(directory).write(directory / "_METADATA", json.dumps(tree | {"custom_metadata": None}).encode())
+
+
+def merge_databases(directory: Place, parts: Iterable[str]) -> None:
+    """Make the databases in subfolders one, which refers to their bytes where they are. OSError if that fails."""
+    context = _context()
+
+    def database(folder: Place) -> ts.KvStore:
+        return ts.KvStore.open({"driver": "ocdbt", "base": storage.of(folder).kvstore(folder)}, context=context).result()
+
+    try:
+        whole = database(directory)
+        for part in parts:
+            database(directory / part).experimental_copy_range_to(whole).result()
+    except (ValueError, RuntimeError) as error:
+        raise OSError(_first_line(error)) from error
+
+
 class ArrayReader:
     """Reads leaves of a folder written by `ArrayWriter` or by Orbax."""
 
-    def __init__(self, directory: pathlib.Path, leaves: LeafEntries):
+    def __init__(self, directory: Place, leaves: LeafEntries):
         self._directory, self._leaves, self._context = directory, leaves, _context()
 
     def read(self, requests: Iterable[tuple[str, list[Index]]]) -> Iterator[tuple[str, list[np.ndarray]]]:
@@ -151,7 +181,7 @@ class ArrayReader:
         return DamagedDataError(f"{self._directory}: leaf {path} cannot be read: {_first_line(error)}")
 
 
-def read_verified(directory: pathlib.Path, leaves: LeafEntries) -> Iterator[tuple[str, np.ndarray]]:
+def read_verified(directory: Place, leaves: LeafEntries) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (path, array) for every leaf, one at a time in host memory, each checked against its digest."""
     reader = ArrayReader(directory, leaves)
     for path, (array,) in reader.read((path, [_whole(entry["shape"])]) for path, entry in leaves.items()):
@@ -161,7 +191,7 @@ def read_verified(directory: pathlib.Path, leaves: LeafEntries) -> Iterator[tupl
 
 
 def read_sharded(
-    directory: pathlib.Path,
+    directory: Place,
     leaves: LeafEntries,
     shardings: Mapping[str, jax.sharding.Sharding],
     convert: Convert = lambda path, array: {path: array},
@@ -239,17 +269,26 @@ def _chunk_shape(shape: tuple[int, ...], itemsize: int) -> list[int]:
     return chunk
 
 
+def dividing_chunk(shape: tuple[int, ...], itemsize: int) -> list[int]:
+    """Chunks of which a part of this shape is made up exactly, so that two processes never write the same one."""
+    chunk = [max(1, n) for n in shape]
+    while math.prod(chunk) * itemsize > CHUNK_BYTES:
+        longest = chunk.index(max(chunk))
+        chunk[longest] //= next(factor for factor in range(2, chunk[longest] + 1) if chunk[longest] % factor == 0)
+    return chunk
+
+
 def _first_line(error: Exception) -> str:
     """What TensorStore says, without the trace it appends."""
     return str(error).splitlines()[0].split(" [")[0]
 
 
 def _context() -> ts.Context:
-    return ts.Context({"cache_pool#ocdbt": {"total_bytes_limit": 100_000_000}})
+    return ts.Context({"cache_pool#ocdbt": {"total_bytes_limit": 100_000_000}} | storage.tensorstore_context())
 
 
-def _spec(directory: pathlib.Path, path: str) -> dict[str, Any]:
+def _spec(directory: Place, path: str) -> dict[str, Any]:
     """TensorStore spec of a leaf. Orbax joins the keys of a path with dots."""
-    base = {"driver": "file", "path": f"{directory}/"}
+    base = storage.of(directory).kvstore(directory)
     kvstore = {"driver": "ocdbt", "base": base, "path": path.replace("/", ".") + "/", "cache_pool": "cache_pool#ocdbt"}
     return {"driver": "zarr", "kvstore": kvstore, "recheck_cached_metadata": False, "recheck_cached_data": False}

@@ -1,7 +1,6 @@
 """From a run's state to a parameter checkpoint, also while the run goes on: everything is read from its folder."""
 
 import os
-import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,9 +8,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from nextstep_jax import storage
 from nextstep_jax.checkpoints import arrays, manifest, params, steps
 from nextstep_jax.checkpoints.digests import RunningDigest
 from nextstep_jax.errors import DamagedDataError, InputError
+from nextstep_jax.storage import Place
 
 # Keys that hold a whole stack of layers, [L, ...], while training; on disk layer i is a subtree of its own.
 _STACKED = re.compile(r"(?:^|/)(layers|blocks)(?=/)")
@@ -48,7 +49,7 @@ def export_params(
       InputError: no such run, step or collection, or the destination is taken.
       DamagedDataError: the step or the base is damaged. Nothing is written in either case.
     """
-    source = manifest.local_folder(source)
+    source = storage.at(source)
     complete = steps.list_steps(source / "checkpoints")
     if not complete:
         raise InputError(f"{source}: expected a run's folder with a complete step in checkpoints/, found none")
@@ -97,7 +98,7 @@ def _below(collection: str, leaves: arrays.LeafEntries, prefix: str) -> Iterator
             yield prefix + path.removeprefix(f"{collection}/"), path
 
 
-def _unstacked(directory: pathlib.Path, leaves: arrays.LeafEntries) -> Iterator[tuple[str, np.ndarray]]:
+def _unstacked(directory: Place, leaves: arrays.LeafEntries) -> Iterator[tuple[str, np.ndarray]]:
     """Every leaf, a stack as its layers: memory follows one layer."""
     reader = arrays.ArrayReader(directory / steps.STATE, leaves)
     for path, entry in leaves.items():

@@ -15,13 +15,17 @@ import pathlib
 import socket
 import threading
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from nextstep_jax.checkpoints import manifest
+from nextstep_jax import storage
 from nextstep_jax.errors import InputError
 
+if TYPE_CHECKING:
+    from nextstep_jax.checkpoints.bucket_lock import BucketLock
+
 OWNER_FILE = "run.json"
-_HEARTBEAT_S = 10.0  # seconds between two touches
+HEARTBEAT_S = 10.0  # seconds between two touches
 STALE_AFTER_S = 60.0  # seconds
 _TAKEN = (errno.EAGAIN, errno.EACCES)
 
@@ -55,6 +59,11 @@ class RunLock:
         self._heartbeat = threading.Thread(target=self._beat, name="run_lock", daemon=True)
         self._heartbeat.start()
 
+    problem = ""  # why this is not the owner any more
+
+    def confirm(self) -> None:
+        """Nothing: nobody can take the folder while this process lives."""
+
     def release(self) -> None:
         """Make room for the next run."""
         self._released.set()
@@ -71,12 +80,12 @@ class RunLock:
             if error.errno in _TAKEN:
                 raise self._refusal() from None
             kernel_decides = False  # this file system has no locks
-        here = _identity()
+        here = identity()
         if self._owner_file.exists():
             dead = kernel_decides and self._owner().get("machine") == here["machine"]
             if not dead and self._is_touched():
                 raise self._refusal()
-        manifest.write_durably(self._owner_file, json.dumps(here).encode())
+        storage.of(self._owner_file).write(self._owner_file, json.dumps(here).encode())
 
     def _is_touched(self) -> bool:
         """Watch for a sign of life. Opening the file makes network file systems fetch its true time."""
@@ -93,7 +102,7 @@ class RunLock:
             return os.fstat(file.fileno()).st_mtime_ns
 
     def _beat(self) -> None:
-        while not self._released.wait(_HEARTBEAT_S):
+        while not self._released.wait(HEARTBEAT_S):
             with contextlib.suppress(OSError):
                 os.utime(self._owner_file)
 
@@ -104,12 +113,23 @@ class RunLock:
             return {}
 
     def _refusal(self) -> InputError:
-        owner = self._owner()
-        who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
-        return InputError(f"{self._directory}: in use by another run ({who}); stop it or choose another workdir")
+        return refusal(self._directory, self._owner())
 
 
-def _identity() -> dict[str, Any]:
+def lock_run(directory: storage.Place) -> "RunLock | BucketLock":
+    """The lock of a run's folder, of the kind that its store has. Raises as `RunLock`."""
+    from nextstep_jax.checkpoints.bucket_lock import BucketLock
+
+    return RunLock(directory) if isinstance(directory, pathlib.Path) else BucketLock(directory)
+
+
+def refusal(directory: storage.Place, owner: Mapping[str, Any]) -> InputError:
+    """What to say to a run that is not the owner."""
+    who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
+    return InputError(f"{directory}: in use by another run ({who}); stop it or choose another workdir")
+
+
+def identity() -> dict[str, Any]:
     """This process. `machine` tells this machine from another of the same name and from itself before a restart."""
     try:
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()

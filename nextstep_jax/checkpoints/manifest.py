@@ -4,13 +4,14 @@ import concurrent.futures
 import hashlib
 import json
 import os
-import pathlib
 from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
+from nextstep_jax import storage
 from nextstep_jax.checkpoints.digests import DTYPES
 from nextstep_jax.errors import DamagedDataError, InputError
-from nextstep_jax.untrusted import check_inside, open_inside
+from nextstep_jax.storage import Place
 
 _SEAL = '"digest": "'  # the last entry of a sealed document
 _END = '"}\n'
@@ -20,22 +21,13 @@ _THREADS = min(8, os.cpu_count() or 1)
 _MAX_DOCUMENT_BYTES = 64 << 20  # of a 14B training state: some 2 MiB
 
 
-def local_folder(path: str | os.PathLike) -> pathlib.Path:
-    """The path of a folder on a mounted file system; InputError for an address such as gs://."""
-    if "://" in str(path):
-        raise InputError(
-            f"{path}: expected a folder; mount the bucket (for instance with Cloud Storage FUSE) and give its path"
-        )
-    return pathlib.Path(path).resolve()  # tensorstore refuses a path with ".." in it
-
-
 def seal(content: Mapping[str, Any]) -> bytes:
     """The content as JSON text whose last entry, "digest", covers every byte before it."""
     head = json.dumps(dict(content)).removesuffix("}") + ",\n" + _SEAL
     return (head + _hash(head.encode()) + _END).encode()
 
 
-def read_sealed(path: pathlib.Path) -> dict[str, Any]:
+def read_sealed(path: Place) -> dict[str, Any]:
     """The content of a file written by `seal`.
 
     Raises:
@@ -43,7 +35,7 @@ def read_sealed(path: pathlib.Path) -> dict[str, Any]:
       DamagedDataError: not one bit may differ from what `seal` returned.
       InputError: it is not a regular file, or a link out of its folder.
     """
-    with open_inside(path) as file:
+    with storage.of(path).open_inside(path) as file:
         data = file.read(_MAX_DOCUMENT_BYTES + 1)
     if len(data) > _MAX_DOCUMENT_BYTES:
         raise DamagedDataError(f"{path}: larger than a sealed document can be, {_MAX_DOCUMENT_BYTES >> 20} MiB")
@@ -96,58 +88,24 @@ def is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
-def write_durably(path: pathlib.Path, data: bytes) -> None:
-    """Write a file that appears under its name only when its bytes are on disk."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: pathlib.Path) -> None:
-    """Make the directory's entries durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_folders(root: pathlib.Path) -> None:
-    """Make the entries of every folder from `root` down durable; the files themselves are synced as they are written."""
-    for folder, _, _ in os.walk(root):
-        sync_directory(pathlib.Path(folder))
-
-
-def list_files(root: pathlib.Path) -> list[str]:
-    """Every file below `root`, as sorted relative names with forward slashes."""
-    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-
-
-def describe_files(root: pathlib.Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+def describe_files(root: Place, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """{name: {"size": bytes, "digest": hex}}, files hashed in parallel."""
     names = list(names)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         return dict(zip(names, pool.map(lambda name: _describe(root, name), names), strict=True))
 
 
-def find_damage(root: pathlib.Path, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def find_damage(root: Place, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What is wrong with the files below `root`, one phrase a file; empty when each has its recorded size and digest."""
 
     def check(item) -> str | None:
         name, expected = item
         try:
-            check_inside(root / name, root)
-            size = (root / name).stat().st_size
-            if size != expected["size"]:
-                return f"{name} has {size} bytes, expected {expected['size']}"
-            if _describe(root, name) != dict(expected):
+            storage.of(root).check_inside(root / name, root)
+            found = _describe(root, name)
+            if found["size"] != expected["size"]:
+                return f"{name} has {found['size']} bytes, expected {expected['size']}"
+            if found != dict(expected):
                 return f"{name} does not match its digest"
         except FileNotFoundError:
             return f"{name} is missing"
@@ -169,16 +127,16 @@ def summarize(problems: list[str]) -> str:
 
 def check_relative(name: str) -> str:
     """`name`, which must stay inside the folder it is relative to; else InputError."""
-    path = pathlib.PurePosixPath(name)
+    path = PurePosixPath(name)
     strange = path.is_absolute() or ".." in path.parts or "\\" in name or not name.isprintable() or str(path) != name
     if not path.parts or strange or max(map(len, path.parts)) > 200 or len(name) > _MAX_NAME:
         raise InputError(f"expected a relative file name inside the checkpoint, found {name[:_MAX_NAME]!r}")
     return name
 
 
-def _describe(root: pathlib.Path, name: str) -> dict[str, Any]:
+def _describe(root: Place, name: str) -> dict[str, Any]:
     digest, size, path = hashlib.blake2b(digest_size=16), 0, root / name
-    with open_inside(path, root) as file:
+    with storage.of(root).open_inside(path, root) as file:
         while block := file.read(_READ_BYTES):
             digest.update(block)
             size += len(block)

@@ -9,14 +9,10 @@ What lies in it:
 """
 
 import contextlib
-import glob
 import hashlib
 import json
 import math
 import os
-import pathlib
-import shutil
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -24,8 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nextstep_jax import storage
 from nextstep_jax.checkpoints import arrays, manifest, processes
 from nextstep_jax.errors import DamagedDataError, InputError
+from nextstep_jax.storage import Place
 
 FORMAT, VERSION = "nextstep_jax", 1
 CONFIG, ARRAYS, MANIFEST = "config.json", "params", "manifest.json"
@@ -53,7 +51,8 @@ def save_params(
     Raises:
       InputError: the folder is taken or not writable, a path or dtype is unusable or a path is given twice.
     """
-    directory = manifest.local_folder(directory)
+    directory = storage.at(directory)
+    store = storage.of(directory)
     with new_folder(directory) as partial:
         (partial / ARRAYS).mkdir()
         writer = arrays.ArrayWriter(partial / ARRAYS)
@@ -73,9 +72,9 @@ def save_params(
                 if name != CONFIG and manifest.check_relative(name).split("/")[0] in (CONFIG, ARRAYS, MANIFEST):
                     raise InputError(f"extra file {name} has the name of a part of the checkpoint")
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
-                manifest.write_durably(partial / name, data)
-            described = manifest.describe_files(partial, manifest.list_files(partial))
-            manifest.write_durably(partial / MANIFEST, manifest.seal({"leaves": entries, "files": described}))
+                store.write(partial / name, data)
+            described = manifest.describe_files(partial, store.list_files(partial))
+            store.write(partial / MANIFEST, manifest.seal({"leaves": entries, "files": described}))
 
 
 def digest_of(folder: str | os.PathLike) -> str:
@@ -84,8 +83,9 @@ def digest_of(folder: str | os.PathLike) -> str:
     Raises:
       InputError: not a checkpoint folder.
     """
-    _read_manifest(pathlib.Path(folder))
-    return hashlib.blake2b((pathlib.Path(folder) / MANIFEST).read_bytes(), digest_size=16).hexdigest()
+    directory = storage.at(folder)
+    _read_manifest(directory)
+    return hashlib.blake2b((directory / MANIFEST).read_bytes(), digest_size=16).hexdigest()
 
 
 def load_config(directory: str | os.PathLike) -> dict[str, Any]:
@@ -101,16 +101,16 @@ def load_config(directory: str | os.PathLike) -> dict[str, Any]:
         if not isinstance(config, dict):
             raise ValueError(f"found {type(config).__name__}")
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{manifest.local_folder(directory) / CONFIG}: not a JSON object ({str(error)[:100]})") from error
+        raise InputError(f"{storage.at(directory) / CONFIG}: not a JSON object ({str(error)[:100]})") from error
     if config.get("format") != FORMAT or config.get("version") != VERSION:
         found = " version ".join(str(config.get(key))[:50] for key in ("format", "version"))
-        raise InputError(f"{manifest.local_folder(directory) / CONFIG}: expected {FORMAT} version {VERSION}, found {found}")
+        raise InputError(f"{storage.at(directory) / CONFIG}: expected {FORMAT} version {VERSION}, found {found}")
     return config
 
 
 def load_file(directory: str | os.PathLike, name: str) -> bytes | None:
     """A file of the checkpoint such as "tokenizer.json", verified; None if the checkpoint was written without it."""
-    directory = manifest.local_folder(directory)
+    directory = storage.at(directory)
     files = _read_manifest(directory)["files"]
     if name not in files:
         return None
@@ -120,14 +120,14 @@ def load_file(directory: str | os.PathLike, name: str) -> bytes | None:
 
 def load_extra_files(directory: str | os.PathLike) -> dict[str, bytes]:
     """All the files that `save_params` was given as `extra_files`, verified."""
-    files = _read_manifest(manifest.local_folder(directory))["files"]
+    files = _read_manifest(storage.at(directory))["files"]
     names = (name for name in files if name != CONFIG and not name.startswith(f"{ARRAYS}/"))
     return {name: content for name in names if (content := load_file(directory, name)) is not None}
 
 
 def abstract_params(directory: str | os.PathLike, subtree: str | None = None) -> dict[str, Any]:
     """Shapes and dtypes of the parameters as a nested dict of `jax.ShapeDtypeStruct`, without reading them."""
-    directory = manifest.local_folder(directory)
+    directory = storage.at(directory)
     leaves, prefix = _select(directory, _read_manifest(directory), subtree)
     structs = {path: jax.ShapeDtypeStruct(entry["shape"], jnp.dtype(entry["dtype"])) for path, entry in leaves.items()}
     return arrays.unflatten(structs, prefix)
@@ -158,7 +158,7 @@ def load_params(
       InputError: not a checkpoint folder, no such subtree, or shardings of another structure.
       DamagedDataError: naming the file or leaf that is not what was written.
     """
-    directory = manifest.local_folder(directory)
+    directory = storage.at(directory)
     content = _read_manifest(directory)
     leaves, prefix = _select(directory, content, subtree)
     by_path = _shardings_by_path(shardings, leaves, prefix)
@@ -175,7 +175,7 @@ def load_params(
 
 def iterate_params(directory: str | os.PathLike, subtree: str | None = None) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (path, array) for every leaf, verified, with one leaf at a time in host memory. Errors as in `load_params`."""
-    directory = manifest.local_folder(directory)
+    directory = storage.at(directory)
     content = _read_manifest(directory)
     leaves, _ = _select(directory, content, subtree)
     _raise_damage(directory, manifest.find_damage(directory, content["files"]))
@@ -186,46 +186,23 @@ def iterate_params(directory: str | os.PathLike, subtree: str | None = None) -> 
 
 
 @contextlib.contextmanager
-def new_folder(directory: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A hidden sibling to fill, renamed to `directory` on success and removed on failure."""
-    if directory.is_symlink() or (directory.exists() and not (directory.is_dir() and not any(directory.iterdir()))):
-        raise InputError(f"{directory}: already exists; choose another folder or remove it")
-    host, pid = socket.gethostname(), os.getpid()
-    partial = directory.with_name(f".{directory.name}.{host}.{pid}.partial")
-    with _writing(directory):
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in directory.parent.glob(f".{glob.escape(directory.name)}.{glob.escape(host)}.*.partial"):
-            if not _is_alive(leftover.name.split(".")[-2]):
-                shutil.rmtree(leftover, ignore_errors=True)
-        partial.mkdir()
-    try:
+def new_folder(directory: Place) -> Iterator[Any]:
+    """A place to fill that becomes the checkpoint folder `directory` when the block ends; on failure nothing is left.
+
+    Raises:
+      InputError: the folder is taken or not writable.
+    """
+    with _writing(directory), storage.of(directory).new_folder(directory, MANIFEST) as partial:
         yield partial
-        with _writing(directory):
-            manifest.sync_folders(partial)
-            os.rename(partial, directory)
-            manifest.sync_directory(directory.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _writing(directory: pathlib.Path) -> Iterator[None]:
+def _writing(directory: Place) -> Iterator[None]:
     """Turn a failure to write into one line about the folder the caller asked for."""
     try:
         yield
     except OSError as error:
         raise InputError(f"{directory}: cannot be written ({error})") from error
-
-
-def _is_alive(pid: str) -> bool:
-    """Whether a process of this host with that id runs."""
-    try:
-        os.kill(int(pid), 0)
-    except PermissionError:
-        return True
-    except (ProcessLookupError, ValueError, OverflowError):
-        return False
-    return True
 
 
 def _flatten(leaves: Iterable[tuple[str, Lazy]] | Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Lazy]]:
@@ -256,8 +233,9 @@ def _to_json(content: Mapping[str, Any]) -> bytes:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _read_manifest(directory: pathlib.Path) -> dict[str, Any]:
+def _read_manifest(directory: Place) -> dict[str, Any]:
     expected = f"expected a checkpoint folder with {CONFIG}, {ARRAYS}/ and {MANIFEST}"
+    storage.of(directory).require(directory)
     if not directory.is_dir():
         raise InputError(f"{directory}: no such folder; {expected}")
     try:
@@ -278,7 +256,7 @@ def _read_manifest(directory: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def _select(directory: pathlib.Path, content: dict[str, Any], subtree: str | None) -> tuple[arrays.LeafEntries, str]:
+def _select(directory: Place, content: dict[str, Any], subtree: str | None) -> tuple[arrays.LeafEntries, str]:
     """The leaves of a subtree and the prefix their paths share."""
     if subtree is None:
         return content["leaves"], ""
@@ -303,6 +281,6 @@ def _shardings_by_path(shardings: Any, leaves: arrays.LeafEntries, prefix: str) 
     return by_path
 
 
-def _raise_damage(directory: pathlib.Path, problems: list[str]) -> None:
+def _raise_damage(directory: Place, problems: list[str]) -> None:
     if problems:
         raise DamagedDataError(f"{directory}: damaged: {manifest.summarize(problems)}")

@@ -1,6 +1,5 @@
 """What the processes of one run tell each other about a checkpoint. With one process these are plain functions."""
 
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -10,6 +9,7 @@ from jax.experimental import multihost_utils
 
 from nextstep_jax.checkpoints import manifest
 from nextstep_jax.errors import DamagedDataError
+from nextstep_jax.storage import Place
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ def agree(action: Callable[[], T]) -> T:
     return results[0]
 
 
-def find_damage_together(root: pathlib.Path, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def find_damage_together(root: Place, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """`manifest.find_damage` with the files dealt out to the processes; all of them get the whole list."""
     by_size = sorted(files, key=lambda name: (-files[name]["size"], name))
     mine = by_size[jax.process_index() :: jax.process_count()]

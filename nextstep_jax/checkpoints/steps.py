@@ -2,7 +2,6 @@
 
 import base64
 import json
-import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,15 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nextstep_jax import storage
 from nextstep_jax.checkpoints import arrays, manifest, processes
 from nextstep_jax.errors import DamagedDataError, InputError
+from nextstep_jax.storage import Place
 
 STATE = "state"
 
 
-def list_steps(directory: pathlib.Path) -> list[int]:
+def list_steps(directory: Place) -> list[int]:
     """The complete steps below a run's "checkpoints" folder, in ascending order."""
-    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit() and path.is_dir())
+    return storage.of(directory).list_steps(directory)
 
 
 def process_file(process: int, count: int) -> str:
@@ -43,7 +44,7 @@ def name_leaves(tree: Any) -> dict[str, Any]:
     return named
 
 
-def read_step(directory: pathlib.Path) -> list[dict[str, Any]]:
+def read_step(directory: Place) -> list[dict[str, Any]]:
     """What each process wrote about the step, by process index.
 
     Raises:
@@ -81,7 +82,7 @@ def _check_description(content: Mapping[str, Any], process: int) -> None:
     from_json(content.get("data_state"))
 
 
-def restore_step(directory: pathlib.Path, target: Any, cast: bool) -> tuple[list[dict[str, Any]], Any]:
+def restore_step(directory: Place, target: Any, cast: bool) -> tuple[list[dict[str, Any]], Any]:
     """What the processes wrote about the step, and its state like `target`. All processes must call this together.
 
     Raises:
@@ -121,7 +122,7 @@ def from_json(encoded: Any) -> Any:
         raise InputError(f"not the state of a data iterator ({error})") from error
 
 
-def _check_target(directory: pathlib.Path, leaves: arrays.LeafEntries, wanted: Mapping[str, Any], cast: bool) -> None:
+def _check_target(directory: Place, leaves: arrays.LeafEntries, wanted: Mapping[str, Any], cast: bool) -> None:
     missing, unknown = sorted(wanted.keys() - leaves.keys()), sorted(leaves.keys() - wanted.keys())
     if missing or unknown:
         parts = [f"it has no {missing[0]} (and {len(missing) - 1} more)"] if missing else []

@@ -11,15 +11,12 @@ What lies in the run's folder:
 A leaf of the state is named by its key path, e.g. params/model/embedding/embedding.
 """
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import logging
 import os
-import pathlib
 import platform
-import shutil
 import signal
 import threading
 import time
@@ -30,12 +27,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from nextstep_jax.checkpoints import arrays, manifest, processes, steps
+from nextstep_jax import storage
+from nextstep_jax.checkpoints import manifest, processes, steps
 from nextstep_jax.checkpoints.digests import check_dtype, defer_digest
-from nextstep_jax.checkpoints.lock import OWNER_FILE, RunLock
+from nextstep_jax.checkpoints.lock import OWNER_FILE, lock_run
+from nextstep_jax.checkpoints.state_writers import new_state_writer
 from nextstep_jax.errors import DamagedDataError, InputError
 
-_PARTIAL, _DELETING = ".partial", ".deleting"
 _VISIBILITY_TIMEOUT_S = 60.0  # seconds after which a file that another process wrote must be seen
 _ABANDON_TIMEOUT_S = 20.0  # seconds for a save under way when the run fails
 _LIBRARIES = ("nextstep-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy", "grain")
@@ -68,7 +66,7 @@ class TrainCheckpointer:
     """Saves and restores the state of one run. Every process of the run makes one and calls it at the same points.
 
     Args:
-      workdir: the run's folder, on a file system that all processes see. One run at a time may use it.
+      workdir: the run's folder, on a file system that all processes see or in a bucket. One run at a time may use it.
       config: the run's configuration (JSON-able), stored with every step.
       checkpoint_config: config.json of the parameter checkpoints exported from this run.
       keep_last: how many of the newest complete steps to keep.
@@ -95,12 +93,14 @@ class TrainCheckpointer:
     ):
         if keep_last < 1 or (keep_every is not None and keep_every < 1):
             raise InputError(f"keep_last and keep_every must be at least 1, found {keep_last} and {keep_every}")
-        self._directory = manifest.local_folder(workdir) / "checkpoints"
+        self._directory = storage.at(workdir) / "checkpoints"
+        self._store = storage.of(self._directory)
+        self._store.require(self._directory)
         self._description = {"config": dict(config), "checkpoint_config": checkpoint_config, "versions": _versions()}
         self._keep_last, self._keep_every, self._timeout = keep_last, keep_every, save_timeout
         self._warnings: list[str] = []
         self._lock = self._take_lock()
-        self._orbax = self._new_orbax()
+        self._writer = new_state_writer(self._directory, save_timeout)
         self._barrier = ocp.multihost.get_barrier_sync_fn()
         self._saving: threading.Thread | None = None
         self._saves = 0
@@ -133,9 +133,11 @@ class TrainCheckpointer:
           data_state: this process's data iterator state: bytes, or anything JSON-able.
 
         Raises:
-          InputError: a leaf or the data state cannot be stored.
+          InputError: a leaf or the data state cannot be stored, or another run has taken the folder.
         """
         self.wait()
+        if problem := processes.broadcast(self._lock.problem if self._lock is not None else ""):
+            raise InputError(problem)
         self._saves += 1
         content = {"step": step, "process": jax.process_index(), "data_state": steps.to_json(data_state)}
         leaves = _storable(state)
@@ -146,12 +148,10 @@ class TrainCheckpointer:
             return
         digests = {path: defer_digest(leaf) for path, leaf in leaves.items()}
         try:
-            tree = arrays.unflatten(leaves)
-            save_args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=arrays.CHUNK_BYTES), tree)
-            self._orbax.save(self._partial(step) / steps.STATE, args=ocp.args.PyTreeSave(tree, save_args))
+            self._writer.start(self._partial(step) / steps.STATE, leaves)
         except (OSError, ValueError, RuntimeError) as error:
             self._give_up(step, _reason(error))
-            self._renew_orbax()
+            self._writer.renew()
             return
         if jax.process_index() == 0:
             shapes = {path: {"shape": list(leaf.shape), "dtype": leaf.dtype.name} for path, leaf in leaves.items()}
@@ -169,7 +169,7 @@ class TrainCheckpointer:
         """Finish the save under way and leave the folder to the next run."""
         try:
             self.wait()
-            self._orbax.close()
+            self._writer.close()
         finally:
             if self._default_handler is not None:
                 signal.signal(signal.SIGTERM, self._default_handler)
@@ -196,22 +196,21 @@ class TrainCheckpointer:
         """On process 0: make the folder to write into. Returns why there is nothing to write, or ""."""
         if jax.process_index() != 0:
             return ""
-        if (self._directory / str(step)).exists():
-            return "complete"
         try:
-            shutil.rmtree(self._partial(step), ignore_errors=True)
-            self._partial(step).mkdir(parents=True)
-            needed, disk = sum(leaf.nbytes for leaf in leaves.values()), shutil.disk_usage(self._directory)
+            if self._store.is_complete(self._directory / str(step)):
+                return "complete"
+            self._store.begin_step(self._directory / str(step))
+            needed, free = sum(leaf.nbytes for leaf in leaves.values()), self._store.free_bytes(self._directory)
         except OSError as error:
             return _reason(error)
-        if disk.total and disk.free < needed:  # some network file systems report no sizes
-            return f"no space left: {needed / 1e9:.1f} GB needed, {disk.free / 1e9:.1f} GB free"
+        if free is not None and free < needed:
+            return f"no space left: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free"
         return ""
 
     def _finish(self, step: int, content: dict[str, Any], digests: Mapping[str, Callable[[], str]]) -> None:
-        """In the background: wait for Orbax, describe what this process wrote, and make the step complete."""
+        """In the background: wait for the arrays, describe what this process wrote, and make the step complete."""
         problem = ""
-        for part, stage in (("described", self._describe), ("complete", self._complete)):
+        for part, stage in (("written", self._write), ("described", self._describe), ("complete", self._complete)):
             try:
                 if not problem:
                     stage(step, content, digests)
@@ -222,89 +221,79 @@ class TrainCheckpointer:
             except Exception as error:
                 problem = problem or _reason(error)
                 break
-        if not problem and not _is_visible(self._directory / str(step)):
+        if not problem and not _becomes_true(lambda: self._store.is_complete(self._directory / str(step))):
             problem = "process 0 could not complete it"
         if problem:
             self._give_up(step, problem)
-            self._renew_orbax()
+            self._writer.renew()
             return
         self.last_good = step
         if jax.process_index() == 0:
             self._remove_old()
 
+    def _write(self, *_) -> None:
+        self._writer.wait()
+
     def _describe(self, step: int, content: dict[str, Any], digests: Mapping[str, Callable[[], str]]) -> None:
-        """Once this process's arrays are on disk: write what it knows about its files."""
+        """Once all arrays are kept: write what this process knows about its files."""
         partial, process = self._partial(step), jax.process_index()
-        self._orbax.wait_until_finished()
         if process == 0:
+            self._writer.merge(partial / steps.STATE)
             for path, digest in digests.items():
                 content["leaves"][path]["digest"] = digest()
-        mine = [name for name in manifest.list_files(partial) if steps.writer_of(name) == process]
+        mine = [name for name in self._store.list_files(partial) if steps.writer_of(name) == process]
         content["files"] = manifest.describe_files(partial, mine)
-        manifest.write_durably(partial / steps.process_file(process, jax.process_count()), manifest.seal(content))
+        self._store.write(partial / steps.process_file(process, jax.process_count()), manifest.seal(content))
 
     def _complete(self, step: int, *_) -> None:
         """On process 0, once all processes have described their parts: give the step its name."""
         partial, count = self._partial(step), jax.process_count()
         if jax.process_index() == 0:
             for process in range(count):
-                if not _is_visible(partial / steps.process_file(process, count)):
+                if not _becomes_true((partial / steps.process_file(process, count)).exists):
                     raise OSError(f"process {process} could not save its part")
-            manifest.sync_folders(partial)
-            os.rename(partial, self._directory / str(step))
-            manifest.sync_directory(self._directory)
+            assert self._lock is not None
+            self._lock.confirm()
+            self._store.complete_step(self._directory / str(step))
 
     def _give_up(self, step: int, reason: str) -> None:
         self.failed_saves += 1
         kept = "there is no complete checkpoint yet" if self.last_good is None else f"the last complete one is {self.last_good}"
         logger.warning("checkpoint %d could not be saved (%s); %s", step, reason, kept)
         if jax.process_index() == 0:
-            shutil.rmtree(self._partial(step), ignore_errors=True)
-
-    def _new_orbax(self) -> ocp.AsyncCheckpointer:
-        options = ocp.options.AsyncOptions(timeout_secs=self._timeout, create_directories_asynchronously=False)
-        return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False), async_options=options)
-
-    def _renew_orbax(self) -> None:
-        """After a failure: what is left of it inside Orbax would otherwise come up in the next save."""
-        with contextlib.suppress(Exception):
-            self._orbax.close()
-        self._orbax = self._new_orbax()
+            try:
+                self._store.drop_step(self._directory / str(step))
+            except OSError as error:  # the next save of this step, or the next run, clears it away
+                logger.warning("what there is of checkpoint %d could not be removed (%s)", step, _reason(error))
 
     def _remove_old(self) -> None:
         complete = steps.list_steps(self._directory)
         periodic = {step for step in complete if self._keep_every and step % self._keep_every == 0}
         for step in set(complete[: -self._keep_last]) - periodic:
-            stale = self._directory / f"{step}{_DELETING}"
             try:
-                os.rename(self._directory / str(step), stale)
-                shutil.rmtree(stale)
+                self._store.remove_step(self._directory / str(step))
             except OSError as error:
                 logger.warning("old checkpoint %d could not be removed (%s)", step, _reason(error))
 
-    def _partial(self, step: int) -> pathlib.Path:
-        return self._directory / f"{step}{_PARTIAL}"
+    def _partial(self, step: int) -> Any:
+        return self._store.step_in_progress(self._directory / str(step))
 
-    def _take_lock(self) -> RunLock | None:
+    def _take_lock(self) -> Any:
         """On process 0: the lock. Clears away what an interrupted run left half done."""
         lock, problem = None, ""
         if jax.process_index() == 0:
             try:
                 self._directory.mkdir(parents=True, exist_ok=True)
-                lock = RunLock(self._directory.parent)
-                for leftover in self._directory.glob(f"*{_PARTIAL}"):
-                    step = leftover.name.removesuffix(_PARTIAL)
+                lock = lock_run(self._directory.parent)
+                for step in self._store.clear_leftovers(self._directory):
                     self._warn(f"checkpoint {step} was not written whole (the run stopped while saving it); removed")
-                    shutil.rmtree(leftover)
-                for leftover in self._directory.glob(f"*{_DELETING}"):
-                    shutil.rmtree(leftover)
             except InputError as error:
                 problem = str(error)
             except OSError as error:
                 problem = f"{self._directory}: cannot be written ({error.strerror})"
         problem = processes.broadcast(problem)
         if not problem:
-            seen = processes.gather(str(_is_visible(self._directory.parent / OWNER_FILE)))
+            seen = processes.gather(str(_becomes_true((self._directory.parent / OWNER_FILE).exists)))
             blind = [i for i, sees in enumerate(seen) if sees != "True"]
             if blind:
                 problem = (
@@ -353,9 +342,7 @@ class TrainCheckpointer:
 
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
-            names = [f"damaged-{step}", *(f"damaged-{step}-{n}" for n in range(2, 1000))]
-            free = next(name for name in names if not (self._directory / name).exists())
-            os.rename(self._directory / str(step), self._directory / free)
+            self._store.set_aside(self._directory / str(step))
 
     def _warn(self, text: str) -> None:
         logger.warning("%s", text)
@@ -389,10 +376,10 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _is_visible(path: pathlib.Path) -> bool:
+def _becomes_true(is_visible: Callable[[], bool]) -> bool:
     """Whether this process sees what another wrote; network file systems may take a moment."""
     deadline = time.monotonic() + _VISIBILITY_TIMEOUT_S
-    while not path.exists():
+    while not is_visible():
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)

@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from nextstep_jax import checkpoints
+from nextstep_jax import checkpoints, storage
 from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
 from nextstep_jax.conversion import hub, released, text_tokenizer
 from nextstep_jax.conversion.param_stream import ParamStream, Progress, no_progress
@@ -25,7 +25,7 @@ from nextstep_jax.errors import InputError
 
 DTYPES = {"keep": None, "float32": np.dtype("float32"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
-Place = str | pathlib.Path
+Place = str | os.PathLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Conversion:
       warnings: what the person should know, one line each.
     """
 
-    directory: pathlib.Path
+    directory: storage.Place
     parameters: int
     nbytes: int
     dropped: tuple[str, ...]
@@ -73,9 +73,8 @@ def convert(
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}")
-    dst = pathlib.Path(dst)
-    if os.path.lexists(dst) and not (os.path.isdir(dst) and not os.path.islink(dst) and not os.listdir(dst)):
-        raise InputError(f"{dst}: already exists; choose another folder or remove it")
+    target = storage.at(dst)
+    storage.of(target).require_new(target, checkpoints.MANIFEST)
     if hub.is_name(str(src)) and not os.path.exists(src):
         source = hub.download(str(src), log, with_vae=vae is None)
     else:
@@ -87,9 +86,9 @@ def convert(
     configs: dict[str, Any] = {"model": None, "image_tokenizer": None} | {part.name: part.released for part in parts}
     provenance: dict[str, Any] = {"from": source.origin, "image_tokenizer_from": source.vae_origin}
     provenance |= {"image_tokenizer_names": parts[-1].naming or None, "dropped": leaves.dropped}
-    checkpoints.save_params(dst, leaves, configs | {"source": provenance}, files)
+    checkpoints.save_params(target, leaves, configs | {"source": provenance}, files)
     dropped = tuple(row["name"] for row in leaves.dropped)
-    return Conversion(dst, leaves.parameters, leaves.nbytes, dropped, tuple(warnings))
+    return Conversion(target, leaves.parameters, leaves.nbytes, dropped, tuple(warnings))
 
 
 def load_released(folder: Place) -> tuple[NextStepConfig | ImageTokenizerConfig, dict[str, Any]]:

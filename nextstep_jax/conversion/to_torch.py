@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from nextstep_jax import checkpoints
+from nextstep_jax import checkpoints, storage
 from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
 from nextstep_jax.conversion import names, text_tokenizer
 from nextstep_jax.conversion.names import Entry
@@ -48,7 +48,7 @@ class Export:
       left_out: tensors of the source that cannot be made again, and are not there.
     """
 
-    directory: pathlib.Path
+    directory: storage.Place
     tensors: int
     nbytes: int
     left_out: tuple[str, ...]
@@ -68,8 +68,8 @@ class _Output:
 
 
 def export(
-    src: str | pathlib.Path,
-    dst: str | pathlib.Path,
+    src: str | os.PathLike,
+    dst: str | os.PathLike,
     *,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = no_progress,
@@ -85,12 +85,12 @@ def export(
       InputError: `src` is not a checkpoint or its parameters are not those of its config; `dst` is taken or not writable.
       DamagedDataError: `src` is not what was written.
     """
-    src, dst = pathlib.Path(src), pathlib.Path(dst)
+    src, dst = storage.at(src), storage.at(dst)
     config = checkpoints.load_config(src)
     parts = _parts(src, config)
     files = [(name, checkpoints.load_file(src, name)) for name in (text_tokenizer.FILE, *text_tokenizer.COMPANIONS)]
     done, total = 0, sum(part.nbytes for part in parts.values())
-    with checkpoints.new_folder(dst) as partial:
+    with storage.of(dst).new_local_folder(dst, "config.json") as partial:
         for name, data in files:
             if data is not None:
                 (partial / name).write_bytes(data)
@@ -111,7 +111,7 @@ def _dropped(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     return (config.get("source") or {}).get("dropped", [])
 
 
-def _parts(src: pathlib.Path, config: Mapping[str, Any]) -> dict[str, "_Part"]:
+def _parts(src: storage.Place, config: Mapping[str, Any]) -> dict[str, "_Part"]:
     """The subtrees of a checkpoint, each laid out for the released files."""
     parts, where = {}, str(src / "config.json")
     if config.get("model"):
@@ -194,7 +194,7 @@ class _Part:
             names.contiguous(array).reshape(-1).view(np.uint8).tofile(stream)
 
 
-def _check_leaves(src: pathlib.Path, subtree: str, entries: Mapping[str, Entry]) -> dict[str, np.dtype]:
+def _check_leaves(src: storage.Place, subtree: str, entries: Mapping[str, Entry]) -> dict[str, np.dtype]:
     """The dtype of every leaf. InputError unless the checkpoint holds the parameters of its config, no more, no less."""
     found: dict[str, Any] = {}
     _flatten(checkpoints.abstract_params(src, subtree), "", found)

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from nextstep_jax import untrusted
+from nextstep_jax import storage
 from nextstep_jax.errors import InputError
 
 _CHUNK = 1 << 20
@@ -17,8 +17,9 @@ _CHUNK = 1 << 20
 @contextlib.contextmanager
 def open_regular(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A regular file, open for reading bytes. InputError names anything else, and a file that cannot be read."""
+    place = storage.as_given(path)
     try:
-        with untrusted.open_regular(path) as file:
+        with storage.of(place).open_regular(place) as file:
             yield file
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
@@ -29,10 +30,10 @@ def open_regular(path: str | os.PathLike) -> Iterator[BinaryIO]:
 def read_bytes(path: str | os.PathLike, limit: int) -> bytes:
     """The bytes of a regular file of at most `limit` bytes. InputError names the file."""
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > limit:
-            raise InputError(f"{path}: {size} bytes, more than the {limit} allowed")
-        return file.read(limit + 1)[:limit]
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise InputError(f"{path}: more than the {limit} bytes allowed")
+    return data
 
 
 def walk(directory: str | os.PathLike, skip: Callable[[str, str], None]) -> Iterator[str]:
@@ -84,18 +85,12 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
     Raises InputError, naming `path`, when the file cannot be written.
     """
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    place = storage.as_given(path)
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with storage.of(place).local_file(place) as temporary:
+            yield temporary
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
@@ -108,13 +103,14 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
 
 
-def make_directory(path: str | os.PathLike) -> pathlib.Path:
+def make_directory(path: str | os.PathLike) -> storage.Place:
     """Create a folder (and its parents) to write into. InputError names it."""
+    place = storage.as_given(path)
     try:
-        os.makedirs(path, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be created ({error.strerror or error})") from error
-    return pathlib.Path(path)
+    return place
 
 
 def sha256(path: str | os.PathLike) -> str:

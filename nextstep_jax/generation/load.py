@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from nextstep_jax import checkpoints
+from nextstep_jax import checkpoints, storage
 from nextstep_jax.config import DTYPES, ImageTokenizerConfig, NextStepConfig
 from nextstep_jax.data.vocabulary import SpecialIds, Vocabulary
 from nextstep_jax.errors import InputError
@@ -62,7 +62,7 @@ def load_model(checkpoint: str | os.PathLike | None = None, dtype: str | None = 
     if dtype is not None and dtype not in (*DTYPES, "int8"):
         raise InputError(f"dtype must be one of {', '.join((*DTYPES, 'int8'))}, found {dtype!r}")
     quantized, dtype = dtype == "int8", None if dtype == "int8" else dtype
-    checkpoint = builtin_checkpoint() if checkpoint is None else pathlib.Path(checkpoint)
+    checkpoint = builtin_checkpoint() if checkpoint is None else storage.at(checkpoint)
     config, tokenizer_config, values = read_configs(checkpoint)
     if config is None:
         raise InputError(f"{checkpoint}: holds an image tokenizer only, no model to generate with")

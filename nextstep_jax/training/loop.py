@@ -12,8 +12,6 @@ import dataclasses
 import json
 import logging
 import os
-import pathlib
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,6 +20,8 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from nextstep_jax import storage
+from nextstep_jax.checkpoints import MANIFEST
 from nextstep_jax.checkpoints.training import TrainCheckpointer
 from nextstep_jax.data.image_output import save_image
 from nextstep_jax.errors import InputError, NextStepError
@@ -69,7 +69,7 @@ def train(
     with contextlib.ExitStack() as stack:
         # --- The settings ---------------------------------------------------------------------------------------------
         run = resolve(config)
-        workdir = pathlib.Path(workdir)
+        workdir = storage.at(workdir)
         require_possible(run)
         evals = open_evaluators(run.evals, evaluators or {})
         changes = run_record.changes_since_start(workdir, run)
@@ -144,7 +144,8 @@ def train(
             reached, data_metrics = step, host_batch.metrics
             waited = time.perf_counter() - began
             if step == run.profile.start:
-                profiling.enter_context(jax.profiler.trace(workdir / "profile"))
+                profile = profiling.enter_context(storage.of(workdir).local_folder(workdir / "profile"))
+                profiling.enter_context(jax.profiler.trace(profile))
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 batch = global_batch(host_batch.arrays, mesh, objective.batch_axes)
                 with jax.transfer_guard("disallow"):  # nothing but the batch is copied between host and device
@@ -174,6 +175,7 @@ def train(
             jax.block_until_ready(state)  # so that the steps' own time is not taken for a pause
             with accumulator.paused():
                 if save:
+                    writer.sync()  # whoever continues from this step has the lines up to it
                     checkpointer.save(step, state, data.get_state())
                     saved = step
                 if preempted:
@@ -254,7 +256,7 @@ def validate(
     return {f"validation/{name}": value for name, value in metrics.mean_values(jax.device_get(means)).items()}
 
 
-def log_samples(stage: Stage, state: TrainState, workdir: pathlib.Path, step: int, writer: metrics.Writer) -> None:
+def log_samples(stage: Stage, state: TrainState, workdir: storage.Place, step: int, writer: metrics.Writer) -> None:
     """Write a grid of what the model makes now."""
     pixels = stage.draw_samples(state.averaged_params)
     if jax.process_index() == 0:
@@ -263,7 +265,7 @@ def log_samples(stage: Stage, state: TrainState, workdir: pathlib.Path, step: in
     writer.image(step, "samples", pixels)
 
 
-def export(stage: Stage, workdir: pathlib.Path, step: int, dtype: str) -> None:
+def export(stage: Stage, workdir: storage.Place, step: int, dtype: str) -> None:
     """Write a step as `workdir/export`, in place of an earlier one. All processes call this together.
 
     Raises:
@@ -272,14 +274,11 @@ def export(stage: Stage, workdir: pathlib.Path, step: int, dtype: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("saved")
     if jax.process_index() == 0:
-        directory, fresh = workdir / "export", workdir / ".export.new"
+        directory = workdir / "export"
         try:
-            shutil.rmtree(fresh, ignore_errors=True)
-            export_run(stage, workdir, fresh, step=step, dtype=dtype)
-            shutil.rmtree(directory, ignore_errors=True)
-            os.replace(fresh, directory)
+            with storage.of(workdir).replacing_folder(directory, MANIFEST) as fresh:
+                export_run(stage, workdir, fresh, step=step, dtype=dtype)
         except OSError as error:
-            shutil.rmtree(fresh, ignore_errors=True)
             reason = f"cannot be written ({error.strerror or error})"
             raise NextStepError(f"{directory}: {reason}; step {step} is complete, the same command exports it") from error
         logger.info("Wrote step %d to %s", step, directory)

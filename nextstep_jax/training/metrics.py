@@ -7,13 +7,13 @@ import json
 import logging
 import math
 import os
-import pathlib
 import time
 from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
+from nextstep_jax import storage
 from nextstep_jax.errors import InputError, NextStepError
 from nextstep_jax.training.flops import peak_flops
 from nextstep_jax.training.step import StepMetrics
@@ -147,28 +147,31 @@ class Writer:
     """
 
     def __init__(self, directory: str | os.PathLike, config: Mapping, resume_step: int = 0, wandb: Mapping | None = None):
-        self._file = self._board = self._wandb = None
+        self._file: storage.Appended | None = None
+        self._board = self._wandb = None
+        self._folders = contextlib.ExitStack()
         if jax.process_index():
             return
-        directory = pathlib.Path(directory)
+        directory = storage.at(directory)
         if (project := (wandb or {}).get("project")) and not importlib.util.find_spec("wandb"):
             raise InputError(f"config.wandb.project is {project!r}, but wandb is not installed: pip install wandb")
+        store, path = storage.of(directory), directory / "metrics.jsonl"
         directory.mkdir(parents=True, exist_ok=True)
-        path = directory / "metrics.jsonl"
-        _drop_lines_after(path, resume_step)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
+        self._file = store.append(path, _lines_until(path, resume_step))
         if importlib.util.find_spec("tensorboardX"):
             from tensorboardX import SummaryWriter
 
+            folder = self._folders.enter_context(store.local_folder(directory / "tensorboard"))
             try:
-                self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step or None)
+                self._board = SummaryWriter(str(folder), purge_step=resume_step or None)
             except OSError as error:  # its queue needs shared memory, which not every machine lets it have
                 logger.warning("no TensorBoard files: %s", error)
         if project:
             import wandb as client
 
-            name = hashlib.blake2b(str(directory.resolve()).encode(), digest_size=8).hexdigest()
-            self._wandb = client.init(dir=str(directory), config=dict(config), id=name, resume="allow", **(wandb or {}))
+            name = hashlib.blake2b(str(directory).encode(), digest_size=8).hexdigest()
+            folder = self._folders.enter_context(store.local_folder(directory))
+            self._wandb = client.init(dir=str(folder), config=dict(config), id=name, resume="allow", **(wandb or {}))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         if self._file is None:
@@ -193,28 +196,30 @@ class Writer:
 
             self._wandb.log({name: client.Image(pixels)}, step=step)
 
+    def sync(self) -> None:
+        """All lines written so far outlive this process when this returns."""
+        if self._file:
+            self._file.sync()
+
     def close(self) -> None:
-        for sink in (self._file, self._board):
-            if sink:
-                sink.close()
-        if self._wandb:
-            self._wandb.finish()
+        with self._folders:
+            for sink in (self._board, self._file):
+                if sink:
+                    sink.close()
+            if self._wandb:
+                self._wandb.finish()
 
 
-def _drop_lines_after(path: pathlib.Path, step: int) -> None:
-    """Keep the lines of a metrics file up to `step`; a last line cut short by a crash goes too."""
-    if not path.exists():
-        return
+def _lines_until(path: storage.Place, step: int) -> str:
+    """The lines of a metrics file up to `step`; a last line cut short by a crash is left out."""
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    return "".join(kept)
 
 
 def summary(values: Mapping[str, float]) -> str:

@@ -2,10 +2,11 @@
 
 import json
 import os
-import pathlib
+import re
 
 import numpy as np
 
+from nextstep_jax import storage
 from nextstep_jax.data.images import load
 from nextstep_jax.errors import InputError
 
@@ -16,7 +17,7 @@ def read_metrics(workdir: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.n
     Raises:
       InputError: the folder holds no metrics.
     """
-    path = pathlib.Path(workdir) / "metrics.jsonl"
+    path = storage.at(workdir) / "metrics.jsonl"
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
@@ -32,5 +33,6 @@ def read_metrics(workdir: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.n
 
 def read_samples(workdir: str | os.PathLike) -> dict[int, np.ndarray]:
     """{step: image [height, width, 3] uint8} of all sample grids a run drew, in the order of the steps."""
-    paths = sorted((pathlib.Path(workdir) / "samples").glob("step_*.png"))
-    return {int(path.stem.removeprefix("step_")): np.asarray(load(path)) for path in paths}
+    folder = storage.at(workdir) / "samples"
+    paths = [folder / name for name in storage.of(folder).list_files(folder) if re.fullmatch(r"step_\d+\.png", name)]
+    return {int(path.stem.removeprefix("step_")): np.asarray(load(path.read_bytes(), str(path))) for path in paths}

@@ -7,16 +7,15 @@ position cannot continue is refused where it is restored.
 """
 
 import json
-import os
-import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from nextstep_jax import __version__
+from nextstep_jax import __version__, storage
 from nextstep_jax.checkpoints.steps import list_steps
 from nextstep_jax.errors import InputError
 from nextstep_jax.schema import flatten, plain
+from nextstep_jax.storage import Place
 from nextstep_jax.training.config import refuse_renamed
 from nextstep_jax.training.settings import RunConfig
 
@@ -31,19 +30,19 @@ _FREE = re.compile(
 )
 
 
-def write(workdir: pathlib.Path, run: RunConfig) -> None:
+def write(workdir: Place, run: RunConfig) -> None:
     """Write the record of a run, in place of an earlier one."""
-    temporary = workdir / f".{FILE}.new"
-    temporary.write_text(json.dumps({"version": __version__, "config": plain(run)}, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, workdir / FILE)
+    text = json.dumps({"version": __version__, "config": plain(run)}, indent=1) + "\n"
+    storage.of(workdir).write(workdir / FILE, text.encode())
 
 
-def changes_since_start(workdir: pathlib.Path, run: RunConfig) -> list[str]:
+def changes_since_start(workdir: Place, run: RunConfig) -> list[str]:
     """What has changed since the run in a folder was last started, one line a setting. Nothing where no step is saved.
 
     Raises:
       InputError: the record cannot be read, has settings under names of an older version, or one has changed that may not.
     """
+    storage.of(workdir).require(workdir)
     path = workdir / FILE
     if not path.exists() or not list_steps(workdir / "checkpoints"):
         return []

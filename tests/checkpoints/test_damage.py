@@ -5,10 +5,11 @@ import shutil
 import numpy as np
 import pytest
 
-from nextstep_jax import checkpoints
+from nextstep_jax import checkpoints, storage
 from nextstep_jax.checkpoints import manifest, steps
 from nextstep_jax.checkpoints.training import TrainCheckpointer
 from nextstep_jax.errors import DamagedDataError, InputError
+from nextstep_jax.storage.files import FILES
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +40,10 @@ def _damages(size, rng):
     yield "grown", lambda data: data + b"\0"
 
 
-def _undetected(folder, load):
+def undetected(folder, load):
     """Every damage, one at a time, that `load` does not report; each is undone."""
     rng, missed, trials = np.random.default_rng(0), [], 0
-    for name in manifest.list_files(folder):
+    for name in storage.of(folder).list_files(folder):
         path = folder / name
         data = path.read_bytes()
         for description, damage in _damages(len(data), rng):
@@ -59,17 +60,17 @@ def _undetected(folder, load):
 
 
 def test_every_damage_to_a_parameter_checkpoint_is_found(checkpoint):
-    missed, trials = _undetected(checkpoint, lambda: checkpoints.load_params(checkpoint))
+    missed, trials = undetected(checkpoint, lambda: checkpoints.load_params(checkpoint))
     assert missed == [] and trials > 60
 
 
 def test_every_damage_to_a_training_step_is_found(step_folder, state):
-    missed, trials = _undetected(step_folder, lambda: steps.restore_step(step_folder, state, cast=False))
+    missed, trials = undetected(step_folder, lambda: steps.restore_step(step_folder, state, cast=False))
     assert missed == [] and trials > 100
 
 
 def test_a_missing_file_is_named(checkpoint, tmp_path):
-    for name in manifest.list_files(checkpoint):
+    for name in FILES.list_files(checkpoint):
         folder = tmp_path / "copy"
         shutil.copytree(checkpoint, folder)
         (folder / name).unlink()
@@ -83,7 +84,7 @@ def test_a_missing_file_is_named(checkpoint, tmp_path):
 
 
 def test_a_missing_file_of_a_step_is_found(step_folder, state, tmp_path):
-    for name in manifest.list_files(step_folder):
+    for name in FILES.list_files(step_folder):
         folder = tmp_path / "copy"
         shutil.copytree(step_folder, folder)
         (folder / name).unlink()

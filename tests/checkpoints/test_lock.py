@@ -16,7 +16,7 @@ from nextstep_jax.errors import InputError
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setattr(lock, "STALE_AFTER_S", 0.6)
-    monkeypatch.setattr(lock, "_HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.05)
 
 
 def _hold(start_program, folder):

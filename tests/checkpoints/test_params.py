@@ -15,6 +15,7 @@ from nextstep_jax import checkpoints
 from nextstep_jax.checkpoints import arrays
 from nextstep_jax.checkpoints import params as params_module
 from nextstep_jax.errors import DamagedDataError, InputError
+from nextstep_jax.storage.files import Files
 
 CONFIG = {"model": {"hidden_size": 8}, "image_tokenizer": None}
 
@@ -137,7 +138,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(params_module.manifest, "write_durably", full)
+    monkeypatch.setattr(Files, "write", full)
     with pytest.raises(InputError, match="cannot be written.*No space left"):
         checkpoints.save_params(tmp_path / "c", {"model": {"w": np.zeros(3, np.float32)}}, CONFIG)
     assert list(tmp_path.iterdir()) == []
@@ -207,9 +208,9 @@ def test_what_is_no_checkpoint(tmp_path, saved, what):
         assert str(folder) in str(caught.value)
 
 
-def test_an_address_is_not_taken_for_a_folder():
-    with pytest.raises(InputError, match="mount the bucket"):
-        checkpoints.load_params("gs://bucket/checkpoint")
+def test_an_address_of_another_kind_is_refused():
+    with pytest.raises(InputError, match="expected gs://BUCKET/NAME or s3://BUCKET/NAME"):
+        checkpoints.load_params("az://bucket/checkpoint")
 
 
 def test_an_absent_subtree_is_named(saved):

@@ -16,6 +16,7 @@ import pytest
 from nextstep_jax.checkpoints import steps, training
 from nextstep_jax.checkpoints.training import TrainCheckpointer
 from nextstep_jax.errors import DamagedDataError, InputError
+from nextstep_jax.storage.files import Files
 
 
 def _save(workdir, state, *saved_steps, **options):
@@ -198,9 +199,9 @@ def test_a_failed_save_is_said_and_the_run_goes_on(tmp_path, state, monkeypatch,
         checkpointer.wait()
         with monkeypatch.context() as patch:
             if where == "describing":
-                patch.setattr(training.manifest, "write_durably", _raise_full)
+                patch.setattr(Files, "write", _raise_full)
             else:
-                patch.setattr(training.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10))
+                patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10))
             checkpointer.save(2, state)
             checkpointer.wait()
         assert checkpointer.failed_saves == 1 and checkpointer.last_good == 1
@@ -276,12 +277,16 @@ def test_sigterm_is_seen_and_the_handler_given_back(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"keep_last": 0}, "keep_last"), ({"keep_every": 0}, "keep_every"), ({"workdir": "gs://b/run"}, "mount the bucket")],
+    [
+        ({"keep_last": 0}, "keep_last"),
+        ({"keep_every": 0}, "keep_every"),
+        ({"workdir": "az://b/run"}, "expected gs://BUCKET/NAME"),
+    ],
 )
 def test_bad_options(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         TrainCheckpointer(**{"workdir": tmp_path, "config": {}} | options)
-    assert not pathlib.Path("gs:").exists()
+    assert not pathlib.Path("az:").exists()
 
 
 def test_an_unwritable_workdir_is_refused(tmp_path):

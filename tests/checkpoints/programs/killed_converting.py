@@ -7,7 +7,7 @@ import sys
 import numpy as np
 
 from nextstep_jax import checkpoints
-from nextstep_jax.checkpoints import manifest
+from nextstep_jax.storage import files
 
 folder, moment = sys.argv[1:]
 
@@ -24,5 +24,5 @@ def leaves():
 
 
 if moment == "renaming":
-    manifest.sync_folders = die
+    files.sync_folders = die
 checkpoints.save_params(folder, leaves(), {})

@@ -6,7 +6,8 @@ import sys
 
 import jax.numpy as jnp
 
-from nextstep_jax.checkpoints import manifest, training
+from nextstep_jax.checkpoints import state_writers, training
+from nextstep_jax.storage import files
 
 workdir, moment = sys.argv[1:]
 
@@ -20,8 +21,8 @@ with training.TrainCheckpointer(workdir, config={}) as checkpointer:
         if step == 3:
             checkpointer.wait()
             if moment == "orbax":
-                training.ocp.args.PyTreeSave = die
+                state_writers.ocp.args.PyTreeSave = die
             elif moment == "renaming":
-                manifest.sync_folders = die
+                files.sync_folders = die
         checkpointer.save(step, {"step": jnp.int32(step), "w": jnp.full((400, 300), step, jnp.float32)})
         print(step, flush=True)

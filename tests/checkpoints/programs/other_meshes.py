@@ -1,6 +1,5 @@
 """Save a state on 2x4 devices; restore it on 8x1, 4x2 and one device. Prints "ok"."""
 
-import pathlib
 import sys
 
 import jax
@@ -10,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from nextstep_jax.checkpoints import arrays
 from nextstep_jax.checkpoints.training import TrainCheckpointer
 
-workdir = pathlib.Path(sys.argv[1])
+workdir = sys.argv[1]
 arrays.CHUNK_BYTES = 128
 rng = np.random.default_rng(0)
 tree = {

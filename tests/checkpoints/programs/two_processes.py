@@ -13,7 +13,8 @@ jax.distributed.initialize(f"localhost:{port}", 2, process)
 import numpy as np  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
-from nextstep_jax.checkpoints import manifest, training  # noqa: E402
+from nextstep_jax import storage  # noqa: E402
+from nextstep_jax.checkpoints import training  # noqa: E402
 from nextstep_jax.checkpoints.training import TrainCheckpointer  # noqa: E402
 from nextstep_jax.errors import InputError  # noqa: E402
 
@@ -65,9 +66,10 @@ except InputError as error:
 with checkpointer:
     if mode == "save, fail, save":
         save(checkpointer, 1)
-        write, manifest.write_durably = manifest.write_durably, full if process == 1 else manifest.write_durably
+        store = type(storage.of(storage.at(workdir)))
+        write, store.write = store.write, full if process == 1 else store.write
         save(checkpointer, 2)
-        manifest.write_durably = write
+        store.write = write
         save(checkpointer, 3)
         report(failed_saves=checkpointer.failed_saves, last_good=checkpointer.last_good)
     else:
