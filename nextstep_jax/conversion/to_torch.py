@@ -134,7 +134,7 @@ class _Part:
 
     def __init__(
         self,
-        src: pathlib.Path,
+        src: storage.Place,
         subtree: str,
         config: Mapping[str, Any],
         entries: Sequence[Entry],
