@@ -12,9 +12,9 @@ process. Of every run must be identical to the one left alone:
 - every line of metrics.jsonl but for its times, whenever a run was killed that had written it;
 - the last checkpoint's digests of all leaves (parameters, moments, average, counters), and the exported parameters.
 
-With --bucket the work directories are in a bucket of that kind, in a stand-in on this machine (`stand_in_buckets`); the one left
-alone stays on the disk. With --faults one request in fifty fails: 429 or 503, a connection reset in the middle of a body, a
-write that is done and never answered, a listing without the newest object.
+With --bucket the killed runs write to a bucket of that kind, in a stand-in on this machine (`stand_in_buckets`); the run left
+alone stays on the disk. With --faults requests fail at random: 429 or 503, a connection reset in the middle of a body, a write
+that is done and never answered (one in two hundred each), a listing without the newest object (one in fifty).
 
 With several processes (jax.distributed and gloo on this machine, found as Slurm's are) one of them is killed, and the others
 must stop by themselves with exit code 1 and a line that says why. The run left alone has as many processes; its distance from

@@ -15,6 +15,7 @@ from nextstep_jax.cli_shared import (
     CURATION_CONFIG,
     DTYPE,
     PASS_ON,
+    PLACE,
     SAMPLER,
     SEED,
     CurationCommand,
@@ -66,7 +67,7 @@ def data():
 
 @data.command(help=f"Build the dataset OUT from SOURCE; after an interruption, the same command continues.\n\n{_SOURCE}")
 @click.argument("source")
-@click.argument("out", type=click.Path(path_type=pathlib.Path))
+@click.argument("out", type=PLACE)
 @click.option("--name", help="The dataset's name.  [default: the source's]")
 @click.option(
     "--workers",
@@ -229,7 +230,7 @@ def _in_words(found: Mapping[str, Any]) -> str:
 
 @data.command()
 @click.argument("directory")
-@click.argument("out", type=click.Path(path_type=pathlib.Path))
+@click.argument("out", type=PLACE)
 @click.option("--checkpoint", required=True, metavar="DIR", help="The checkpoint whose image tokenizer encodes.")
 @click.option(
     "--area", type=AREA, default=256, show_default=True, help="Side, in pixels, of the square whose area the images get."

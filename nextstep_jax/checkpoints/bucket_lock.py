@@ -14,7 +14,8 @@ import uuid
 
 from nextstep_jax.checkpoints import lock
 from nextstep_jax.errors import InputError
-from nextstep_jax.storage.files import is_alive
+from nextstep_jax.storage.buckets import parse_owner
+from nextstep_jax.storage.files import identity, is_alive
 from nextstep_jax.storage.objects import ABSENT, ChangedError, ObjectPath, StoreError, Version
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ class BucketLock:
     def __init__(self, directory: ObjectPath):
         directory.require_bucket()
         self._directory, self._file = directory, directory / lock.OWNER_FILE
-        self._me = lock.identity() | {"token": uuid.uuid4().hex}
+        self._me = identity() | {"token": uuid.uuid4().hex}
         self._beats, self._beating, self.problem = 0, threading.Lock(), ""
         self._version = self._take()
         self._released = threading.Event()
@@ -75,7 +76,7 @@ class BucketLock:
 
     def _is_dead(self, owner: bytes) -> bool:
         """Whether it was a process of this machine that has ended."""
-        found = _parse(owner)
+        found = parse_owner(owner)
         return found.get("machine") == self._me["machine"] and not is_alive(found.get("pid"))
 
     def _beat(self) -> None:
@@ -93,12 +94,4 @@ class BucketLock:
         return json.dumps(self._me | {"beats": self._beats}).encode()
 
     def _refusal(self, owner: bytes) -> InputError:
-        return lock.refusal(self._directory, _parse(owner))
-
-
-def _parse(owner: bytes) -> dict:
-    try:
-        found = json.loads(owner)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        return lock.refusal(self._directory, parse_owner(owner))

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import pathlib
-import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from nextstep_jax import storage
 from nextstep_jax.errors import InputError
+from nextstep_jax.storage.files import identity
 
 if TYPE_CHECKING:
     from nextstep_jax.checkpoints.bucket_lock import BucketLock
@@ -127,12 +127,3 @@ def refusal(directory: storage.Place, owner: Mapping[str, Any]) -> InputError:
     """What to say to a run that is not the owner."""
     who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
     return InputError(f"{directory}: in use by another run ({who}); stop it or choose another workdir")
-
-
-def identity() -> dict[str, Any]:
-    """This process. `machine` tells this machine from another of the same name and from itself before a restart."""
-    try:
-        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        boot = ""
-    return {"pid": os.getpid(), "host": socket.gethostname(), "machine": f"{socket.gethostname()} {boot}"}

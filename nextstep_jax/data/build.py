@@ -2,7 +2,6 @@
 
 import collections
 import os
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from nextstep_jax.data.source import Source, Unused
 from nextstep_jax.data.worker_pool import map_jobs
 from nextstep_jax.errors import InputError
 from nextstep_jax.progress import progress_bar
+from nextstep_jax.storage import Place
 
 REPORT = "report.json"
 _LISTED = 10_000  # skipped samples named in the report; progress/ names them all
@@ -94,7 +94,7 @@ class _State(NamedTuple):
     """What every job needs."""
 
     source: Source
-    out: pathlib.Path
+    out: Place
     checks: Mapping[str, Any]
 
 
@@ -155,7 +155,7 @@ def _report(source: Source, total: int, done: Sequence[Finished], max_skipped: f
     return report | {"skipped_samples": [vars(entry) for entry in skipped[:_LISTED]], "unused": unused.to_json()}
 
 
-def _too_many(out: pathlib.Path, report: Mapping[str, Any]) -> str:
+def _too_many(out: Place, report: Mapping[str, Any]) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in report["reasons"].items())
     share = report["skipped"] / report["samples"]
     return (

@@ -12,14 +12,13 @@ again. index.json appears last, so a folder with one is whole.
 import collections
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
-import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from nextstep_jax import storage
 from nextstep_jax.data import files, records, shards
 from nextstep_jax.errors import DamagedDataError, InputError
 
@@ -58,23 +57,24 @@ def digest(*values: Any) -> str:
 
 
 @contextlib.contextmanager
-def locked(out: str | os.PathLike, plan: Mapping[str, Any]) -> Iterator[pathlib.Path]:
+def locked(out: str | os.PathLike, plan: Mapping[str, Any]) -> Iterator[storage.Place]:
     """Take the folder `out` for a job; yields its path. A dataset that is finished there is unfinished until `finish`.
 
     Raises:
       InputError: naming `out`: it cannot be written, holds something else, or is in use.
     """
-    out = pathlib.Path(out)
+    out = storage.as_given(out)
+    store = storage.of(out)
+    store.require(out)
     path = out / "progress" / "plan.json"
     if out.exists() and not path.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: already there and not an unfinished dataset; choose another folder or remove it")
     files.make_directory(path.parent)
     with contextlib.ExitStack() as stack:
         try:
-            lock = stack.enter_context(open(path.parent / "lock", "w"))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(store.exclusive(path.parent / "lock"))
         except BlockingIOError as error:
-            raise InputError(f"{out}: another process is writing it") from error
+            raise InputError(f"{out}: another process is writing it{error.strerror or ''}") from error
         except OSError as error:
             raise InputError(f"{out}: cannot be written ({error.strerror or error})") from error
         plan = {"version": _VERSION, **plan}
@@ -94,7 +94,7 @@ def locked(out: str | os.PathLike, plan: Mapping[str, Any]) -> Iterator[pathlib.
         yield out
 
 
-def make_shard(out: pathlib.Path, number: int, source: str, samples: Iterable[records.Sample | Skipped]) -> Finished:
+def make_shard(out: storage.Place, number: int, source: str, samples: Iterable[records.Sample | Skipped]) -> Finished:
     """Write shard `number`, or keep it as it is if it was made from `source` (a digest) and is undamaged."""
     if (found := _kept(out, number, source)) is not None:
         return found
@@ -120,7 +120,7 @@ def make_shard(out: pathlib.Path, number: int, source: str, samples: Iterable[re
     return finished
 
 
-def _kept(out: pathlib.Path, number: int, source: str) -> Finished | None:
+def _kept(out: storage.Place, number: int, source: str) -> Finished | None:
     try:
         value = files.read_json(_entry(out, number))
         if value["source"] != source:
@@ -133,11 +133,11 @@ def _kept(out: pathlib.Path, number: int, source: str) -> Finished | None:
         return None
 
 
-def _entry(out: pathlib.Path, number: int) -> pathlib.Path:
+def _entry(out: storage.Place, number: int) -> storage.Place:
     return out / "progress" / f"shard-{number:05d}.json"
 
 
-def finish(out: pathlib.Path, name: str, done: Iterable[Finished], latents: Mapping[str, Any] | None = None) -> None:
+def finish(out: storage.Place, name: str, done: Iterable[Finished], latents: Mapping[str, Any] | None = None) -> None:
     """Write the index of all shards, in order; empty ones are left out of it."""
     done = list(done)
     kinds = sum((collections.Counter(entry.kinds) for entry in done), collections.Counter())

@@ -19,17 +19,17 @@ import dataclasses
 import hashlib
 import itertools
 import os
-import pathlib
 import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from nextstep_jax import storage
 from nextstep_jax.data import files, records
+from nextstep_jax.data.shard_files import shard_files
 from nextstep_jax.data.source import Unused
 from nextstep_jax.errors import DamagedDataError, InputError
 from nextstep_jax.progress import progress_bar
-from nextstep_jax.untrusted import check_inside
 
 FORMAT = "nextstep_jax dataset"
 VERSION = 1
@@ -74,7 +74,7 @@ def write_shard(path: str | os.PathLike, data: Iterable[bytes]) -> Shard:
     """Write packed samples as one shard, whole or not at all. The same samples give the same bytes."""
     from array_record.python import array_record_module
 
-    path = pathlib.Path(path)
+    path = storage.as_given(path)
     count = 0
     with files.replacing(path) as temporary:
         try:
@@ -91,10 +91,10 @@ def write_shard(path: str | os.PathLike, data: Iterable[bytes]) -> Shard:
 
 def is_dataset(directory: str | os.PathLike) -> bool:
     """Whether a folder is a dataset, or was to be one: unfinished, or with shards beside a damaged index."""
-    path = pathlib.Path(directory) / INDEX
+    path = storage.as_given(directory) / INDEX
     if not path.is_file():
         return (path.parent / "progress" / "plan.json").is_file()
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         beginning = file.read(4096)
     return FORMAT.encode() in beginning or any(path.parent.glob("*.array_record"))
 
@@ -118,12 +118,13 @@ def write_index(
     }
     value |= {"kinds": {kind: kinds[kind] for kind in records.KINDS if kinds.get(kind)}}
     value |= {"shards": [dataclasses.asdict(shard) for shard in shards], "latents": latents}
-    files.write_json(pathlib.Path(directory) / INDEX, value)
+    files.write_json(storage.as_given(directory) / INDEX, value)
 
 
 def read_index(directory: str | os.PathLike) -> dict[str, Any]:
     """index.json, checked; its "shards" are `Shard`s. InputError if the folder is not a finished dataset."""
-    path = pathlib.Path(directory) / INDEX
+    path = storage.as_given(directory) / INDEX
+    storage.of(path).require(path)
     if not path.exists():
         raise InputError(
             f"{directory}: not a dataset (no {INDEX}); one whose build did not finish can be resumed with the same command"
@@ -150,19 +151,14 @@ def read_index(directory: str | os.PathLike) -> dict[str, Any]:
 
 def verify_shard(directory: str | os.PathLike, shard: Shard) -> None:
     """Compare a shard with its entry, digest included. DamagedDataError names the file and the difference."""
-    path = pathlib.Path(directory) / shard.file
-    _check_size(path, shard)
-    if (found := files.sha256(path)) != shard.sha256:
-        raise DamagedDataError(
-            f"{path}: digest {found[:16]}..., expected {shard.sha256[:16]}...; the file changed after it was built"
-        )
-
-
-def _check_size(path: pathlib.Path, shard: Shard) -> None:
-    if not path.is_file():
-        raise DamagedDataError(f"{path}: missing, but listed in the index")
-    if path.stat().st_size != shard.bytes:
-        raise DamagedDataError(f"{path}: {path.stat().st_size} bytes, expected {shard.bytes}")
+    place = storage.as_given(directory)
+    try:
+        found = shard_files(place).digest(shard)
+    except FileNotFoundError as error:
+        raise DamagedDataError(f"{place / shard.file}: missing, but listed in the index") from error
+    if found != shard.sha256:
+        digests = f"digest {found[:16]}..., expected {shard.sha256[:16]}..."
+        raise DamagedDataError(f"{place / shard.file}: {digests}; the file changed after it was built")
 
 
 class ArrayRecordSource:
@@ -175,16 +171,14 @@ class ArrayRecordSource:
     """
 
     def __init__(self, directory: str | os.PathLike):
-        self.directory = pathlib.Path(directory)
+        self.directory = storage.as_given(directory)
         self.index = read_index(directory)
         self.name = self.index["name"]
         self._shards = self.index["shards"]
-        for shard in self._shards:
-            check_inside(self.directory / shard.file, self.directory)
-            _check_size(self.directory / shard.file, shard)
+        self._files = shard_files(self.directory)
         self.unused = Unused()
         known = {INDEX, *_BESIDE, *(shard.file for shard in self._shards)}
-        for name in files.walk(self.directory, self.unused.add):
+        for name in self._files.survey(self._shards, self.unused):
             if name not in known and not name.startswith("progress/"):
                 self.unused.add("file that the index does not name", name)
         self._starts = [0, *itertools.accumulate(shard.samples for shard in self._shards)]
@@ -229,11 +223,13 @@ class ArrayRecordSource:
             if number in self._readers:
                 self._readers.move_to_end(number)
                 return self._readers[number]
-            shard = self._shards[number]
-            path = self.directory / shard.file
-            reader = array_record_module.ArrayRecordReader(str(path), _READ_OPTIONS)
-            if reader.num_records() != shard.samples:
-                raise DamagedDataError(f"{path}: {reader.num_records()} records, expected {shard.samples}")
+        shard = self._shards[number]
+        path = self._files.local(shard)
+        self._files.ahead(self._shards[number + 1 :])
+        reader = array_record_module.ArrayRecordReader(str(path), _READ_OPTIONS)
+        if reader.num_records() != shard.samples:
+            raise DamagedDataError(f"{self.directory / shard.file}: {reader.num_records()} records, expected {shard.samples}")
+        with self._lock:
             self._readers[number] = reader
             if len(self._readers) > _OPEN_SHARDS:
                 self._readers.popitem(last=False)

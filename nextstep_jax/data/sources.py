@@ -12,6 +12,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
+from nextstep_jax import storage
 from nextstep_jax.data import files, records, shapes
 from nextstep_jax.data.image_folder import FolderSource
 from nextstep_jax.data.shards import INDEX, ArrayRecordSource, is_dataset
@@ -51,7 +52,12 @@ def open_source(spec: str | os.PathLike, kind: str | None = None, **options) -> 
         return VideoFolder(rest)
     if scheme == "views" and rest:
         return ViewFolder(rest)
-    path = pathlib.Path(spec)
+    path = storage.as_given(spec)
+    storage.of(path).require(path)
+    if not isinstance(path, pathlib.Path):
+        if not is_dataset(path):
+            raise InputError(f"{spec}: not a dataset of `data build`, the one kind of source that is read from a bucket")
+        return ArrayRecordSource(path)
     if path.is_dir():
         return ArrayRecordSource(path) if is_dataset(path) else _open_folder(path, kind)
     if path.suffix.lower() == ".tar":

@@ -70,6 +70,9 @@ class Store(Protocol):
     def local_folder(self, path: Any) -> contextlib.AbstractContextManager[pathlib.Path]:
         """A local folder for a library that writes files; they are in place when the block ends, however it ends."""
 
+    def exclusive(self, path: Any) -> contextlib.AbstractContextManager[None]:
+        """Hold a lock file for the time of a block. BlockingIOError if another process holds it."""
+
     def free_bytes(self, folder: Any) -> int | None:
         """Room for more, None where there is no limit or nobody knows it."""
 

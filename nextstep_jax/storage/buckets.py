@@ -8,15 +8,19 @@ checkpoints/LATEST             the newest complete step, for a listing that does
 """
 
 import contextlib
+import errno
+import json
 import pathlib
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from typing import BinaryIO, cast
 
 from nextstep_jax.errors import InputError
-from nextstep_jax.storage.objects import ObjectPath, StoreError
+from nextstep_jax.storage.files import identity, is_alive
+from nextstep_jax.storage.objects import ABSENT, ChangedError, ObjectPath, StoreError
 
 COMPLETE, DELETING, DAMAGED, LATEST = "COMPLETE", "DELETING", "DAMAGED", "LATEST"
 _FILLING = ".filling"  # in a folder that `new_folder` has begun and not ended
@@ -93,6 +97,23 @@ class Buckets:
                 yield pathlib.Path(folder)
             finally:
                 _upload(pathlib.Path(folder), path)
+
+    @contextlib.contextmanager
+    def exclusive(self, path: ObjectPath) -> Iterator[None]:
+        """What a process of this machine that has ended still holds is free; of other machines nobody can tell."""
+        owner, version = path.read_versioned()
+        me, holder = identity(), parse_owner(owner)
+        if version != ABSENT and (holder.get("machine") != me["machine"] or is_alive(holder.get("pid"))):
+            who = f"process {holder.get('pid')} on {holder.get('host')}"
+            raise BlockingIOError(errno.EAGAIN, f" ({who}); if it is gone, delete {path}", str(path))
+        try:
+            path.replace_version(json.dumps(me | {"token": uuid.uuid4().hex}).encode(), version)
+        except ChangedError:
+            raise BlockingIOError(errno.EAGAIN, "") from None
+        try:
+            yield
+        finally:
+            path.unlink()
 
     def free_bytes(self, folder: ObjectPath) -> None:
         return None
@@ -190,6 +211,15 @@ class Buckets:
                 half_written += [] if removing else [step]
                 self.drop_step(folder / step)
         return half_written
+
+
+def parse_owner(owner: bytes) -> dict:
+    """What a lock says of its owner; {} if it says nothing."""
+    try:
+        found = json.loads(owner)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _upload(local: pathlib.Path, folder: ObjectPath, last: str | None = None) -> None:

@@ -1,6 +1,8 @@
 """`Store` on a file system: files are renamed into place once their bytes are on disk, and so are folders."""
 
 import contextlib
+import errno
+import fcntl
 import glob
 import io
 import os
@@ -74,6 +76,15 @@ class Files:
     @contextlib.contextmanager
     def local_folder(self, path: pathlib.Path) -> Iterator[pathlib.Path]:
         yield path
+
+    @contextlib.contextmanager
+    def exclusive(self, path: pathlib.Path) -> Iterator[None]:
+        with open(path, "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BlockingIOError(errno.EAGAIN, "") from None
+            yield
 
     def free_bytes(self, folder: pathlib.Path) -> int | None:
         disk = shutil.disk_usage(folder)
@@ -191,6 +202,15 @@ def is_alive(pid: Any) -> bool:
     except (ProcessLookupError, ValueError, OverflowError, TypeError):
         return False
     return True
+
+
+def identity() -> dict[str, Any]:
+    """This process. `machine` tells this machine from another of the same name and from itself before a restart."""
+    try:
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        boot = ""
+    return {"pid": os.getpid(), "host": socket.gethostname(), "machine": f"{socket.gethostname()} {boot}"}
 
 
 FILES = Files()

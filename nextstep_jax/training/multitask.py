@@ -4,14 +4,13 @@ Letters: B rows, S positions.
 """
 
 import functools
-import pathlib
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nextstep_jax import checkpoints
+from nextstep_jax import checkpoints, storage
 from nextstep_jax.config import NextStepConfig
 from nextstep_jax.data.augment import AS_STORED
 from nextstep_jax.data.data_shards import DataShards
@@ -147,7 +146,7 @@ def open_components(root: str, sources: Mapping[str, SourceConfig], as_stored: b
     for name, settings in sorted(sources.items()):
         if not settings.weight:
             continue
-        path = settings.path if ":" in settings.path else str(pathlib.Path(root) / settings.path)
+        path = settings.path if ":" in settings.path else str(storage.as_given(root) / settings.path)
         augmentation = AS_STORED if as_stored else settings.augmentation
         source = open_source(path, settings.kind or None)
         components.append(MixtureComponent(source, settings.weight, augmentation, settings.thinking, name))

@@ -15,6 +15,7 @@ from nextstep_jax.checkpoints.export import export_params
 from nextstep_jax.checkpoints.training import TrainCheckpointer
 from nextstep_jax.errors import DamagedDataError, InputError
 from nextstep_jax.storage.buckets import COMPLETE, DAMAGED
+from nextstep_jax.storage.files import identity
 from tests.checkpoints.test_damage import undetected
 from tests.checkpoints.test_processes import VALUES, Pair
 
@@ -183,7 +184,7 @@ def test_a_living_owner_on_another_machine_is_respected(bucket):
 
 
 def test_a_process_of_this_machine_that_ended_is_dead_at_once(bucket, monkeypatch):
-    owner = lock.identity() | {"pid": 2**22 + 1}
+    owner = identity() | {"pid": 2**22 + 1}
     (storage.at(bucket) / lock.OWNER_FILE).write_bytes(json.dumps(owner).encode())
     monkeypatch.setattr(bucket_lock.BucketLock, "_is_touched", lambda *_: pytest.fail("nobody needs to wait"))
     BucketLock(storage.at(bucket)).release()

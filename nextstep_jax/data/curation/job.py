@@ -10,7 +10,6 @@ May be killed at any moment; the same command continues. The result does not dep
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,6 +26,7 @@ from nextstep_jax.data.source import Source
 from nextstep_jax.data.worker_pool import map_jobs
 from nextstep_jax.errors import InputError
 from nextstep_jax.progress import progress_bar
+from nextstep_jax.storage import Place
 
 SHEET = "report.html"
 
@@ -107,7 +107,7 @@ def _run(
     state: Any,
     jobs: Sequence[tuple],
     workers: int,
-    out: pathlib.Path,
+    out: Place,
     name: str,
     progress: bool,
 ) -> list[Result]:
@@ -171,7 +171,7 @@ def _verdict(entry: Mapping[str, Values] | Unusable, is_duplicate: bool, conditi
 
 class _WritingState(NamedTuple):
     source: Source
-    out: pathlib.Path
+    out: Place
     transforms: Mapping[str, Transform]
 
 

@@ -8,7 +8,6 @@ measures nothing again.
 
 import concurrent.futures
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from nextstep_jax.data.curation.stages import Measure, Signal, Values, descripti
 from nextstep_jax.data.records import Sample
 from nextstep_jax.data.source import Source
 from nextstep_jax.errors import InputError
+from nextstep_jax.storage import Place
 
 SCORES = "scores"
 _READ = "_read"  # the name under which it is kept whether a sample can be used at all
@@ -42,7 +42,7 @@ class ScoringState(NamedTuple):
     """What every job needs."""
 
     source: Source
-    out: pathlib.Path
+    out: Place
     signals: Mapping[str, Signal]
     checks: Mapping[str, Any]
 
@@ -104,11 +104,11 @@ def _fill(column: list[Any], measure: Measure, samples: Sequence[tuple[int, Samp
             column[place] = dict(values)
 
 
-def _path(out: pathlib.Path, name: str, number: int) -> pathlib.Path:
+def _path(out: Place, name: str, number: int) -> Place:
     return out / SCORES / name / f"shard-{number:05d}.json"
 
 
-def _load(path: pathlib.Path, digest: str, samples: int) -> list[Any] | None:
+def _load(path: Place, digest: str, samples: int) -> list[Any] | None:
     try:
         value = files.read_json(path)
     except InputError:
