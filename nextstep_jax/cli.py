@@ -12,7 +12,7 @@ import warnings
 
 import click
 
-from nextstep_jax import __version__, cli_generate, cli_launch, cli_streams
+from nextstep_jax import __version__, cli_generate, cli_launch, cli_scores, cli_streams
 from nextstep_jax.cli_data import data
 from nextstep_jax.cli_evaluate import evaluate
 from nextstep_jax.cli_shared import (
@@ -150,6 +150,8 @@ for _command in (
     evaluate,
 ):
     cli.add_command(_command)
+evaluate.add_command(cli_scores.compare)
+evaluate.add_command(cli_scores.sheet)
 for _suite in suite_commands():
     evaluate.add_command(_suite)
 

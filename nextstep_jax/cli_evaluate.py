@@ -80,15 +80,18 @@ def evaluate():
 @click.option("--thinking/--no-thinking", default=None, help="Think before drawing.  [default: the checkpoint's]")
 @DTYPE
 @_JSON
-def shapes(checkpoint, prompts_file, per_category, seed, dtype, json_file, **changes):
+@click.option("--sheet", type=_PATH, metavar="PAGE.html", help="Also write a page of prompts, images and verdicts.")
+def shapes(checkpoint, prompts_file, per_category, seed, dtype, json_file, sheet, **changes):
     """ShapeEval: images, edits and captions of the built-in dataset's world, judged by reading their pixels."""
-    from nextstep_jax.data.files import write_json
+    from nextstep_jax.data.files import write_bytes, write_json
     from nextstep_jax.evaluation import shapes as shape_eval
+    from nextstep_jax.evaluation.contact_sheet import render_sheet, shapes_cards
     from nextstep_jax.evaluation.responses import generate_responses
     from nextstep_jax.evaluation.score_files import shapes_score
 
-    if json_file is not None:
-        require_writable(json_file)
+    for path in (json_file, sheet):
+        if path is not None:
+            require_writable(path)
     if prompts_file is not None:
         prompts = shape_eval.read_prompts(prompts_file)
     else:
@@ -100,6 +103,8 @@ def shapes(checkpoint, prompts_file, per_category, seed, dtype, json_file, **cha
     report = shape_eval.evaluate(prompts, responses)
     if json_file is not None:
         write_json(json_file, shapes_score(prompts, report, made_with))
+    if sheet is not None:
+        write_bytes(sheet, render_sheet(shapes_cards(prompts, responses, report), "ShapeEval", len(prompts)).encode())
     click.echo(shape_eval.format_report(report))
 
 

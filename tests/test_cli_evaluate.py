@@ -168,3 +168,26 @@ def test_suites_refuse_before_anything_is_made(run, tmp_path, monkeypatch, argum
     monkeypatch.chdir(tmp_path)
     code, _, err = run(*arguments)
     assert code == 2 and message in err and "Traceback" not in err and not list(tmp_path.iterdir())
+
+
+def test_scores_side_by_side(run, tmp_path, monkeypatch):
+    from nextstep_jax.evaluation import responses
+
+    (prompts := tmp_path / "prompts.txt").write_text("a red circle\na blue square\n")
+    for name, shade in (("a", 0), ("b", 200)):
+        answer = [np.full((64, 64, 3), shade, np.uint8)] * 2
+        monkeypatch.setattr(responses, "generate_responses", lambda *_, answer=answer: answer)
+        options = ["--prompts", prompts, "--json", tmp_path / f"{name}.json", "--sheet", tmp_path / f"{name}.html"]
+        assert run("shapes", *options, *(["--cfg", 2] if name == "b" else []))[0] == 0
+    code, out, err = run("compare", tmp_path / "a.json", tmp_path / "b.json", "--json", tmp_path / "c.json")
+    assert code == 0, err
+    assert out.startswith("ShapeEval\n  settings: cfg: ") and "+0 to +0" in out and "overall" in out
+    assert json.loads((tmp_path / "c.json").read_text())["rows"][0]["change"] == {"difference": 0, "low": 0, "high": 0}
+    page = (tmp_path / "a.html").read_text()
+    assert "a red circle" in page and page.count("data:image/jpeg;base64,") == 2
+    assert run("compare", tmp_path / "a.json")[1].splitlines()[1].split() == ["value", "paper"]
+
+
+def test_a_sheet_needs_an_export(run, tmp_path):
+    code, _, err = run("sheet", tmp_path, tmp_path / "x.html")
+    assert code == 2 and "nextstep.json: cannot be read" in err and not (tmp_path / "x.html").exists()

@@ -11,6 +11,7 @@ import numpy as np
 from nextstep_jax.errors import InputError
 
 RESAMPLES = 10_000
+_AT_ONCE = 1000  # resamples in memory
 
 
 class Interval(NamedTuple):
@@ -37,13 +38,40 @@ def paired_interval(
     """
     if not before or before.keys() != after.keys():
         raise InputError(f"expected scores of the same groups, found {sorted(before)} and {sorted(after)}")
-    random, observed, drawn = np.random.default_rng(seed), [], []
+    pairs = {}
     for name, scores in before.items():
         old, new = np.asarray(scores, np.float64), np.asarray(after[name], np.float64)
         if old.shape != new.shape or old.ndim != 1 or not old.size:
             raise InputError(f"{name}: expected one score of each prompt, found {list(old.shape)} and {list(new.shape)}")
-        change = new - old
-        observed.append(change.mean())
-        drawn.append(change[random.integers(0, len(change), (resamples, len(change)))].mean(axis=1))
-    low, high = np.percentile(np.mean(drawn, axis=0), [2.5, 97.5])
-    return Interval(float(np.mean(observed)), float(low), float(high))
+        pairs[name] = Pairs(np.stack([old, new]), np.ones((2, len(old))))
+    return bootstrap(pairs, dict.fromkeys(pairs, 1 / len(pairs)), resamples=resamples, seed=seed)
+
+
+class Pairs(NamedTuple):
+    """Sums of the scores of a group's prompts and how many scores they are, both [2, P]: before and after."""
+
+    sums: np.ndarray
+    counts: np.ndarray
+
+
+def bootstrap(
+    groups: Mapping[str, Pairs], weights: Mapping[str, float], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """The change of the weighted sum of the groups' means, each over all scores of a group, and its interval as above."""
+    random, observed, drawn = np.random.default_rng(seed), 0.0, np.zeros(resamples)
+    for name, (sums, counts) in groups.items():
+        observed += weights[name] * float(_change(sums.sum(1), counts.sum(1)))
+        for first in range(0, resamples, _AT_ONCE):
+            rows = min(_AT_ONCE, resamples - first)
+            chosen = random.integers(0, sums.shape[1], (rows, sums.shape[1]))
+            change = _change(sums[:, chosen].sum(-1), counts[:, chosen].sum(-1))
+            drawn[first : first + rows] += weights[name] * change
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return Interval(observed, float(low), float(high))
+
+
+def _change(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The mean after less that before; not a number where there is no score."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        before, after = sums / counts
+    return after - before
