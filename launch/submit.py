@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
+from nextstep_jax import storage
 from nextstep_jax.launch import xla_flags
 
 REPOSITORY = "nextstep_jax"  # folder on a worker, below its home
@@ -107,6 +108,12 @@ def _where(options: argparse.Namespace) -> list[str]:
     return [f"--zone={options.zone}", *([f"--project={options.project}"] if options.project else [])]
 
 
+def _finished(workdir: str) -> str:
+    """A shell command that succeeds once a run has exported its result."""
+    result = os.path.join(workdir, "export")
+    return shlex.join(["nextstep-jax", "info", result] if storage.is_address(workdir) else ["test", "-e", result])
+
+
 def xpk(options: argparse.Namespace) -> list[Command]:
     """A workload on a GKE cluster made with xpk. JAX finds the other pods from what GKE sets (TPU_WORKER_*, MEGASCALE_*).
 
@@ -115,7 +122,7 @@ def xpk(options: argparse.Namespace) -> list[Command]:
     """
     slices = [f"--config.mesh.data={options.slices}"] if options.slices > 1 else []
     command = _shell(xla_flags.environment(generation(options.type)), train(options, "--distributed", *slices))
-    finished = shlex.join(["test", "-e", os.path.join(options.workdir, "export")])
+    finished = _finished(options.workdir)
     argv = ["xpk", "workload", "create", f"--cluster={options.cluster}", f"--workload={options.name}", *_where(options)]
     argv += [f"--tpu-type={options.type}", f"--num-slices={options.slices}", f"--docker-image={options.image}"]
     return [Command([*argv, f"--max-restarts={options.restarts}", f"--command={command} && {finished}"])]
@@ -127,7 +134,7 @@ def slurm(options: argparse.Namespace) -> list[Command]:
     --gpus-per-task must not be used: each task would then see one GPU, called 0, and not find the one of its own number.
     Two minutes before its time is up the job is told to stop, saves, and queues itself again unless it is finished.
     """
-    finished = shlex.join(["test", "-e", os.path.join(options.workdir, "export")])
+    finished = _finished(options.workdir)
     lines = [
         "#!/bin/bash",
         "#SBATCH --job-name=nextstep_jax",

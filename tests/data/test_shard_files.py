@@ -113,5 +113,5 @@ def test_two_builds_at_once_are_refused_and_a_dead_one_is_continued(bucket):
 
 def test_what_is_no_dataset_is_one_line(bucket):
     (storage.at(bucket) / "a.tar").write_bytes(b"")
-    with pytest.raises(InputError, match="not a dataset that `data build` wrote"):
+    with pytest.raises(InputError, match="not a dataset of `data build`"):
         open_source(bucket)
