@@ -2,9 +2,9 @@
 
     python -m benchmarks.post_training --results DIR before=CHECKPOINT after=CHECKPOINT [...]
 
-Every checkpoint gets a file NAME.json with its verdicts on each prompt of each category. A file that was made with the same
-checkpoint and settings is not made again. `comparison.json` and the table on the screen have the
-differences from the first checkpoint, with 95 % intervals of a paired bootstrap over prompts (evaluation/intervals.py):
+DIR/NAME/CATEGORY.json has the verdicts of a checkpoint on each prompt of a category. A file that was made with the same weights
+and settings is not made again. The table on the screen, and --json, have the differences from the first checkpoint with 95 %
+intervals of a paired bootstrap over prompts (evaluation/intervals.py):
 
     score of a category   the mean over its prompts of the fraction of right images; every prompt has noise of its own
     overall               the mean over the categories of images from prompts, edits and captions apart
@@ -17,11 +17,12 @@ nothing was chosen.
 """
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from unittest import mock
 
@@ -49,40 +50,52 @@ RECODED = "encoded and decoded"
 TABLE_ORDER = (*shapes.CATEGORIES, "overall", "edits", "captions")
 TABLE_CATEGORIES = tuple(name for name in TABLE_ORDER if name != "overall")
 
+Judged = Mapping[str, dict[str, Any]]  # by category, see `judge_category`
+
 
 # --- verdicts of one checkpoint ---------------------------------------------------------------------------------------
 
 
-def judge_checkpoint(
-    checkpoint: str, categories: tuple[str, ...], count: int, images: int, seed: int, cfg: float | None, readers: bool
-) -> dict[str, Any]:
-    """Verdicts by category: a string of 0 and 1 for each prompt, one for each of its images (of edits and captions one)."""
-    pipeline = Pipeline.from_checkpoint(checkpoint)
-    settings = pipeline.settings(cfg=cfg)
-    verdicts: dict[str, list[str]] = {}
-    distances: dict[str, list[float]] = {}
-    changed: dict[str, dict[str, list[str]]] = {}
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What every checkpoint is asked: `images` of each of `prompts` prompts (of edits and captions one)."""
+
+    prompts: int
+    images: int
+    seed: int
+    cfg: float | None
+    readers: bool
+
+
+def judge_category(load: Callable[[], Pipeline], category: str, asked: Asked) -> dict[str, Any]:
+    """Verdicts on a category: a string of 0 and 1 for each prompt, one for each of its images."""
+    pipeline, prompts = load(), shapes.prompts("heldout", category, asked.prompts, seed=asked.seed)
+    if category not in shapes.CATEGORIES:
+        answers = [generate_responses(pipeline, [prompt], seed=number)[0] for number, prompt in enumerate(prompts)]
+        return {"verdicts": [as_text([failure(*pair) is None]) for pair in zip(prompts, answers, strict=True)]}
+    settings, verdicts, distances = pipeline.settings(cfg=asked.cfg), [], []
+    changed: dict[str, list[str]] = {}
+    for number, prompt in enumerate(prompts):
+        group = pipeline.generate(prompt.text, height=64, width=64, n=asked.images, seed=number, settings=settings)
+        right, pixels = functools.partial(judge, prompt), [image.pixels for image in group]
+        verdicts.append(right(pixels))
+        distances.append(mean_distance(np.stack([image.tokens for image in group])))
+        for name, other in other_verdicts(pipeline, right, pixels) if asked.readers else ():
+            changed.setdefault(name, []).append(other)
+    return {"verdicts": verdicts, "distance": rounded([np.mean(distances)])[0], "readers": changed}
+
+
+def judge_checkpoint(folder: str, categories: Sequence[str], asked: Asked, results: pathlib.Path) -> Judged:
+    """What `judge_category` says of each category, from the files in `results` where they are there."""
+    load = functools.cache(functools.partial(Pipeline.from_checkpoint, folder))
+    made_with = {"checkpoint": checkpoints.digest_of(folder), **dataclasses.asdict(asked)}
+    found = {}
     for category in categories:
-        prompts = shapes.prompts("heldout", category, count, seed=seed)
-        if category not in shapes.CATEGORIES:
-            answers = [generate_responses(pipeline, [prompt], seed=number)[0] for number, prompt in enumerate(prompts)]
-            verdicts[category] = [as_text([failure(*pair) is None]) for pair in zip(prompts, answers, strict=True)]
-            continue
-        verdicts[category], distances[category] = [], []
-        for number, prompt in enumerate(prompts):
-            group = pipeline.generate(prompt.text, height=64, width=64, n=images, seed=number, settings=settings)
-            right = functools.partial(judge, prompt)
-            pixels = [image.pixels for image in group]
-            verdicts[category].append(right(pixels))
-            distances[category].append(mean_distance(np.stack([image.tokens for image in group])))
-            for name, other in other_verdicts(pipeline, right, pixels) if readers else ():
-                changed.setdefault(name, {}).setdefault(category, []).append(other)
-        print(f"  {category}: {np.mean(scores(verdicts[category])):.3f}", flush=True)
-    return {
-        "verdicts": verdicts,
-        "distance": {name: rounded([np.mean(values)])[0] for name, values in distances.items()},
-        "readers": changed,
-    }
+        file = results / f"{category.replace(' ', '_')}.json"
+        found[category] = result(
+            file, made_with | {"category": category}, functools.partial(judge_category, load, category, asked)
+        )
+    return found
 
 
 def judge(prompt: shapes.Prompt, images: list[np.ndarray]) -> str:
@@ -118,30 +131,31 @@ def scores(verdicts: list[str]) -> np.ndarray:
 # --- comparison -------------------------------------------------------------------------------------------------------
 
 
-def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Scores before and after, and the difference with its interval, for each category and overall."""
-    old, new = ({name: scores(texts) for name, texts in found["verdicts"].items()} for found in (before, after))
-    groups = {name: [name] for name in old}
-    if drawn := [name for name in old if name in shapes.CATEGORIES]:
-        groups["overall"] = drawn
+def compare(before: Judged, after: Judged) -> dict[str, Any]:
+    """Scores before and after, and the difference with its interval, for each category and, where all are there, overall."""
+    groups = {name: [name] for name in before}
+    if all(name in before for name in shapes.CATEGORIES):
+        groups["overall"] = list(shapes.CATEGORIES)
     table = {}
     for name in sorted(groups, key=TABLE_ORDER.index):
-        pair = [{part: side[part] for part in groups[name]} for side in (old, new)]
+        pair = [{part: scores(side[part]["verdicts"]) for part in groups[name]} for side in (before, after)]
         means = [np.mean([values.mean() for values in side.values()]) for side in pair]
         table[name] = dict(
             zip(("before", "after", "difference", "low", "high"), (*means, *paired_interval(*pair)), strict=True)
         )
-    ratio = {name: after["distance"][name] / value for name, value in before["distance"].items()}
-    return {"scores": table, "distance_ratio": ratio} | compare_readers(before, after)
+    ratio = {name: after[name]["distance"] / judged["distance"] for name, judged in before.items() if "distance" in judged}
+    return {"scores": table, "distance_ratio": ratio, "readers": compare_readers(before, after)}
 
 
-def compare_readers(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """The overall difference under each of the other readers that both were judged by."""
+def compare_readers(before: Judged, after: Judged) -> dict[str, Any]:
+    """The difference over all categories under each of the other readers."""
     found = {}
-    for name in before["readers"].keys() & after["readers"].keys():
-        pair = [{part: scores(texts) for part, texts in side["readers"][name].items()} for side in (before, after)]
+    names = {name for judged in before.values() for name in judged.get("readers", ())}
+    for name in sorted(names):
+        groups = [group for group, judged in before.items() if name in judged.get("readers", ())]
+        pair = [{group: scores(side[group]["readers"][name]) for group in groups} for side in (before, after)]
         found[name] = paired_interval(*pair)._asdict()
-    return {"readers": dict(sorted(found.items()))}
+    return found
 
 
 def format_comparison(name: str, found: dict[str, Any]) -> str:
@@ -151,7 +165,7 @@ def format_comparison(name: str, found: dict[str, Any]) -> str:
         interval = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
         lines.append(f"  {category:<26} {row['before']:.3f}   {row['after']:.3f}   {interval}")
     for reader, row in found["readers"].items():
-        lines.append(f"  overall, {reader:<33}   {row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]")
+        lines.append(f"  all, {reader:<37}   {row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]")
     if found["distance_ratio"]:
         lines.append(f"  distance between images of a prompt: {np.mean(list(found['distance_ratio'].values())):.2f} of before")
     return "\n".join(lines)
@@ -163,7 +177,8 @@ def format_comparison(name: str, found: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoints", nargs="+", metavar="NAME=CHECKPOINT", help="the first is what others are compared with")
-    parser.add_argument("--results", type=pathlib.Path, required=True, help="folder of the JSON files")
+    parser.add_argument("--results", type=pathlib.Path, required=True, help="folder of the verdicts")
+    parser.add_argument("--json", type=pathlib.Path, help="write the comparison to this file")
     parser.add_argument("--categories", nargs="+", default=TABLE_CATEGORIES, choices=TABLE_CATEGORIES, metavar="CATEGORY")
     parser.add_argument("--prompts", type=int, default=140, help="of each category [140]")
     parser.add_argument("--images", type=int, default=4, help="of each prompt [4]")
@@ -174,17 +189,13 @@ def main(arguments: list[str] | None = None) -> None:
     named = [text.partition("=") for text in args.checkpoints]
     if not all(folder for _, _, folder in named) or len({name for name, _, _ in named}) < len(named):
         parser.error("every checkpoint needs a name of its own: NAME=CHECKPOINT")
-    settings = {"prompts": args.prompts, "images": args.images, "seed": args.seed, "cfg": args.cfg, "readers": args.readers}
-    found = {}
-    for name, _, folder in named:
-        made_with = {"checkpoint": checkpoints.digest_of(folder), "categories": args.categories, **settings}
-        make = functools.partial(
-            judge_checkpoint, folder, tuple(args.categories), args.prompts, args.images, args.seed, args.cfg, args.readers
-        )
-        found[name] = result(args.results / f"{name}.json", made_with, make)
+    asked = Asked(args.prompts, args.images, args.seed, args.cfg, args.readers)
+    found = {name: judge_checkpoint(folder, args.categories, asked, args.results / name) for name, _, folder in named}
     first, *others = found
     compared = {name: compare(found[first], found[name]) for name in others}
-    (args.results / "comparison.json").write_text(json.dumps({"with": first, "compared": compared}, indent=1) + "\n")
+    if args.json:
+        content = {"compared_with": first, **dataclasses.asdict(asked), "compared": compared}
+        args.json.write_text(json.dumps(content, indent=1) + "\n")
     for name in others:
         print(format_comparison(name, compared[name]))
 

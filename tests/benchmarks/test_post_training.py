@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import post_training
 from benchmarks.post_training import compare, format_comparison, mean_distance
+from nextstep_jax.data import shapes
 from nextstep_jax.generation.load import builtin_checkpoint
 
 CATEGORIES = ("words", "captions")
@@ -14,43 +15,48 @@ CATEGORIES = ("words", "captions")
 
 def test_one_checkpoint_under_two_names_differs_by_nothing(tmp_path, capsys):
     checkpoint = builtin_checkpoint()
-    arguments = [f"before={checkpoint}", f"after={checkpoint}", "--results", str(tmp_path), "--prompts", "2"]
+    arguments = [
+        f"before={checkpoint}",
+        f"after={checkpoint}",
+        "--results",
+        str(tmp_path),
+        "--json",
+        str(tmp_path / "found.json"),
+        "--prompts",
+        "2",
+    ]
     arguments += ["--images", "2", "--readers", "--categories", *CATEGORIES]
     post_training.main(arguments)
-    found = json.loads((tmp_path / "comparison.json").read_text())["compared"]["after"]
-    assert set(found["scores"]) == {*CATEGORIES, "overall"}
+    found = json.loads((tmp_path / "found.json").read_text())["compared"]["after"]
+    assert set(found["scores"]) == set(CATEGORIES)
     assert all(row["difference"] == row["low"] == row["high"] == 0 for row in found["scores"].values())
     assert found["distance_ratio"] == {"words": 1} and found["readers"].keys() == {
         *post_training.READERS,
         "encoded and decoded",
     }
-    before = json.loads((tmp_path / "before.json").read_text())
-    assert [len(texts) for texts in before["verdicts"].values()] == [2, 2]
-    assert {len(text) for text in before["verdicts"]["words"]} == {2} and before["distance"]["words"] > 0.1
+    words, captions = (json.loads((tmp_path / "before" / f"{name}.json").read_text()) for name in CATEGORIES)
+    assert [len(text) for text in words["verdicts"]] == [2, 2] and [len(text) for text in captions["verdicts"]] == [1, 1]
+    assert words["distance"] > 0.1
     capsys.readouterr()
     post_training.main(arguments)
-    assert capsys.readouterr().out.count("there already") == 2
+    assert capsys.readouterr().out.count("there already") == 4
     post_training.main([*arguments, "--seed", "8"])
     assert "there already" not in capsys.readouterr().out
 
 
 def test_a_comparison_counts_images_and_averages_categories():
-    before = {
-        "verdicts": {"words": ["0011", "0000"], "colors": ["11", "11"], "edits": ["1", "0"]},
-        "distance": {},
-        "readers": {},
-    }
-    after = {
-        "verdicts": {"words": ["1111", "0001"], "colors": ["11", "10"], "edits": ["0", "0"]},
-        "distance": {},
-        "readers": {},
-    }
+    old = {"words": ["0011", "0000"], "colors": ["11", "11"], "edits": ["1", "0"]}
+    new = {"words": ["1111", "0001"], "colors": ["11", "10"], "edits": ["0", "0"]}
+    before, after = ({name: {"verdicts": verdicts} for name, verdicts in side.items()} for side in (old, new))
     table = compare(before, after)["scores"]
-    assert list(table) == ["colors", "words", "overall", "edits"]
+    assert list(table) == ["colors", "words", "edits"]
     assert {name: row["difference"] for name, row in table.items()} == pytest.approx(
-        {"colors": -0.25, "words": 0.375, "overall": 0.0625, "edits": -0.5}
+        {"colors": -0.25, "words": 0.375, "edits": -0.5}
     )
     assert (table["words"]["before"], table["words"]["after"]) == (0.25, 0.625)
+    rest = {name: {"verdicts": ["1"]} for name in shapes.CATEGORIES if name not in old}
+    overall = compare(before | rest, after | rest)["scores"]["overall"]
+    assert overall["difference"] == pytest.approx((0.375 - 0.25) / 7)
     assert "words" in format_comparison("after", compare(before, after))
 
 
