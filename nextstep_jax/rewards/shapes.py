@@ -9,17 +9,14 @@ from nextstep_jax.errors import InputError
 from nextstep_jax.rewards.protocol import RewardRequest, Score
 from nextstep_jax.rewards.scene_reader import parse_scene
 
-WRONG = 0.2  # of "parts", what an image that is not right is worth
-
 
 class ShapesReward:
-    """{"reward": 1 for an image that is right, else a fifth of "parts"; "parts": the fraction of what was asked for}.
+    """{"reward": 1 for an image that is right, else 0; "parts": which fraction of the things asked for is there}.
 
-    The fifth ranks the images of a prompt that the model never gets right, which otherwise would teach nothing. None for a
-    prompt that is not in the dataset's language, or for an image of another size than the dataset's.
+    None for a prompt that is not in the dataset's language, or for an image of another size than the dataset's.
     """
 
-    name = "shapes-2"
+    name = "shapes-1"
 
     def __call__(self, requests: Sequence[RewardRequest]) -> list[Score | None]:
         return [self._score(request) for request in requests]
@@ -30,9 +27,8 @@ class ShapesReward:
             scene = parse_scene(request.image)
         except InputError:
             return None
-        right = shapes.contradiction(truth, scene) is None
-        parts = 1.0 if right else matched_fraction(truth, scene)
-        return {"reward": 1.0 if right else WRONG * parts, "parts": parts}
+        right = float(shapes.contradiction(truth, scene) is None)
+        return {"reward": right, "parts": right or matched_fraction(truth, scene)}
 
 
 def matched_fraction(truth: shapes.Description, scene: shapes.Scene) -> float:
