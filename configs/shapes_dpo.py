@@ -24,20 +24,21 @@ def base():
     config.samples.generation = sft.samples.generation
     config.export_dtype = sft.export_dtype
 
-    config.steps = 300
+    config.steps = 100
     config.optimizer.learning_rate = 1e-4
-    config.optimizer.warmup_steps = 30
+    config.optimizer.warmup_steps = 10
     config.optimizer.weight_decay = 0.0
-    config.loss.beta = 2000.0
-    config.loss.winner_weight = 0.1
+    config.loss.beta = 500.0
+    config.loss.winner_weight = 25.0  # at the start the margin weighs the winner's error with beta / 4
+    config.loss.draws = 4
 
-    # A pair has some 32 positions: a step has about 64 pairs.
+    # A pair has some 32 positions: a step has about 28 pairs.
     config.data.root = "runs/shapes_data"
     config.data.vocabulary = "shapes"
-    config.data.seq_len, config.data.batch_size = 256, 8
+    config.data.seq_len, config.data.batch_size = 256, 4
     config.data.sources.candidates = source("candidates")
     config.max_target_fraction.image = 0.6
-    config.checkpoint.every, config.log_every = 100, 10
+    config.checkpoint.every, config.log_every = 50, 5
     return config
 
 
