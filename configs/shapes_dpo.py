@@ -1,12 +1,16 @@
 """The built-in model, Diffusion-DPO on its own images, judged by ShapeEval's reader.
 
-    for kind in words:900 counting:600 "attribute binding:600" position:110; do
-      nextstep-jax data candidates "shapes:$kind" "runs/shapes_data/candidates/${kind%:*}" --reward shapes
+    for kind in words:900:100 counting:600:100 "attribute binding:600:200" position:110:100; do
+      prompts=${kind%:*}
+      nextstep-jax data candidates "shapes:$prompts" "runs/shapes_data/candidates/${prompts%:*}" \\
+          --reward shapes --seed ${kind##*:}
     done
     nextstep-jax train --config shapes_dpo --workdir runs/shapes_dpo
-    nextstep-jax evaluate shapes --per-category 140 --seed 2 --checkpoint runs/shapes_dpo/export
+    python -m benchmarks.post_training before=nextstep_jax/builtin/shapes dpo=runs/shapes_dpo/export --results runs/verdicts
 
-Prompts are training prompts, none of a held-out combination. Expected: not run yet. Shrunk: `--config shapes_dpo:laptop`.
+Prompts are training prompts, none of a held-out combination. Expected: candidates in ten minutes on one core, the run in two;
+it prefers nine winners in ten, and on held-out prompts attribute binding rises by 0.07 but words do not (docs/post_training.md
+has intervals and controls). Shrunk: `--config shapes_dpo:laptop`.
 """
 
 from nextstep_jax.configs import shapes_sft

@@ -19,7 +19,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 FOLDER = pathlib.Path(__file__).parent
-NAMES = ("quickstart", "anatomy", "porting", "training", "paper")
+NAMES = ("quickstart", "anatomy", "porting", "training", "post_training", "paper")
 FAST = "NEXTSTEP_NOTEBOOKS_FAST"  # the environment variable that plots.py reads
 SECONDS = 1800  # longest time one cell may take
 
