@@ -270,6 +270,18 @@ MUTATIONS = [
         "generation/test_token_loop.py generation/test_pipeline.py",
     ),
     Mutation(
+        "generation/jacobi.py",
+        "jnp.cumprod(settled[:, :-1], axis=1, dtype=jnp.int32)",
+        "settled[:, :-1].astype(jnp.int32)",
+        "generation/test_jacobi.py",
+    ),
+    Mutation(
+        "generation/jacobi.py",
+        "cache=cache._replace(index=now.cache.index + moved)",
+        "cache=cache",
+        "generation/test_jacobi.py",
+    ),
+    Mutation(
         "generation/text.py",
         "return jnp.where(temperature > 0, drawn, greedy)",
         "return jnp.where(temperature > 0, greedy, drawn)",

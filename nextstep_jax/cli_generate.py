@@ -76,6 +76,16 @@ def _generation_options(command):
             default=None,
             help="Think in text before drawing; the text is kept with the image.  [default: the checkpoint's]",
         ),
+        click.option(
+            "--jacobi-window",
+            type=click.IntRange(min=1),
+            help="Image tokens that a step works on at once, 1 for one after another.  [default: the checkpoint's]",
+        ),
+        click.option(
+            "--jacobi-tolerance",
+            type=Number(0, 1),
+            help="Relative change of a token with which those after it are accepted.  [default: the checkpoint's]",
+        ),
         click.option("--prompt-suffix", help="Text appended to the prompt.  [default: the checkpoint's]"),
         click.option("--negative-prompt", help="Text that guidance leads away from.  [default: the checkpoint's]"),
         DTYPE,
@@ -257,6 +267,7 @@ def _prepare(options: dict, edit: bool):
         output_format(options["preview"])
         require_writable(options["preview"])
     names = ["cfg", "image_cfg", "schedule", "sampler", "steps", "final_steps", "shift", "noise_level", "thinking"]
+    names += ["jacobi_window", "jacobi_tolerance"]
     names += ["prompt_suffix", "negative_prompt"]
     changes = {name: options[name] for name in names if name in options} | {"normalize_tokens": options["normalize_tokens"]}
     size = {name: options[name] for name in ("height", "width", "aspect")}

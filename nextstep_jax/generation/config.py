@@ -12,9 +12,11 @@ from nextstep_jax.errors import InputError
 from nextstep_jax.flow.guidance import SCHEDULES, num_branches, schedule
 from nextstep_jax.flow.samplers import timesteps
 from nextstep_jax.generation.arguments import require_bool, require_float, require_int, require_str
+from nextstep_jax.generation.jacobi import JacobiConfig
 from nextstep_jax.generation.token_loop import SamplerConfig
 
 STEP_SCHEDULE_PIECES = 4  # stages in which a number of steps that changes along the image falls
+MAX_WINDOW = 1024  # of Jacobi decoding: more than an image has tokens is of no use
 
 # Old names -> the ones that took their place.
 RENAMED = {
@@ -46,6 +48,9 @@ class GenerationConfig:
       thinking: the model thinks in text before it draws (self-CoT, paper section 4.2). Does not apply where it writes text and
         images in turn (`interleaved.generate_interleaved`).
       image_size: side in pixels of the square whose area an image has when only its aspect (or nothing) is given.
+      jacobi_window: image tokens that a transformer step works on at once (generation/jacobi.py); 1: one after another.
+      jacobi_tolerance: the largest relative change of a token with which such a step accepts the tokens after it; 0 waits until
+        nothing changes.
 
     Raises:
       InputError: a value of another type, out of range, or one that the sampler cannot run with.
@@ -66,6 +71,8 @@ class GenerationConfig:
     sources_last: bool = False
     thinking: bool = False
     image_size: int = 512
+    jacobi_window: int = 1
+    jacobi_tolerance: float = 0.01
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -77,6 +84,8 @@ class GenerationConfig:
             timesteps(self.sampler, steps, self.shift)  # refuses what the sampler cannot run with
         if self.final_steps > self.steps:
             raise InputError(f"final_steps must be at most steps ({self.steps}), found {self.final_steps}")
+        if self.jacobi_window > MAX_WINDOW:
+            raise InputError(f"jacobi_window must be at most {MAX_WINDOW}, found {self.jacobi_window}")
 
     def sampler_config(self, has_image: bool) -> SamplerConfig:
         """What the compiled loop is specialized to."""
@@ -89,6 +98,10 @@ class GenerationConfig:
             normalize_tokens=self.normalize_tokens,
             rescale=self.rescale,
         )
+
+    def jacobi_config(self, row: int) -> JacobiConfig | None:
+        """How several tokens are decoded at once, for images of `row` tokens in a row; None where one follows another."""
+        return JacobiConfig(self.jacobi_window, self.jacobi_tolerance, row) if self.jacobi_window > 1 else None
 
     def steps_along(self, tokens: int) -> list[tuple[int, int]]:
         """(stop, steps) of each stage: tokens before `stop` take that many steps. Every stage has a compiled program."""
@@ -122,8 +135,8 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
     if field.type is str:
         return require_str(field.name, value)
     if field.type is int:
-        return require_int(field.name, value, 1 if field.name == "image_size" else 0)
-    return require_float(field.name, value, 0, 1 if field.name == "noise_level" else math.inf)
+        return require_int(field.name, value, 1 if field.name in ("image_size", "jacobi_window") else 0)
+    return require_float(field.name, value, 0, 1 if field.name in ("noise_level", "jacobi_tolerance") else math.inf)
 
 
 def _require_known(names: Iterable[str], source: str = "") -> None:

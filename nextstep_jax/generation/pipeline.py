@@ -22,7 +22,7 @@ from nextstep_jax.data import images as image_files
 from nextstep_jax.data.sequence import ImageTokens, Segment, image_prefix
 from nextstep_jax.data.vocabulary import SpecialIds, Vocabulary
 from nextstep_jax.errors import InputError
-from nextstep_jax.generation import text, token_loop
+from nextstep_jax.generation import jacobi, text, token_loop
 from nextstep_jax.generation.arguments import require_float, require_instance, require_int
 from nextstep_jax.generation.config import GenerationConfig, recommended
 from nextstep_jax.generation.generated_image import GeneratedImage, Pixels
@@ -305,21 +305,20 @@ class Pipeline:
         keys = keys[np.minimum(np.arange(len(padded)), count - 1)]
         with part("prefill") as done:
             noise = token_loop.draw_noise(keys, tokens, sampler_config.num_noise_draws, self.config.token_channels)
-            state = done(token_loop.prefill(self.config, self.params, align_rows(rows), sampler_config.branches, tokens))
+            begin, advance = _decoding(settings.jacobi_config(w))
+            state = done(begin(self.config, self.params, align_rows(rows), sampler_config.branches, tokens))
         chunk = tokens if on_chunk is None else max(1, min(MAX_CHUNK, tokens // CHUNKS))
         stages = settings.steps_along(tokens)
         for stop in sorted({*range(chunk, tokens, chunk), *(stop for stop, _ in stages)}):
             steps = next(steps for last, steps in stages if stop <= last)
             now = dataclasses.replace(sampler_config, steps=steps)
-            draws = noise[:, : now.num_noise_draws]
             with part("tokens") as done:
-                state = done(
-                    token_loop.decode_tokens(self.config, now, self.params, state, draws, settings.guidance(tokens), stop)
-                )
+                draws = noise[:, : now.num_noise_draws]
+                state = done(advance(self.config, now, self.params, state, draws, settings.guidance(tokens), stop))
             if on_chunk is not None:
-                partial = np.asarray(state.tokens[:count])
+                partial = np.asarray(state.tokens[:count, :tokens])
                 on_chunk(stop, tokens, PartialImages(partial, h, w, self.decode_images))
-        return np.asarray(state.tokens[:count])
+        return np.asarray(state.tokens[:count, :tokens])
 
     def _generate_batches(
         self,
@@ -488,6 +487,13 @@ class Pipeline:
 
 
 _POSTERIOR_FOLD = 2**31 - 1  # fold_in index of encoding noise, out of reach of image indices
+
+
+def _decoding(window: jacobi.JacobiConfig | None) -> tuple[Callable, Callable]:
+    """The functions that begin and continue a batch of images: one token after another, or windows of them."""
+    if window is None:
+        return token_loop.prefill, token_loop.decode_tokens
+    return functools.partial(jacobi.prefill, jacobi=window), functools.partial(jacobi.decode_windows, jacobi=window)
 
 
 def require_sampling(max_tokens: int, temperature: float, top_p: float) -> tuple[int, float, float]:

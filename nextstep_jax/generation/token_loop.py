@@ -126,10 +126,10 @@ def flow_step(
     condition: Float[Array, "R D"],
     time_embeddings: Float[Array, "T W"],
     noise: Float[Array, "E B C"],
-    cfg: Float[Array, ""],
-    image_cfg: Float[Array, ""],
+    cfg: Float[Array, "*strength"],
+    image_cfg: Float[Array, "*strength"],
 ) -> Float[Array, "B C"]:
-    """One image token [B, C] per image from conditions [R, D] and noise [E, B, C]."""
+    """One image token [B, C] per image from conditions [R, D] and noise [E, B, C]; strengths are [] or [B, 1]."""
     model, variables = NextStep(config), {"params": params}
     modulations = model.apply(variables, time_embeddings, condition, method="modulations")
 

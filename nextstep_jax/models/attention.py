@@ -22,6 +22,7 @@ Queries = Float[Array, "B S N H"]
 Keys = Float[Array, "B T K H"]
 NewKeys = Float[Array, "B S K H"]
 Mask = Bool[Array, "B S T"]
+Index = Int[Array, "*#B"]  # a slot, one for all rows or [B]
 
 # Name of what the attention's backward pass needs besides q, k and v, for rematerialization policies.
 ATTENTION_OUT = "attention_out"
@@ -49,20 +50,24 @@ def segment_mask(segment_ids: Int[Array, "B S"]) -> Bool[Array, "B S S"]:
     return same & (jnp.arange(s)[:, None] >= jnp.arange(s)[None, :])
 
 
-def cache_mask(valid: Bool[Array, "B T"], index: Int[Array, ""], queries: int) -> Mask:
+def cache_mask(valid: Bool[Array, "B T"], index: Index, queries: int) -> Mask:
     """[B, S, T] bool for S queries written at slots index, index + 1, …: earlier slots and their own, where valid [B, T]."""
     slots = jnp.arange(valid.shape[1])
-    return valid[:, None, :] & (slots <= index + jnp.arange(queries)[:, None])
+    own = jnp.asarray(index)[..., None] + jnp.arange(queries)
+    return valid[:, None, :] & (slots <= own[..., None])
 
 
 @jax.named_scope("write_cache")
-def write_cache(cache: LayerCache, keys: NewKeys, values: NewKeys, index: Int[Array, ""]) -> LayerCache:
-    """Put [B, S, K, H] keys and values at slots index, index + 1, …"""
-    at = (0, index, 0, 0)
-    return LayerCache(
-        shard_cache(jax.lax.dynamic_update_slice(cache.keys, keys.astype(cache.keys.dtype), at)),
-        shard_cache(jax.lax.dynamic_update_slice(cache.values, values.astype(cache.values.dtype), at)),
-    )
+def write_cache(cache: LayerCache, keys: NewKeys, values: NewKeys, index: Index) -> LayerCache:
+    """Put [B, S, K, H] keys and values at slots index, index + 1, …; where rows have an index each, every row at its own."""
+
+    def write(cached: Array, new: Array) -> Array:
+        new = new.astype(cached.dtype)
+        if jnp.ndim(index) == 0:
+            return jax.lax.dynamic_update_slice(cached, new, (0, index, 0, 0))
+        return jax.vmap(lambda row, entries, at: jax.lax.dynamic_update_slice(row, entries, (at, 0, 0)))(cached, new, index)
+
+    return LayerCache(shard_cache(write(cache.keys, keys)), shard_cache(write(cache.values, values)))
 
 
 def shard_cache(x: Array) -> Array:
@@ -87,7 +92,7 @@ def masked_attention(q: Queries, k: Keys, v: Keys, mask: Mask) -> Queries:
 
 
 @jax.named_scope("cached_attention")
-def cached_attention(q: Queries, cache: LayerCache, valid: Bool[Array, "B T"], index: Int[Array, ""]) -> Queries:
+def cached_attention(q: Queries, cache: LayerCache, valid: Bool[Array, "B T"], index: Index) -> Queries:
     """Attention of queries [B, S, N, H] at slots index, index + 1, … over a cache that holds their own keys, see `cache_mask`.
 
     Many queries go through block by block, each with its whole softmax: memory follows the slots, not their product with the

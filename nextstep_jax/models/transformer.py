@@ -31,7 +31,9 @@ RopeTable = tuple[Array, Array]
 
 
 class Cache(NamedTuple):
-    """Keys and values of every layer and the next slot to write; an explicit argument and result of decoding."""
+    """Keys and values of every layer and the next slot to write, of all rows or of each [R]; an explicit argument and result of
+    decoding.
+    """
 
     layers: tuple[LayerCache, ...]
     index: Array  # type: ignore[assignment]  # hides tuple.index, which a cache has no use for

@@ -1,0 +1,123 @@
+"""Jacobi decoding: tokens accepted a sweep, what that changes, and what a sweep costs.
+
+    python -m benchmarks.jacobi --json jacobi.json [--checkpoint DIR] [--sizes 64 256] [--threads 1] [--clock cpu]
+
+`acceptance` draws PROMPTS with a checkpoint at each size, alone, with every window, tolerance and first guess, from the same
+noise as sequential decoding: tokens a sweep, and the root-mean-square distance of the tokens. `cost` times, at a preset with
+random weights, a sweep of W tokens beside a sequential step of one, with the flow head's sampler as given: `tokens` is that
+ratio. A sweep pays where it accepts more tokens than it costs.
+"""
+
+import argparse
+import itertools
+from collections.abc import Callable
+
+from benchmarks import measure
+from benchmarks.generate import decoding_config, random_params
+from benchmarks.shortcuts import PROMPTS, distance
+
+WINDOWS, TOLERANCES = (4, 8, 16), (1e-4, 0.01, 0.02, 0.1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", help="folder of a checkpoint [the built-in model]")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[64, 256], help="sides in pixels")
+    parser.add_argument("--preset", default="mid", help="whose sweeps are timed; - for none")
+    parser.add_argument(
+        "--samplers", nargs="*", default=["ode:20", "ab2:10", "ode:2"], help="SAMPLER:STEPS to time sweeps with"
+    )
+    measure.options(parser)
+    arguments = parser.parse_args()
+    measure.prepare(arguments)
+    figures: dict = {"acceptance": {size: acceptance(arguments.checkpoint, size) for size in arguments.sizes}}
+    if arguments.preset != "-":
+        samplers = [(name, int(steps)) for name, steps in (text.split(":") for text in arguments.samplers)]
+        figures["cost"] = {f"{name} {steps}": cost(arguments.preset, name, steps, arguments.rounds) for name, steps in samplers}
+    measure.report(figures, arguments.json)
+
+
+def acceptance(checkpoint: str | None, size: int) -> list[dict]:
+    """Tokens a sweep and distances from sequential decoding, by window, tolerance and first guess."""
+    import jax
+    import numpy as np
+
+    from nextstep_jax.data.sequence import image_prefix
+    from nextstep_jax.generation import jacobi, token_loop
+    from nextstep_jax.generation.pipeline import Pipeline
+    from nextstep_jax.generation.prompts import align_rows, frame_prompt
+
+    pipeline = Pipeline.from_checkpoint(checkpoint)
+    settings = pipeline.settings(image_size=size)
+    (h, w), config, params = pipeline.grid(settings), pipeline.config, pipeline.params
+    how, guidance = settings.sampler_config(False), settings.guidance(h * w)
+
+    def draw(text: str, key, window: jacobi.JacobiConfig | None):
+        prefix = image_prefix(pipeline.special, h, w)
+        rows = [[text, prefix], [settings.negative_prompt, prefix]][: how.branches]
+        prompt = align_rows([frame_prompt(row, pipeline.special, config, pipeline.vocabulary) for row in rows])
+        noise = token_loop.draw_noise(key[None], h * w, how.num_noise_draws, config.token_channels)
+        if window is None:
+            state = token_loop.prefill(config, params, prompt, how.branches, h * w)
+            state = token_loop.decode_tokens(config, how, params, state, noise, guidance, h * w)
+            return np.asarray(state.tokens), h * w
+        state = jacobi.prefill(config, params, prompt, how.branches, h * w, window)
+        state = jacobi.decode_windows(config, how, params, state, noise, guidance, h * w, window)
+        return np.asarray(state.tokens)[:, : h * w], int(state.sweeps)
+
+    keys = jax.random.split(jax.random.key(0), len(PROMPTS))
+    sequential = [draw(text, key, None)[0] for text, key in zip(PROMPTS, keys, strict=True)]
+    rows = []
+    settled = itertools.product(WINDOWS, TOLERANCES, ["last"])
+    guessed = itertools.product([8], [0.02], [guess for guess in jacobi.FIRST_GUESSES if guess != "last"])
+    for width, tolerance, guess in (*settled, *guessed):
+        window = jacobi.JacobiConfig(width, tolerance, w, guess)
+        found, sweeps = zip(*[draw(text, key, window) for text, key in zip(PROMPTS, keys, strict=True)], strict=True)
+        row = {"window": width, "tolerance": tolerance, "first_guess": guess}
+        row["tokens_a_sweep"] = float(np.mean([h * w / count for count in sweeps]))
+        row["distance"] = float(np.mean([distance(a, b) for a, b in zip(found, sequential, strict=True)]))
+        print(size, row, flush=True)
+        rows.append(row)
+    return rows
+
+
+def cost(preset: str, sampler: str, steps: int, rounds: int) -> dict:
+    """Seconds of a sequential step and of a sweep of each window at one place of a 256-token image, batch 1, two branches."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from nextstep_jax.generation import jacobi, token_loop
+
+    tokens, prompt = 256, 64
+    config = decoding_config(preset, "float32")
+    how = token_loop.SamplerConfig(branches=2, sampler=sampler, steps=steps, normalize_tokens=True)
+    params = random_params(config, "float32")
+    ids = np.full((2, prompt), 7, np.int32)
+    inputs = token_loop.Prompt(ids, np.zeros((2, prompt, config.token_channels), np.float32), ids == 0, np.full(2, prompt))
+    noise = token_loop.draw_noise(jax.random.split(jax.random.key(0), 1), tokens, how.num_noise_draws, config.token_channels)
+    guidance = jnp.tile(jnp.asarray([7.5, 1.0]), (tokens, 1))
+
+    def sequential() -> Callable:
+        begun = token_loop.prefill(config, params, inputs, 2, tokens)
+        times = token_loop.embed_times(config, how, params)
+        step = jax.jit(
+            lambda params, state: token_loop.sample_step(config, how, params, times, state, noise[0], guidance[0])[0]
+        )
+        return lambda: step(params, begun)
+
+    def sweep(width: int) -> Callable:
+        window = jacobi.JacobiConfig(width, 0.02, 16)
+        begun = jacobi.prefill(config, params, inputs, 2, tokens, window)
+        times = token_loop.embed_times(config, how, params)
+        stop = jnp.asarray(tokens)
+        step = jax.jit(lambda params, state: jacobi.sweep(config, how, params, times, state, noise, guidance, stop, window))
+        return lambda: step(params, begun)
+
+    runs = {"one token": sequential()} | {str(width): sweep(width) for width in (2, *WINDOWS)}
+    found = measure.alternate(runs, rounds)
+    return {name: {"seconds": value, "tokens": value / found["one token"]} for name, value in found.items()}
+
+
+if __name__ == "__main__":
+    main()
