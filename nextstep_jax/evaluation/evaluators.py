@@ -1,18 +1,27 @@
 """Evaluations of a model in memory, as a run calls them while it trains: settings -> (model -> numbers by name)."""
 
 import dataclasses
+import logging
+import pathlib
 import random
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from nextstep_jax.chat import ChatEndpoint
 from nextstep_jax.data import images, shapes
 from nextstep_jax.data.sources import open_source
-from nextstep_jax.errors import InputError
+from nextstep_jax.errors import InputError, NextStepError
 from nextstep_jax.evaluation import shapes as shape_eval
 from nextstep_jax.evaluation import tokenizer
 from nextstep_jax.evaluation.responses import generate_responses
+from nextstep_jax.evaluation.suites import export, judging
+from nextstep_jax.evaluation.suites.loading import open_suite
+from nextstep_jax.evaluation.suites.scoring import score_files
 from nextstep_jax.generation.config import GenerationConfig
 from nextstep_jax.generation.pipeline import Pipeline
+
+logger = logging.getLogger(__name__)
 
 Numbers = dict[str, float]
 
@@ -31,9 +40,7 @@ def shapes_evaluator(
     """
     if not categories or per_category < 1:
         raise InputError(f"expected at least one category and one prompt of each, found {list(categories)} and {per_category}")
-    known = [field.name for field in dataclasses.fields(GenerationConfig)]
-    if unknown := [name for name in generation if name not in known]:
-        raise InputError(f"no generation setting is called {unknown[0]!r}; there are {', '.join(known)}")
+    _require_settings(generation)
     prompts = [p for name in categories for p in shapes.prompts("heldout", name, per_category, seed=seed)]
 
     def evaluate(pipeline: Pipeline) -> Numbers:
@@ -73,4 +80,78 @@ def reconstruction_evaluator(
     return evaluate
 
 
-EVALUATORS: dict[str, Callable] = {"shapes": shapes_evaluator, "reconstruction": reconstruction_evaluator}
+def suite_evaluator(
+    suite: str,
+    endpoint: str,
+    model: str,
+    data: str | None = None,
+    unofficial: bool = False,
+    limit: int = 20,
+    seed: int = 0,
+    height: int | None = None,
+    width: int | None = None,
+    concurrency: int = 8,
+    timeout: float = 120.0,
+    **generation: Any,
+) -> Callable[[Pipeline], Numbers]:
+    """A benchmark of the paper on some of its prompts, evenly spaced, judged by a model behind an endpoint.
+
+    Its metrics, spaces in names as underscores, as far as verdicts are there; "scored", "unparsable" and "unanswered" verdicts.
+    A judge that fails ends no training: what it left out is counted.
+
+    Args:
+      suite: what `nextstep-jax evaluate` calls it.
+      endpoint, model: of the judge, as for `evaluate SUITE judge`.
+      data: folder of the suite's official files.
+      limit: prompts.
+      height, width: pixels; None: the settings' size.
+      timeout: seconds a reply.
+      generation: changes of the pipeline's generation settings, such as steps.
+
+    Raises:
+      InputError: no such suite or setting, or files that are not the official ones.
+    """
+    _require_settings(generation)
+    if limit < 1:
+        raise InputError(f"limit must be at least 1, found {limit}")
+    opened = open_suite(suite, None if data is None else pathlib.Path(data), unofficial)
+    items = export.select(opened.items, limit)
+    judge = judging.Judge(ChatEndpoint(f"openai:{endpoint}#{model}", concurrency, timeout))
+
+    def evaluate(pipeline: Pipeline) -> Numbers:
+        settings = pipeline.settings(items[0].source is not None, **generation)
+        checkpoint = {"name": pipeline.name, "digest": ""}  # in memory
+        plan = export.Plan(opened, items, settings, checkpoint, height, width, seed)
+        with tempfile.TemporaryDirectory(prefix="nextstep_jax-") as folder:
+            out = pathlib.Path(folder)
+            export.export(pipeline, plan, out)
+            results = out / "results.jsonl"
+            try:
+                judging.judge(opened, out, results, judge)
+            except NextStepError as error:
+                logger.warning("%s: not all is judged (%s)", suite, error)
+            try:
+                score = score_files(opened, [results], partial=True)
+            except InputError:  # not one verdict
+                verdicts = sum(len(opened.criteria(item)) for item in items) * opened.samples
+                return {"scored": 0.0, "unparsable": 0.0, "unanswered": float(verdicts)}
+        counts = score["counts"]
+        values = {name.replace(" ", "_"): m["value"] for name, m in score["metrics"].items() if m["value"] is not None}
+        lacking = {"unparsable": float(counts["unparsable"]), "unanswered": float(counts["missing"])}
+        return values | {"scored": float(counts["scored"])} | lacking
+
+    return evaluate
+
+
+def _require_settings(generation: Mapping[str, Any]) -> None:
+    """InputError for what is no setting of generation."""
+    known = [field.name for field in dataclasses.fields(GenerationConfig)]
+    if unknown := [name for name in generation if name not in known]:
+        raise InputError(f"no generation setting is called {unknown[0]!r}; there are {', '.join(known)}")
+
+
+EVALUATORS: dict[str, Callable] = {
+    "shapes": shapes_evaluator,
+    "reconstruction": reconstruction_evaluator,
+    "suite": suite_evaluator,
+}

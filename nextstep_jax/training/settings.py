@@ -116,7 +116,7 @@ class EvaluationConfig:
     """An evaluation during training.
 
     Attributes:
-      evaluator: a name that the launcher knows ("shapes", "reconstruction"), or "python:package.module:function".
+      evaluator: a name that the launcher knows ("shapes", "reconstruction", "suite"), or "python:package.module:function".
       every: steps between two; 0: never.
       settings: keyword arguments of the evaluator.
     """
