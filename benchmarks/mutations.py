@@ -242,6 +242,7 @@ MUTATIONS = [
         "return winner, draw.choice(order[best:])",
         "data/test_augment.py",
     ),
+    Mutation("data/augment.py", "winner, loser = loser, winner", "pass", "data/test_augment.py"),
     Mutation("data/augment.py", "< augmentation.caption_dropout:", "> augmentation.caption_dropout:", "data/test_augment.py"),
     Mutation(
         "data/streams.py",
