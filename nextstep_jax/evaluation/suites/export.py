@@ -133,8 +133,9 @@ def export(
         images = _draw(pipeline, plan, part, prompts) if missing else []
         for i, item in enumerate(part):
             mine = images[i * plan.suite.samples : (i + 1) * plan.suite.samples]
-            for name, data in plan.suite.beside(item).items():
-                _write(out / IMAGES / name, data)
+            if not missing.isdisjoint(item.files):  # written before the images: where these are whole, so are they
+                for name, data in plan.suite.beside(item).items():
+                    _write(out / IMAGES / name, data)
             for name, image in zip(item.files, _by_file(mine, plan.suite.grid), strict=False):
                 if name in missing:
                     _write(out / IMAGES / name, _encode(name, item, image))

@@ -8,6 +8,7 @@ The user's folder holds the parquet files of stepfun-ai/GEdit-Bench, or `gedit_e
 UniWorld's repository, and the source images as `TASK/en/KEY_SRCIMG.png` or `TASK/en/KEY.png` below `fullset`.
 """
 
+import functools
 import io
 import json
 import math
@@ -256,15 +257,21 @@ def _parquet_rows(paths: list[pathlib.Path], language: str) -> list[tuple[str, s
 
 def _parquet_source(path: pathlib.Path, group: int, index: int) -> Callable[[], bytes]:
     def read() -> bytes:
-        import pyarrow.parquet as parquet
-
-        value: Mapping[str, Any] | None = parquet.ParquetFile(path).read_row_group(group, ["input_image"])[0][index].as_py()
+        value: Mapping[str, Any] | None = _parquet_images(path, group)[index].as_py()
         data = value.get("bytes") if isinstance(value, Mapping) else None
         if not isinstance(data, bytes):
             raise InputError(f"{path}: row {index} of group {group} has no image")
         return data
 
     return read
+
+
+@functools.lru_cache(maxsize=1)
+def _parquet_images(path: pathlib.Path, group: int) -> Any:
+    """The images of a group of rows, which are stored together."""
+    import pyarrow.parquet as parquet
+
+    return parquet.ParquetFile(path).read_row_group(group, ["input_image"])[0]
 
 
 def _number(text: str, place: str) -> float | None:

@@ -74,10 +74,11 @@ def test_processes_and_interruptions_change_no_bit_and_batches_only_rounding(sui
 
 def test_an_image_is_what_generate_makes_of_its_prompt_and_seed(suite, tiny_pipeline, tmp_path):
     settings = tiny_pipeline.settings(steps=1, cfg=1)
-    exporting.export(tiny_pipeline, plan(suite, tiny_pipeline, settings=settings), tmp_path, batch=1)
+    exporting.export(tiny_pipeline, plan(suite, tiny_pipeline, settings=settings), tmp_path, batch=2)
     record = json.loads((tmp_path / "nextstep.json").read_text())
-    entry = record["prompts"][2]
-    image = tiny_pipeline.generate(entry["prompt"], seed=entry["seed"], settings=settings)[0]
+    entry, other = record["prompts"][2:4]
+    seeds = [entry["seed"], other["seed"]]
+    image = tiny_pipeline.generate([entry["prompt"], other["prompt"]], seed=seeds, settings=settings)[0]
     assert (image.pixels == np.asarray(load(tmp_path / "images" / entry["files"][0]))).all()
     found = read_record(tmp_path / "images" / entry["files"][0])
     assert found["seed"] == entry["seed"] and found["suite_id"] == entry["id"]
@@ -113,7 +114,7 @@ def test_what_the_model_thinks_is_kept_with_its_image(suite, tiny_pipeline, tmp_
     special = tiny_pipeline.special
     (word,) = tiny_pipeline.vocabulary.encode("red")
     thought = [special.begin_of_thinking, word, special.end_of_thinking]
-    monkeypatch.setattr(type(tiny_pipeline), "think", lambda self, parts: thought)
+    monkeypatch.setattr(type(tiny_pipeline), "think", lambda self, *arguments: thought)
     settings = tiny_pipeline.settings(steps=1, cfg=1, thinking=True)
     exporting.export(tiny_pipeline, plan(suite, tiny_pipeline, settings=settings, items=suite.items[:1]), tmp_path)
     assert read_record(tmp_path / "images" / "400.png")["thinking"] == "red"
