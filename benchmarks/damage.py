@@ -1,18 +1,17 @@
 """Is every damage to a checkpoint found? Flips, cuts, growth and loss of random bytes and files, and what restoring does then.
 
-    python -m benchmarks.damage --trials 1000
+    python -m benchmarks.damage --trials 1000 [--bucket gs]
 
 Half of the trials damage a parameter checkpoint, which must then be refused. The other half damage the newest of two training
 checkpoints (saved from eight devices), which must be named and set aside and the older one restored, bit for bit. Prints how
-many were found, and exits with 1 if one was not.
+many were found, and exits with 1 if one was not. With --bucket both lie in a bucket, in a stand-in on this machine.
 """
 
 import argparse
 import collections
+import contextlib
 import logging
 import os
-import pathlib
-import shutil
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from benchmarks import stand_in_buckets
 from nextstep_jax import checkpoints, storage
 from nextstep_jax.checkpoints.training import TrainCheckpointer
 from nextstep_jax.errors import DamagedDataError, InputError
@@ -34,13 +34,16 @@ KINDS = ("flipped bit", "flipped byte", "zeroed 512 bytes", "cut", "grown", "mis
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--bucket", choices=("gs", "s3"))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     logging.disable()  # every trial is meant to warn
     rng = np.random.default_rng(arguments.seed)
     counts, missed = collections.Counter(), []
     begin = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
+    buckets = {"gs": stand_in_buckets.google_bucket, "s3": stand_in_buckets.s3_bucket}
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+        folder = storage.at(stack.enter_context(buckets[arguments.bucket]()) if arguments.bucket else temporary)
         for subject, trial in (("parameters", Parameters(folder)), ("training", Training(folder))):
             for _ in range(arguments.trials // 2):
                 name, kind = damage(trial.victim, rng)
@@ -60,11 +63,11 @@ def main() -> int:
     return 1 if missed else 0
 
 
-def damage(folder: pathlib.Path, rng: np.random.Generator) -> tuple[str, str]:
+def damage(folder: storage.Place, rng: np.random.Generator) -> tuple[str, str]:
     """Damage one file in one way, both drawn at random, so that its bytes are no longer the same."""
-    name = str(rng.choice(storage.of(folder).list_files(folder)))
-    path = folder / name
-    before = path.read_bytes()
+    contents = {name: (folder / name).read_bytes() for name in storage.of(folder).list_files(folder)}
+    name = str(rng.choice([name for name, data in contents.items() if data]))  # a marker is empty: nothing to damage
+    path, before = folder / name, contents[name]
     while True:
         kind, data, at = str(rng.choice(KINDS)), bytearray(before), int(rng.integers(len(before)))
         if kind == "flipped bit":
@@ -87,11 +90,20 @@ def damage(folder: pathlib.Path, rng: np.random.Generator) -> tuple[str, str]:
             return name, kind
 
 
+def copy(source: storage.Place, destination: storage.Place) -> None:
+    """Make a folder the copy of another."""
+    store = storage.of(destination)
+    store.remove_folder(destination)
+    for name in store.list_files(source):
+        (destination / name).parent.mkdir(parents=True, exist_ok=True)
+        (destination / name).write_bytes((source / name).read_bytes())
+
+
 class Parameters:
     """A parameter checkpoint that must be refused."""
 
-    def __init__(self, folder: str):
-        self.victim, self._whole = pathlib.Path(folder) / "victim", pathlib.Path(folder) / "whole"
+    def __init__(self, folder: storage.Place):
+        self.victim, self._whole = folder / "victim", folder / "whole"
         rng = np.random.default_rng(0)
         layers = {f"layers_{i}": {"kernel": rng.standard_normal((64, 96)).astype("bfloat16")} for i in range(12)}
         checkpoints.save_params(self._whole, {"model": layers}, {"model": {}}, {"tokenizer.json": rng.bytes(3000)})
@@ -109,15 +121,14 @@ class Parameters:
         return "loaded silently"
 
     def repair(self) -> None:
-        shutil.rmtree(self.victim, ignore_errors=True)
-        shutil.copytree(self._whole, self.victim)
+        copy(self._whole, self.victim)
 
 
 class Training:
     """A run with two steps, of which the newer must be set aside and the older restored."""
 
-    def __init__(self, folder: str):
-        self._run, self._whole = pathlib.Path(folder) / "run", pathlib.Path(folder) / "whole_run"
+    def __init__(self, folder: storage.Place):
+        self._run, self._whole = folder / "run", folder / "whole_run"
         self.victim = self._run / "checkpoints" / "2"
         mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
         sharding, rng = NamedSharding(mesh, PartitionSpec("fsdp")), np.random.default_rng(0)
@@ -136,11 +147,11 @@ class Training:
             return f"restored step {restored.step}, warnings {restored.warnings}"
         if any(np.asarray(restored.state[name]).tobytes() != value.tobytes() for name, value in self._values.items()):
             return "other bits came back"
-        return "" if (self._run / "checkpoints" / "damaged-2").is_dir() else "it was not set aside"
+        left = storage.of(self._run).list_files(self._run / "checkpoints")
+        return "" if any("damaged" in name.lower() for name in left) else "it was not set aside"
 
     def repair(self) -> None:
-        shutil.rmtree(self._run, ignore_errors=True)
-        shutil.copytree(self._whole, self._run)
+        copy(self._whole, self._run)
 
 
 if __name__ == "__main__":
