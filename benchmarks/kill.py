@@ -182,7 +182,11 @@ class Run:
         """The whole lines of metrics.jsonl, without times."""
         file = self.path / "metrics.jsonl"
         lines = file.read_text().splitlines() if file.exists() else []
-        return [{k: v for k, v in json.loads(line).items() if "second" not in k} for line in lines if line.endswith("}")]
+        return [
+            {k: v for k, v in json.loads(line).items() if not re.search("second|goodput", k)}
+            for line in lines
+            if line.endswith("}")
+        ]
 
 
 def finish(run: Run) -> Run:

@@ -32,6 +32,7 @@ from nextstep_jax.sharding.params import sharding_table, with_shardings
 from nextstep_jax.training import metrics, multitask, preference, reconstruction, run_record
 from nextstep_jax.training.config import resolve
 from nextstep_jax.training.evals import EvaluatorFactory, open_evaluators, run_evaluators
+from nextstep_jax.training.goodput import Goodput
 from nextstep_jax.training.init import initial_params
 from nextstep_jax.training.program import make_program
 from nextstep_jax.training.settings import RunConfig
@@ -68,6 +69,7 @@ def train(
     """
     with contextlib.ExitStack() as stack:
         # --- The settings ---------------------------------------------------------------------------------------------
+        goodput = Goodput()
         run = resolve(config)
         workdir = storage.at(workdir)
         require_possible(run)
@@ -131,7 +133,7 @@ def train(
 
         def report() -> None:
             values, finite = accumulator.report()
-            values |= data_metrics
+            values |= {**data_metrics, **goodput.report()}
             writer.scalars(reached, values)
             logger.info("step %d  %s", reached, metrics.summary(values))
             guard.check(finite)
@@ -143,6 +145,7 @@ def train(
                 break
             reached, data_metrics = step, host_batch.metrics
             waited = time.perf_counter() - began
+            goodput.lose("data", waited)
             if step == run.profile.start:
                 profile = profiling.enter_context(storage.of(workdir).local_folder(workdir / "profile"))
                 profiling.enter_context(jax.profiler.trace(profile))
@@ -158,6 +161,7 @@ def train(
                 jax.block_until_ready(state)
                 logger.info("Compiled and ran the first step in %.0f s", time.perf_counter() - began)
                 accumulator.restart_clock()
+                goodput.started()
             if step == run.profile.stop:
                 jax.block_until_ready(state)
                 profiling.close()
@@ -175,19 +179,24 @@ def train(
             jax.block_until_ready(state)  # so that the steps' own time is not taken for a pause
             with accumulator.paused():
                 if save:
-                    writer.sync()  # whoever continues from this step has the lines up to it
-                    checkpointer.save(step, state, data.get_state())
+                    with goodput.losing("checkpoints"):
+                        writer.sync()  # whoever continues from this step has the lines up to it
+                        checkpointer.save(step, state, data.get_state())
                     saved = step
                 if preempted:
                     require_saved(checkpointer, step)
                     logger.warning("Asked to stop (SIGTERM): step %d is saved, the same command continues from it", step)
                     return state
                 if validates:
-                    writer.scalars(step, validate(stage, validation_step, collect, state, key, run.validation.batches))
+                    with goodput.losing("validation"):
+                        values = validate(stage, validation_step, collect, state, key, run.validation.batches)
+                    writer.scalars(step, values)
                 if samples:
-                    log_samples(stage, state, workdir, step, writer)
+                    with goodput.losing("samples"):
+                        log_samples(stage, state, workdir, step, writer)
                 if evaluates:
-                    writer.scalars(step, run_evaluators(evaluates, stage.inference(state.averaged_params)))
+                    with goodput.losing("evaluations"):
+                        writer.scalars(step, run_evaluators(evaluates, stage.inference(state.averaged_params)))
 
         # --- The result -----------------------------------------------------------------------------------------------
         if reached < run.steps:
