@@ -197,9 +197,12 @@ class Writer:
             self._wandb.log({name: client.Image(pixels)}, step=step)
 
     def sync(self) -> None:
-        """All lines written so far outlive this process when this returns."""
+        """All lines written so far outlive this process when this returns, or the log says why not."""
         if self._file:
-            self._file.sync()
+            try:
+                self._file.sync()
+            except OSError as error:
+                logger.warning("metrics.jsonl cannot be written now (%s)", error.strerror or error)
 
     def close(self) -> None:
         with self._folders:

@@ -175,3 +175,14 @@ def test_a_project_without_wandb_is_an_error(tmp_path, monkeypatch):
 
 def test_the_terminal_gets_one_short_line():
     assert summary({"loss": 0.123456, "text_loss/pair": 1.0, "learning_rate": 1e-4}) == "loss 0.1235  learning_rate 0.0001"
+
+
+def test_metrics_that_cannot_be_kept_now_do_not_end_the_run(tmp_path, monkeypatch, caplog):
+    writer = Writer(tmp_path, {})
+    writer.scalars(1, {"loss": 1.0})
+    with monkeypatch.context() as patch:
+        patch.setattr(type(writer._file), "sync", lambda self: (_ for _ in ()).throw(OSError(5, "bucket out of reach")))
+        writer.sync()
+    assert "metrics.jsonl cannot be written now (bucket out of reach)" in caplog.text
+    writer.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 1.0}\n'
