@@ -12,7 +12,7 @@ import warnings
 
 import click
 
-from nextstep_jax import __version__, cli_generate, cli_launch, cli_scores, cli_streams
+from nextstep_jax import __version__, cli_generate, cli_launch, cli_scores, cli_serve, cli_streams
 from nextstep_jax.cli_data import data
 from nextstep_jax.cli_evaluate import evaluate
 from nextstep_jax.cli_shared import (
@@ -37,6 +37,7 @@ _UNUSABLE = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.
 # Packages that are not always installed, and the extra that brings them.
 _EXTRAS = dict.fromkeys(("absl", "grain", "ml_collections", "optax", "tensorflow_datasets"), "train")
 _EXTRAS |= {"huggingface_hub": "hub", "libtpu": "tpu"}
+_EXTRAS |= dict.fromkeys(("multipart", "python_multipart", "starlette", "uvicorn"), "serve")
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -138,6 +139,7 @@ for _command in (
     cli_generate.edit,
     cli_generate.complete,
     cli_generate.caption,
+    cli_serve.serve,
     convert,
     export,
     parity,

@@ -220,13 +220,13 @@ def keep_compiled_programs() -> None:
     """Compiled programs outlive the process, so that a second run starts at once; not where no folder can be written to."""
     import jax
 
-    folder = _cache_folder()
+    folder = cache_folder()
     if folder is not None and jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def _cache_folder() -> pathlib.Path | None:
+def cache_folder() -> pathlib.Path | None:
     """A folder of our own below the user's cache folder, None where there cannot be one."""
     try:
         caches = os.environ.get("XDG_CACHE_HOME")

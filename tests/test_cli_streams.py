@@ -70,7 +70,7 @@ def test_the_cache_of_compiled_programs_is_optional(caches, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     if caches:
         monkeypatch.setenv("XDG_CACHE_HOME", caches)
-    assert cli_shared._cache_folder() is None
+    assert cli_shared.cache_folder() is None
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,11 @@ def save_image(path: str | os.PathLike, pixels: np.ndarray | Image.Image, record
 
 
 def encode_image(
-    pixels: np.ndarray | Image.Image, format: str = "PNG", record: Mapping[str, Any] = {}, lossless: bool = False
+    pixels: np.ndarray | Image.Image,
+    format: str = "PNG",
+    record: Mapping[str, Any] = {},
+    lossless: bool = False,
+    quality: int = QUALITY,
 ) -> bytes:
     """[height, width, 3] uint8 as the bytes of a file: "PNG", "JPEG" or "WEBP", the last with every pixel if `lossless`."""
     if isinstance(pixels, np.ndarray):
@@ -73,7 +77,7 @@ def encode_image(
         pixels.save(data, "PNG", pnginfo=text)
     else:
         options = {"subsampling": 0} if format == "JPEG" else {"method": 4, "lossless": lossless}
-        pixels.save(data, format, quality=QUALITY, exif=_exif(record), **options)
+        pixels.save(data, format, quality=quality, exif=_exif(record), **options)
     return data.getvalue()
 
 

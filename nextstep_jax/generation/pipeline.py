@@ -227,6 +227,14 @@ class Pipeline:
         branches = self._edit_branches(prompt, encoded, settings) if encoded else self._text_branches(prompt, settings)
         return [self.frame([*parts, image_prefix(self.special, h, w)], h * w) for parts in branches][0]
 
+    def require_continuable(self, prompt: str | Sequence[int], sources: Sequence[Pixels], max_tokens: int) -> Segment:
+        """The prompt after loaded images, whose tokens are zeros here, as `generate_text` reads it.
+
+        Raises:
+          InputError: what that would refuse; nothing runs on the device.
+        """
+        return self.frame([*map(self._blank, sources), prompt], max_tokens)
+
     def _text_branches(self, prompt: str | Sequence[int], settings: GenerationConfig) -> list[list[Part]]:
         suffix = " " + settings.prompt_suffix if settings.prompt_suffix else ""
         conditional: list[Part] = [prompt + suffix] if isinstance(prompt, str) else [prompt, *([suffix] if suffix else [])]

@@ -1,0 +1,322 @@
+"""Every route and its errors, and what clients get beside what the pipeline gives."""
+
+import base64
+import concurrent.futures
+import io
+import json
+import struct
+import threading
+import time
+import urllib.request
+import zlib
+
+import numpy as np
+import openai
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from starlette.testclient import TestClient
+
+from nextstep_jax.data.image_output import encode_image
+from nextstep_jax.generation.pipeline import Pipeline
+from nextstep_jax.serve import worker as worker_module
+from nextstep_jax.serve.app import create_app
+from nextstep_jax.serve.requests import RequestError
+from nextstep_jax.serve.worker import Job, Worker
+
+GENERATIONS, EDITS, CHAT = "/v1/images/generations", "/v1/images/edits", "/v1/chat/completions"
+PNG = encode_image(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+
+
+def pixels(b64):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64))).convert("RGB"))
+
+
+def stream(text):
+    """(name, data) of each event."""
+    events = []
+    for block in text.split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if lines.get("data", "[DONE]") != "[DONE]":
+            events.append((lines.get("event"), json.loads(lines["data"])))
+    return events
+
+
+def test_images_are_those_of_the_pipeline(client, tiny_pipeline):
+    reply = client.post(GENERATIONS, json={"prompt": "a red circle", "n": 2, "seed": 3, "size": "64x32"})
+    assert reply.status_code == 200, reply.text
+    expected = tiny_pipeline.generate("a red circle", n=2, seed=3, width=64, height=32)
+    for entry, image in zip(reply.json()["data"], expected, strict=True):
+        np.testing.assert_array_equal(pixels(entry["b64_json"]), image.pixels)
+        assert entry["nextstep"] == image.record
+    usage = reply.json()["usage"]
+    assert usage["output_tokens"] == 2 * 8 and usage["total_tokens"] == usage["input_tokens"] + 16
+    assert reply.json()["size"] == "64x32"
+
+
+def test_settings_reach_the_pipeline(client):
+    asked = {"guidance_scale": 3.0, "num_inference_steps": 4, "negative_prompt": "blue", "nextstep": {"schedule": "linear"}}
+    record = client.post(GENERATIONS, json={"prompt": "a", "output_format": "webp"} | asked).json()["data"][0]["nextstep"]
+    found = record["settings"]
+    assert (found["cfg"], found["steps"], found["negative_prompt"], found["schedule"]) == (3.0, 4, "blue", "linear")
+
+
+def test_a_stream_shows_tokens_partial_images_and_the_image(client, tiny_pipeline):
+    asked = {"prompt": "a red circle", "seed": 1, "stream": True, "partial_images": 2, "nextstep": {"tokens": True}}
+    reply = client.post(GENERATIONS, json=asked)
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    events = stream(reply.text)
+    names = [name for name, _ in events]
+    assert names[:2] == ["nextstep.queued", "nextstep.started"] and names[-1] == "image_generation.completed"
+    assert names.count("image_generation.partial_image") == 2
+    tokens = [data for name, data in events if name == "nextstep.token"]
+    assert [data["first"] for data in tokens] == list(range(16))
+    assert all(len(base64.b64decode(data["rgb"])) == 12 for data in tokens)
+    (image,) = tiny_pipeline.generate("a red circle", seed=1)
+    np.testing.assert_array_equal(pixels(events[-1][1]["b64_json"]), image.pixels)
+
+
+def test_edits(client, tiny_pipeline):
+    files, fields = {"image": ("any.name", PNG)}, {"prompt": "a red square", "seed": "2", "nextstep[image_cfg]": "1.2"}
+    reply = client.post(EDITS, files=files, data=fields)
+    assert reply.status_code == 200, reply.text
+    settings = tiny_pipeline.settings(edit=True, image_cfg=1.2)
+    (image,) = tiny_pipeline.edit(PNG, "a red square", seed=2, settings=settings)
+    np.testing.assert_array_equal(pixels(reply.json()["data"][0]["b64_json"]), image.pixels)
+    assert reply.json()["usage"]["input_tokens_details"]["image_tokens"] == 16
+    events = stream(client.post(EDITS, files=files, data=fields | {"stream": "true"}).text)
+    assert events[-1][0] == "image_edit.completed"
+
+
+def test_chat(client, tiny_pipeline):
+    url = "data:image/png;base64," + base64.b64encode(PNG).decode()
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "a red"}]
+    asked = {"messages": [{"role": "user", "content": content}], "max_tokens": 12, "seed": 0}
+    expected = tiny_pipeline.generate_text("a red", [PNG], max_tokens=12)
+    assert client.post(CHAT, json=asked).json()["choices"][0]["message"]["content"] == expected
+    events = stream(client.post(CHAT, json=asked | {"stream": True}).text)
+    deltas = [data["choices"][0]["delta"].get("content", "") for _, data in events]
+    assert "".join(deltas) == expected and events[-1][1]["choices"][0]["finish_reason"] == "stop"
+    content = client.post(CHAT, json=asked | {"modalities": ["text", "image"]}).json()["choices"][0]["message"]["content"]
+    assert isinstance(content, list) and all(part["type"] in ("text", "image_url") for part in content)
+
+
+def test_the_rest_of_the_routes(client, tiny_pipeline):
+    assert client.get("/v1/models").json()["data"][0]["id"] == tiny_pipeline.name
+    assert client.get("/queue").json() == {"running": 0, "waiting": 0}
+    assert client.get("/v1/nextstep/settings").json()["token_pixels"] == 16
+    size = 0
+    for path in ("/", "/static/page.js", "/static/page.css"):
+        reply = client.get(path)
+        size += len(reply.content)
+        assert reply.status_code == 200 and "default-src 'none'" in reply.headers["content-security-policy"]
+        assert reply.headers["x-content-type-options"] == "nosniff" and b"https://" not in reply.content
+    assert size < 40_000
+    assert client.get("/health").status_code in (200, 503)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "message"),
+    [
+        ({"prompt": ""}, 400, "must not be empty"),
+        ({"prompt": 7}, 400, "must be text"),
+        ({"prompt": "\ud800"}, 400, "half a character"),
+        ({"prompt": "a " * 5000}, 400, "do not fit"),
+        ({"n": 11}, 400, "n must be"),
+        ({"size": "64"}, 400, "size must be"),
+        ({"size": "65x64"}, 400, "multiple of 16"),
+        ({"size": "16000x16000"}, 400, "at most 4096 tokens"),
+        ({"model": "dall-e-3"}, 404, "model must be"),
+        ({"response_format": "url"}, 400, "b64_json"),
+        ({"output_format": "gif"}, 400, "output_format"),
+        ({"guidance_scale": 0.5}, 400, "at least 1"),
+        ({"num_inference_steps": 201}, 400, "num_inference_steps"),
+        ({"seed": -1}, 400, "seed"),
+        ({"stepz": 3}, 400, "unknown field"),
+        ({"nextstep": {"stepz": 3}}, 400, "did you mean steps"),
+        ({"nextstep": {"cfg": 3}}, 400, "guidance_scale"),
+        ({"nextstep": []}, 400, "nextstep must be an object"),
+        ({"mask": "x"}, 400, "mask is not supported"),
+    ],
+)
+def test_images_that_cannot_be_drawn(client, change, status, message):
+    body = json.dumps({"prompt": "a red circle"} | change)
+    reply = client.post(GENERATIONS, content=body, headers={"content-type": "application/json"})
+    assert reply.status_code == status and message in reply.json()["error"]["message"]
+
+
+def png_header(width, height):
+    """A file that says it is large, with nothing in it."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(b"\0" * 1000)
+    chunks = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (header, data, b"IEND"))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "message"),
+    [
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 400, "not a PNG"),
+        (b"#!/bin/sh", 400, "not a PNG"),
+        (b"", 400, "not a PNG"),
+        (png_header(60_000, 60_000), 400, "60000x60000"),
+        (png_header(6000, 6000), 400, "more than the 24000000"),
+        (png_header(64, 64), 400, "damaged"),
+        (b"GIF89a\x01\x00\x01\x00\x00\x00\x00;", 400, "image"),
+        (PNG + b"\0" * (16 << 20), 413, "more than the"),
+    ],
+    ids=["svg", "script", "empty", "huge", "large", "damaged", "gif", "long"],
+)
+def test_uploads_that_are_refused(client, data, status, message):
+    reply = client.post(EDITS, files={"image": ("photo.png", data)}, data={"prompt": "a red circle"})
+    assert reply.status_code == status and message in reply.json()["error"]["message"], reply.text
+
+
+def test_nothing_is_fetched(client):
+    for url in ("http://127.0.0.1:1/x.png", "file:///etc/passwd", "//example.org/x.png", 7, None):
+        content = [{"type": "image_url", "image_url": {"url": url}}]
+        reply = client.post(CHAT, json={"messages": [{"role": "user", "content": content}]})
+        assert reply.status_code == 400 and "nothing is fetched" in reply.json()["error"]["message"]
+
+
+def test_who_may_ask(client, tiny_pipeline):
+    assert client.get("/queue", headers={"host": "evil.example"}).status_code == 400
+    assert client.post(GENERATIONS, json={"prompt": "a"}, headers={"origin": "http://evil.example"}).status_code == 403
+    assert client.post(GENERATIONS, content="{}", headers={"content-type": "text/plain"}).status_code == 415
+    long = b"x" * ((32 << 20) + 1)
+    assert client.post(GENERATIONS, content=long, headers={"content-type": "application/json"}).status_code == 413
+    assert client.get("/nowhere").status_code == 404 and client.get(GENERATIONS).status_code == 405
+    assert client.get("/static/../app.py").status_code == 404
+    assert client.delete("/v1/nextstep/jobs/none").status_code == 404
+    guarded = TestClient(create_app(Worker(tiny_pipeline, None), token="secret"), base_url="http://127.0.0.1")
+    assert guarded.get("/queue").status_code == 401
+    assert guarded.get("/queue", headers={"authorization": "Bearer wrong"}).status_code == 401
+    assert guarded.get("/queue", headers={"authorization": "Bearer secret"}).status_code == 200
+    assert guarded.get("/").status_code == 200
+
+
+def test_a_full_queue_says_when_to_come_again(tiny_pipeline, monkeypatch):
+    monkeypatch.setattr(worker_module, "MAX_WAITING", 2)
+    worker = Worker(tiny_pipeline, None)  # not started: nothing leaves the queue
+    events = []
+    for _ in range(2):
+        worker.submit(Job(None, events.append))
+    assert [values["position"] for _, values in events] == [1, 2]
+    with pytest.raises(RequestError) as caught:
+        worker.submit(Job(None, events.append))
+    assert caught.value.status == 429 and int(caught.value.headers["retry-after"]) >= 1
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+NAMES = (
+    "n",
+    "size",
+    "seed",
+    "stream",
+    "nextstep",
+    "guidance_scale",
+    "num_inference_steps",
+    "output_format",
+    "mask",
+    "messages",
+)
+
+
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
+@given(path=st.sampled_from([GENERATIONS, CHAT]), fields=st.dictionaries(st.sampled_from(NAMES), JSON, min_size=1))
+def test_malformed_fields_are_refused(client, path, fields):
+    body = json.dumps(fields)  # without a prompt, and with messages only by accident: nothing can be drawn
+    reply = client.post(path, content=body, headers={"content-type": "application/json"})
+    assert 400 <= reply.status_code < 500 and reply.json()["error"]["message"]
+
+
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
+@given(body=st.binary(max_size=200), path=st.sampled_from([GENERATIONS, EDITS, CHAT]), form=st.booleans())
+def test_malformed_bodies_are_refused(client, body, path, form):
+    kind = "multipart/form-data; boundary=x" if form else "application/json"
+    body = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + body if form else body
+    reply = client.post(path, content=body, headers={"content-type": kind})
+    assert 400 <= reply.status_code < 500 and reply.json()["error"]["message"]
+
+
+# --- over a socket ----------------------------------------------------------------------------------------------------
+
+
+def test_the_openai_client(live_server, tiny_pipeline):
+    sdk = openai.OpenAI(base_url=live_server[0] + "/v1", api_key="none", max_retries=0)
+    own = {"seed": 4, "nextstep": {"tokens": True}}
+    (image,) = tiny_pipeline.generate("a red circle", seed=4)
+    reply = sdk.images.generate(prompt="a red circle", extra_body=own)
+    np.testing.assert_array_equal(pixels(reply.data[0].b64_json), image.pixels)
+    events = list(sdk.images.generate(prompt="a red circle", stream=True, partial_images=1, extra_body=own))
+    assert events[-1].type == "image_generation.completed"
+    np.testing.assert_array_equal(pixels(events[-1].b64_json), image.pixels)
+    edited = sdk.images.edit(
+        image=("a.png", PNG), prompt="a red circle", extra_body={"seed": 1, "nextstep": {"image_cfg": 1.1}}
+    )
+    assert edited.data[0].b64_json
+    messages = [{"role": "user", "content": "a red"}]
+    text = sdk.chat.completions.create(model=tiny_pipeline.name, messages=messages, max_tokens=6).choices[0].message.content
+    chunks = sdk.chat.completions.create(model=tiny_pipeline.name, messages=messages, max_tokens=6, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text
+    with pytest.raises(openai.BadRequestError, match="multiple of 16"):
+        sdk.images.generate(prompt="a", size="65x64")
+
+
+def post(address, body):
+    data, headers = json.dumps(body).encode(), {"content-type": "application/json"}
+    return urllib.request.urlopen(urllib.request.Request(address + GENERATIONS, data, headers), timeout=60)
+
+
+def test_eight_clients_at_once_get_their_own_images(live_server, tiny_pipeline, monkeypatch):
+    sizes, generate = [], Pipeline.generate
+
+    def counted(self, prompts, **kwargs):
+        sizes.append(len(prompts))
+        return generate(self, prompts, **kwargs)
+
+    monkeypatch.setattr(Pipeline, "generate", counted)
+    monkeypatch.setattr(worker_module, "GATHER_SECONDS", 0.5)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        asked = [{"prompt": "a red circle" if i % 2 else "blue", "seed": i} for i in range(8)]
+        replies = list(pool.map(lambda body: json.load(post(live_server[0], body)), asked))
+    assert sum(sizes) == 8 and max(sizes) > 1
+    for body, reply in zip(asked, replies, strict=True):
+        (alone,) = generate(tiny_pipeline, body["prompt"], seed=body["seed"])
+        assert np.abs(pixels(reply["data"][0]["b64_json"]).astype(int) - alone.pixels).max() <= 1
+
+
+@pytest.mark.parametrize("how", ["leaves", "deletes"])
+def test_a_client_that_leaves_frees_the_device(live_server, tiny_pipeline, monkeypatch, how):
+    address, worker = live_server
+    chunks, step = [], threading.Event()
+    sample = Pipeline.sample_tokens
+
+    def slow(self, branches, h, w, keys, settings, has_image, on_chunk=None):
+        def chunk(done, total, partial):
+            chunks.append(done)
+            step.wait(0.3)
+            on_chunk(done, total, partial)
+
+        return sample(self, branches, h, w, keys, settings, has_image, chunk)
+
+    monkeypatch.setattr(Pipeline, "sample_tokens", slow)
+    reply = post(address, {"prompt": "a red circle", "stream": True, "nextstep": {"tokens": True}})
+    while not (line := reply.readline()).startswith(b"event: nextstep.token"):
+        if line.startswith(b"data: ") and b"nextstep.queued" in line:
+            id = json.loads(line[6:])["id"]
+    if how == "leaves":
+        reply.close()
+    else:
+        request = urllib.request.Request(f"{address}/v1/nextstep/jobs/{id}", method="DELETE")
+        assert json.load(urllib.request.urlopen(request))["stopped"]
+        assert b"stopped" in reply.read()
+    deadline = time.monotonic() + 20
+    while worker.counts()["running"] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert worker.counts() == {"running": 0, "waiting": 0} and chunks[-1] < 16

@@ -1,0 +1,144 @@
+"""The page in a real browser: Debian's Chromium, driven by Playwright.
+
+Without a browser these tests are skipped; with NEXTSTEP_JAX_BROWSER=required in the environment they fail.
+"""
+
+import io
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nextstep_jax.data.image_output import encode_image
+from nextstep_jax.generation.pipeline import Pipeline
+
+CHROMIUM = pathlib.Path("/usr/bin/chromium")
+pytestmark = pytest.mark.xdist_group("browser")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not CHROMIUM.exists():
+        if os.environ.get("NEXTSTEP_JAX_BROWSER") == "required":
+            pytest.fail(f"{CHROMIUM} is missing: apt-get install chromium")
+        pytest.skip(f"no browser: {CHROMIUM} is missing")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-dev-shm-usage"]
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, live_server):
+    """The page, opened; at the end its console must be empty and no request may have left the host."""
+    context = browser.new_context(viewport={"width": 1000, "height": 800})
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(live_server[0])
+    page.wait_for_selector("#model:not(:empty)")
+    page.check("#lock")
+    page.fill("#prompt", "a red circle")
+    yield page
+    context.close()
+    refused = "the server responded with a status of 400"
+    assert [text for text in said if refused not in text] == []
+    assert all(url.startswith((live_server[0], "data:", "blob:" + live_server[0])) for url in asked)
+
+
+def finished(page):
+    """What the page says when the work has ended."""
+    page.wait_for_selector("#draw:enabled")
+    return page.inner_text("#status")
+
+
+def canvas(page):
+    """[height, width, 3] uint8 of the first canvas."""
+    height, width, data = page.evaluate(
+        "() => { const c = document.querySelector('canvas');"
+        "return [c.height, c.width, Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)]; }"
+    )
+    return np.asarray(data, np.uint8).reshape(height, width, 4)[..., :3]
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Each chunk waits a little, so that there is time to look and to stop."""
+    import time
+
+    sample = Pipeline.sample_tokens
+
+    def sample_tokens(self, branches, h, w, keys, settings, has_image, on_chunk=None):
+        def chunk(*arguments):
+            on_chunk(*arguments)
+            time.sleep(0.25)
+
+        return sample(self, branches, h, w, keys, settings, has_image, chunk)
+
+    monkeypatch.setattr(Pipeline, "sample_tokens", sample_tokens)
+
+
+def test_an_image_appears_token_by_token_and_is_the_pipelines(page, tiny_pipeline, slow):
+    page.fill("#seed", "7")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("canvas")
+    page.wait_for_timeout(1200)
+    shot = np.asarray(Image.open(io.BytesIO(page.locator("canvas").screenshot())).convert("RGB")).astype(int)
+    grey = (np.abs(shot - 128).max(-1) <= 1).mean()
+    assert 0.05 < grey < 0.95
+    assert finished(page) == "done"
+    (image,) = tiny_pipeline.generate("a red circle", seed=7, on_chunk=lambda *_: None)
+    np.testing.assert_array_equal(canvas(page), image.pixels)
+
+
+def test_edit_history_and_continue(page):
+    page.fill("#seed", "3")
+    page.click("#draw")
+    assert finished(page) == "done"
+    drawn = canvas(page)
+    page.fill("#prompt", "a blue square")
+    page.click("#edit")
+    assert finished(page) == "done" and page.locator("#history button").count() == 2
+    page.fill("#seed", "5")
+    page.locator("#history button").last.click()
+    page.wait_for_selector("canvas[aria-label='Chosen image']")
+    assert page.input_value("#prompt") == "a red circle" and page.input_value("#seed") == "3"
+    np.testing.assert_array_equal(canvas(page), drawn)
+    page.click("#continue")
+    assert finished(page) == "done"
+    page.reload()
+    page.wait_for_selector("#history button >> nth=1")
+
+
+def test_stop(page, live_server, slow):
+    page.click("#draw")
+    page.wait_for_selector("canvas")
+    page.keyboard.press("Escape")
+    assert finished(page) == "stopped" and page.locator("canvas[data-done]").count() == 0
+
+
+def test_files(page, tiny_pipeline, tmp_path):
+    (image,) = tiny_pipeline.generate("blue", seed=11)
+    image.save(tmp_path / "ours.png")
+    page.set_input_files("#upload", tmp_path / "ours.png")
+    page.wait_for_selector("canvas[aria-label='Chosen image']")
+    assert page.input_value("#prompt") == "blue" and page.input_value("#seed") == "11"
+    (tmp_path / "drawing.png").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    page.set_input_files("#upload", tmp_path / "drawing.png")
+    page.wait_for_selector("#status.error")
+    page.click("#edit")
+    assert "not a PNG, JPEG or WebP image" in finished(page)
+    photo = np.full((40, 80, 3), 200, np.uint8)
+    (tmp_path / "renamed.png").write_bytes(encode_image(photo, "JPEG"))
+    page.set_input_files("#upload", tmp_path / "renamed.png")
+    page.wait_for_selector("canvas[aria-label='Chosen image']")
+    page.click("#edit")
+    assert finished(page) == "done"
