@@ -59,7 +59,7 @@ def evaluate():
     """Score what a model makes."""
 
 
-@evaluate.command()
+@evaluate.command(short_help="ShapeEval, in the built-in dataset's world.")
 @CHECKPOINT
 @click.option(
     "--prompts",
@@ -110,7 +110,7 @@ def shapes(checkpoint, prompts_file, per_category, seed, dtype, json_file, sheet
     click.echo(shape_eval.format_report(report))
 
 
-@evaluate.command()
+@evaluate.command(short_help="PSNR, SSIM and rFID of an image tokenizer.")
 @click.argument("source")
 @CHECKPOINT
 @click.option(
@@ -159,10 +159,12 @@ def tokenizer(source, checkpoint, area, protocol, seed, limit, batch, mode, ince
     skipped: list[str] = []
     total = limit or len(opened)
     originals = tokenizers.source_images(opened, area, limit or 2**62, skipped, crop=how.crop)
-    with updating_bar("reconstructing", unit="image") as update:
-        scores = tokenizers.evaluate(_counted(originals, total, update), reconstruct, batch, extractor)
+    try:
+        with updating_bar("reconstructing", unit="image") as update:
+            scores = tokenizers.evaluate(_counted(originals, total, update), reconstruct, batch, extractor)
+    finally:
+        _warn_of_skipped(skipped, source)
     scores["skipped"] = len(skipped)
-    _warn_of_skipped(skipped, source)
     if json_file is not None:
         made_with = _made_with(checkpoint) | {
             "files": {str(source): opened.identity()},
@@ -183,7 +185,7 @@ def tokenizer(source, checkpoint, area, protocol, seed, limit, batch, mode, ince
         click.echo(f"scene accuracy {scores['scene_accuracy']:.3f}{_of(scores['scene_n'], scores['n'])}")
 
 
-@evaluate.command()
+@evaluate.command(short_help="FID, KID and Inception score of a folder.")
 @click.argument("images", type=_PATH)
 @click.argument("reference", type=_PATH)
 @_mode("tf")
@@ -230,7 +232,7 @@ def fid(images, reference, mode, inception, unofficial, features_of, kid_size, b
         write_json(json_file, {"numbers": numbers, "images": sets, "skipped": counts, "made_with": made_with})
 
 
-@evaluate.command()
+@evaluate.command(short_help="A folder's statistics, for evaluate fid.")
 @click.argument("images", type=_PATH)
 @click.argument("out", type=_PATH)
 @_mode("tf")

@@ -9,7 +9,7 @@ from nextstep_jax.cli_shared import Command, require_writable
 _PATH = click.Path(path_type=pathlib.Path)
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Two scores, or one beside the paper's.")
 @click.argument("first", metavar="A.json", type=_PATH)
 @click.argument("second", metavar="[B.json]", type=_PATH, required=False)
 @click.option("--resamples", type=click.IntRange(min=100), default=10_000, show_default=True, help="Of the bootstrap.")
@@ -44,7 +44,7 @@ def _as_json(row) -> dict:
     return row._asdict() | {"change": None if row.change is None else row.change._asdict(), "paper": dict(row.paper)}
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Prompts, images and verdicts on a page.")
 @click.argument("out", type=_PATH)
 @click.argument("page", metavar="PAGE.html", type=_PATH)
 @click.option("--results", type=_PATH, help="Verdicts of `judge`.  [default: OUT/results.jsonl]")

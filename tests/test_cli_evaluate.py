@@ -107,6 +107,14 @@ def test_a_tokenizer(run):
     assert "(Gaussian 11x11, range 1)" in out and "(uniform 7x7, range 2: LlamaGen)" in out
 
 
+def test_a_folder_of_unreadable_images(run, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"none")
+    for arguments in (["tokenizer", tmp_path, "--area", 32], ["statistics", tmp_path, tmp_path / "x.npz", "--mode", "own"]):
+        code, _, err = run(*arguments)
+        assert code == 2 and f"warning: 1 of {tmp_path} cannot be read and are not counted, first: {tmp_path}/a.png" in err
+    assert not (tmp_path / "x.npz").exists()
+
+
 def test_a_tokenizer_counts_what_it_cannot_read(run, tmp_path):
     for i in range(2):
         save_image(tmp_path / f"{i}.png", np.full((32, 32, 3), 90 + i, np.uint8))
