@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", default=[64, 256], help="sides in pixels")
     parser.add_argument("--preset", default="mid", help="whose sweeps are timed; - for none")
     parser.add_argument(
-        "--samplers", nargs="*", default=["ode:20", "ab2:10", "ode:2"], help="SAMPLER:STEPS to time sweeps with"
+        "--samplers", nargs="*", default=["ode:20", "ab2:10", "map:2"], help="SAMPLER:STEPS to time sweeps with"
     )
     measure.options(parser)
     arguments = parser.parse_args()
@@ -83,6 +83,8 @@ def acceptance(checkpoint: str | None, size: int) -> list[dict]:
 
 def cost(preset: str, sampler: str, steps: int, rounds: int) -> dict:
     """Seconds of a sequential step and of a sweep of each window at one place of a 256-token image, batch 1, two branches."""
+    import dataclasses
+
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -90,7 +92,7 @@ def cost(preset: str, sampler: str, steps: int, rounds: int) -> dict:
     from nextstep_jax.generation import jacobi, token_loop
 
     tokens, prompt = 256, 64
-    config = decoding_config(preset, "float32")
+    config = dataclasses.replace(decoding_config(preset, "float32"), map_head=sampler == "map")
     how = token_loop.SamplerConfig(branches=2, sampler=sampler, steps=steps, normalize_tokens=True)
     params = random_params(config, "float32")
     ids = np.full((2, prompt), 7, np.int32)

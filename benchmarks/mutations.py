@@ -251,6 +251,14 @@ MUTATIONS = [
         "data/test_mixture.py data/test_data_shards.py",
     ),
     Mutation("data/images.py", "/ 127.5 - 1", "/ 128 - 1", "data/test_images.py data/test_pixels.py"),
+    Mutation("objectives/few_step.py", "(first + second) / 2))", "second))", "objectives/test_few_step.py"),
+    Mutation("models/flow_head.py", "share = (1 - 1 / w)", "share = (1 + 0 / w)", "models/test_flow_head.py"),
+    Mutation(
+        "training/few_step.py",
+        "positions=place - first",
+        "positions=place",
+        "training/test_few_step.py",
+    ),
     # --- generation ---------------------------------------------------------------------------------------------------
     Mutation(
         "generation/token_loop.py",

@@ -221,6 +221,8 @@ class NextStepConfig:
         skipped it.
       text_loss_weight, image_loss_weight: lambda_text, lambda_visual (paper section 4.2).
       input_noise: strength of the noise added to input latents in training, rising linearly over raster positions.
+      map_head: there is a second flow head, distilled from the first, which takes one to four evaluations a token (sampler
+        "map"). No release has one.
       release: which release's generation settings fit: "1.0", "1.0-edit", "1.1".
     """
 
@@ -241,6 +243,7 @@ class NextStepConfig:
     begin_of_image_id: int = 151667
     end_of_image_id: int = 151668
     image_placeholder_id: int = 151669
+    map_head: bool = False
     release: str = "1.0"
 
     def __post_init__(self):
@@ -329,7 +332,7 @@ def _from_released(values: Mapping[str, Any]) -> NextStepConfig:
     transformer = take(TransformerConfig, TRANSFORMER_KEYS, values)
     transformer.setdefault("head_dim", transformer["width"] // transformer["heads"])
     head = take(FlowHeadConfig, HEAD_KEYS, values)
-    model = take(NextStepConfig, MODEL_KEYS, values)
+    model = take(NextStepConfig, MODEL_KEYS | {"map_head": ("map_head",)}, values)
     release = "1.1" if any(name in values for name in ("genloss_width", "num_channels")) else "1.0"
     return NextStepConfig(
         TransformerConfig(**transformer), FlowHeadConfig(**head), release=values.get("release", release), **model
@@ -341,4 +344,6 @@ def _to_released(config: NextStepConfig) -> dict[str, Any]:
     values |= {"attention_dropout": 0.0, "initializer_range": 0.02, "rope_scaling": None, "release": config.release}
     for part, keys in ((config.transformer, TRANSFORMER_KEYS), (config.flow_head, HEAD_KEYS), (config, MODEL_KEYS)):
         values |= {names[0]: getattr(part, field) for field, names in keys.items()}
+    if config.map_head:
+        values["map_head"] = True
     return dict(sorted(values.items()))

@@ -98,13 +98,21 @@ def export(
             part.open(partial if len(parts) == 1 or part.subtree == "model" else partial / "vae", shard_bytes)
         for path, leaf in checkpoints.iterate_params(src):
             subtree, path = path.split("/", 1)
+            if _is_ours(path):
+                continue
             progress(done, total)
             done += parts[subtree].put(path, leaf)
         for part in parts.values():
             part.close()
     progress(total, total)
     left_out = tuple(row["name"] for row in _dropped(config) if not row["restore"])
+    left_out += ("map_head",) if (config.get("model") or {}).get("map_head") else ()
     return Export(dst, sum(len(part.outputs) for part in parts.values()), total, left_out)
+
+
+def _is_ours(path: str) -> bool:
+    """Whether a parameter of the model belongs to what no release has: the head of `MapHead`."""
+    return path.startswith("map_head/")
 
 
 def _dropped(config: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -117,7 +125,8 @@ def _parts(src: storage.Place, config: Mapping[str, Any]) -> dict[str, "_Part"]:
     if config.get("model"):
         entries = names.model_entries(NextStepConfig.from_released(config["model"], where))
         restored = [row for row in _dropped(config) if row["restore"]]
-        parts["model"] = _Part(src, "model", config["model"], entries, restored, "model")
+        values = {key: value for key, value in config["model"].items() if key != "map_head"}
+        parts["model"] = _Part(src, "model", values, entries, restored, "model")
     if config.get("image_tokenizer"):
         naming = (config.get("source") or {}).get("image_tokenizer_names") or "bfl"
         tokenizer = ImageTokenizerConfig.from_released(config["image_tokenizer"], where)
@@ -198,6 +207,7 @@ def _check_leaves(src: storage.Place, subtree: str, entries: Mapping[str, Entry]
     """The dtype of every leaf. InputError unless the checkpoint holds the parameters of its config, no more, no less."""
     found: dict[str, Any] = {}
     _flatten(checkpoints.abstract_params(src, subtree), "", found)
+    found = {path: leaf for path, leaf in found.items() if not _is_ours(path)}
     problems = [f"{path}: missing" for path in entries.keys() - found.keys()]
     problems += [f"{path}: unknown" for path in found.keys() - entries.keys()]
     for path in entries.keys() & found.keys():

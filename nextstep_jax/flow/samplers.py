@@ -17,6 +17,8 @@ A step goes from t to s = t + dt. By release:
                 is never asked at t = 1, which training never shows it; N steps take 2 N - 1 evaluations.
   "ab2"         second order at Euler's price, the two-step rule of Adams and Bashforth: x = x + dt ((1 + r) v - r v'), with v'
                 the velocity before and r = dt / (2 dt'). The first step is plain Euler; N steps take N evaluations.
+  "map"         x = x + dt u with the average velocity u of the step: what a head distilled for few steps gives
+                (objectives/few_step.py). `sample` is handed u in place of v; `jumps` has the steps' ends.
 
 Letters: N steps, E evaluations, R rows, C channels of one image token.
 """
@@ -56,10 +58,16 @@ def timesteps(sampler: str, steps: int, shift: float = 1.0, last_step: float = L
     return (np.repeat(starts, 2)[1:] if sampler == "heun" else starts).astype(np.float32)
 
 
+def jumps(steps: int, shift: float = 1.0) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
+    """Where each step of "map" begins and ends: times [N] and [N], float32."""
+    grid = _grid("map", steps, shift, LAST_STEP).astype(np.float32)
+    return grid[:-1], grid[1:]
+
+
 def num_noise_draws(sampler: str, steps: int) -> int:
     """How many noise arrays [R, C] a run takes: the start, then one per noisy step."""
     _check(sampler, steps)
-    return {"ode": 1, "heun": 1, "ab2": 1, "august2025": steps}.get(sampler, steps + 1)
+    return {"ode": 1, "heun": 1, "ab2": 1, "map": 1, "august2025": steps}.get(sampler, steps + 1)
 
 
 def sample(
@@ -242,4 +250,5 @@ SAMPLERS = {
     "ode": _ode,
     "heun": _heun,
     "ab2": _ab2,
+    "map": _ode,
 }

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nextstep_jax.config import NextStepConfig
 from nextstep_jax.errors import InputError
 from nextstep_jax.flow.guidance import SCHEDULES, num_branches, schedule
 from nextstep_jax.flow.samplers import timesteps
@@ -84,8 +85,16 @@ class GenerationConfig:
             timesteps(self.sampler, steps, self.shift)  # refuses what the sampler cannot run with
         if self.final_steps > self.steps:
             raise InputError(f"final_steps must be at most steps ({self.steps}), found {self.final_steps}")
+        if self.sampler == "map" and (self.image_cfg > 1 or self.rescale):
+            setting = "image_cfg above 1" if self.image_cfg > 1 else "rescale"
+            raise InputError(f"sampler 'map' was distilled with guidance towards the prompt alone: it has no {setting}")
         if self.jacobi_window > MAX_WINDOW:
             raise InputError(f"jacobi_window must be at most {MAX_WINDOW}, found {self.jacobi_window}")
+
+    def require_model(self, model: NextStepConfig) -> None:
+        """InputError for a sampler whose head the model does not have."""
+        if self.sampler == "map" and not model.map_head:
+            raise InputError("sampler 'map' needs a checkpoint with a map head (configs/shapes_distill.py), this one has none")
 
     def sampler_config(self, has_image: bool) -> SamplerConfig:
         """What the compiled loop is specialized to."""

@@ -114,6 +114,7 @@ def require_usable(
     if model is None or tokenizer is None:
         return  # said with everything else that such a checkpoint cannot do, see `load_model` and `Pipeline`
     settings = recommended(model.release, values.get("generation"), edit).replace(**changes)
+    settings.require_model(model)
     settings.sampler_config(has_image=edit)
     image_grid(settings, tokenizer.downsample * model.patch, height, width, aspect)
 

@@ -131,7 +131,8 @@ class Pipeline:
         if "edit" in overrides:
             overrides["edit"] = overrides["edit"] | changes
         pipeline = dataclasses.replace(self, overrides=overrides)
-        pipeline.settings(), pipeline.settings(edit=True)  # refuses what cannot be used
+        for edit in (False, True):
+            pipeline.require_settings(None, edit)  # refuses what cannot be used
         return pipeline
 
     def grid(
@@ -491,7 +492,9 @@ class Pipeline:
 
     def require_settings(self, settings: GenerationConfig | None, edit: bool = False) -> GenerationConfig:
         """The settings, those that the checkpoint recommends for None. InputError for anything but a GenerationConfig."""
-        return self.settings(edit) if settings is None else require_instance("settings", settings, GenerationConfig)
+        settings = self.settings(edit) if settings is None else require_instance("settings", settings, GenerationConfig)
+        settings.require_model(self.config)
+        return settings
 
 
 _POSTERIOR_FOLD = 2**31 - 1  # fold_in index of encoding noise, out of reach of image indices

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from nextstep_jax.batch import AnyArray
 from nextstep_jax.config import NextStepConfig
 from nextstep_jax.flow.guidance import guide
-from nextstep_jax.flow.samplers import num_noise_draws, sample, timesteps
+from nextstep_jax.flow.samplers import jumps, num_noise_draws, sample, timesteps
 from nextstep_jax.models.layers import layer_norm
 from nextstep_jax.models.nextstep import NextStep, gen_pos_embed
 from nextstep_jax.models.transformer import Cache, init_cache
@@ -131,10 +131,18 @@ def flow_step(
 ) -> Float[Array, "B C"]:
     """One image token [B, C] per image from conditions [R, D] and noise [E, B, C]; strengths are [] or [B, 1]."""
     model, variables = NextStep(config), {"params": params}
-    modulations = model.apply(variables, time_embeddings, condition, method="modulations")
+    if settings.sampler == "map":
+        of_text, *others = jnp.split(condition, settings.branches)
+        strength = jnp.broadcast_to(jnp.reshape(jnp.asarray(cfg), (-1,)), (noise.shape[1],))
+        conditions = (of_text, others[-1] if others else None, strength)
+        modulations = model.apply(variables, time_embeddings, *conditions, method="map_modulations")
+    else:
+        modulations = model.apply(variables, time_embeddings, condition, method="modulations")
 
     def velocity(x: Array, i: Array) -> Array:
         now = jax.tree.map(lambda table: table[i], modulations)
+        if settings.sampler == "map":  # guidance is among what the modulations were made of
+            return model.apply(variables, x, now, method="average_velocity_at")
         rows = jnp.tile(x, (settings.branches, 1))
         v = model.apply(variables, rows, now, method="velocity_at")
         return guide(v, cfg, image_cfg, settings.branches, settings.rescale)
@@ -156,6 +164,9 @@ def flow_step(
 @jax.named_scope("embed_times")
 def embed_times(config: NextStepConfig, settings: SamplerConfig, params: dict) -> Float[Array, "T W"]:
     """Embeddings [T, W] of the sampler's times: constants of the whole loop."""
+    if settings.sampler == "map":
+        begin, end = jumps(settings.steps, settings.shift)
+        return NextStep(config).apply({"params": params}, jnp.asarray(begin), jnp.asarray(end), method="embed_durations")
     times = jnp.asarray(timesteps(settings.sampler, settings.steps, settings.shift))
     return NextStep(config).apply({"params": params}, times, method="embed_times")
 

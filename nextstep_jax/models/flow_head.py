@@ -7,6 +7,9 @@ the point x. Sampling therefore computes those of all T times in one product (`m
 It starts as in both training releases: Xavier-uniform kernels, N(0, 0.02^2) in the time embedding, zeros in the modulations and
 the last layer, so that the first velocity is 0.
 
+`MapHead` is a second head of the same blocks that takes a second time: distilled from the first (objectives/few_step.py), it
+jumps along the guided flow instead of following it.
+
 Letters: P tokens, R rows, T times, C channels of a token, D condition width, W head width, M hidden width, L blocks.
 """
 
@@ -47,17 +50,18 @@ def _modulate(x: Array, shift: Array, scale: Array) -> Array:
 
 
 class TimeEmbedding(nn.Module):
-    """Two-layer MLP over `time_features`."""
+    """Two-layer MLP over `time_features`; `stddev` is of the last kernel's initializer."""
 
     width: int
     dtype: str
+    stddev: float = 0.02
 
     @nn.compact
     def __call__(self, t: Array) -> Array:
         w = self.width
         y = Projection("...I,IO->...O", (TIME_FEATURES, w), 1, self.dtype, name="in")(time_features(t))
         y = nn.silu(constrain(y, "positions", "width"))  # else the partitioner spreads the width and sees every position
-        return Projection("...I,IO->...O", (w, w), 1, self.dtype, name="out")(y)
+        return Projection("...I,IO->...O", (w, w), 1, self.dtype, stddev=self.stddev, name="out")(y)
 
 
 class FlowBlock(nn.Module):
@@ -143,7 +147,10 @@ class FlowHead(nn.Module):
         """Velocity [P, C] float32 at points x [P, C], times t [P]; of R conditions [R, D] each is for the next P / R points."""
         times = constrain(self.time_embed(constrain(t, "positions")), "positions", "width")
         conditions = constrain(self.condition(condition), "positions", "width")
-        cond = nn.silu(times + jnp.repeat(conditions, t.shape[0] // condition.shape[0], axis=0))
+        return self.predict(x, nn.silu(times + jnp.repeat(conditions, t.shape[0] // condition.shape[0], axis=0)))
+
+    def predict(self, x: Float[Array, "P C"], cond: Float[Array, "P W"]) -> Float[Array, "P C"]:
+        """What the blocks make of points x [P, C], modulated by cond [P, W]: [P, C] float32."""
         y = constrain(self.input(x), "positions", "width")
         if self.config.transformer.scan_layers:
             y, _ = self.blocks(y, cond)
@@ -167,3 +174,59 @@ class FlowHead(nn.Module):
         for block, modulation in zip(self.blocks, modulations.blocks, strict=True):
             y = block.apply_modulation(y, modulation)
         return self.final(y, modulations.final).astype(jnp.float32)
+
+
+class MapHead(FlowHead):
+    """Average velocity u(x, s, t | conditions, guidance w) of the guided flow from time s to time t >= s, so that
+    x + (t - s) u is where the flow carries x. Two times as in MeanFlow (Geng et al. 2025) and flow map matching (Boffi et al.).
+
+    It has `FlowHead`'s parameters and three additions, all 0 at first: u then is the velocity of the head that it is a copy of.
+    """
+
+    def setup(self):
+        super().setup()
+        c, t = self.config.flow_head, self.config.transformer
+        self.duration_embed = TimeEmbedding(c.width, t.dtype, stddev=0.0)
+        self.guidance_embed = TimeEmbedding(c.width, t.dtype, stddev=0.0)
+        self.unconditional = Projection("...D,DW->...W", (t.width, c.width), 1, t.dtype, stddev=0.0)
+
+    def average_velocity(
+        self,
+        x: Float[Array, "P C"],
+        s: Float[Array, " P"],
+        t: Float[Array, " P"],
+        condition: Float[Array, "R D"],
+        unconditional: Float[Array, "R D"],
+        guidance: Float[Array, " P"],
+    ) -> Float[Array, "P C"]:
+        """u [P, C] float32 from s [P] to t [P]; of R pairs of conditions each is for the next P / R points."""
+        draws = s.shape[0] // condition.shape[0]
+        of_text, of_none = (
+            jnp.repeat(y, draws, axis=0) for y in (self.condition(condition), self.unconditional(unconditional))
+        )
+        cond = self.embed_durations(s, t) + of_text + self._guide(of_none, guidance)
+        return self.predict(x, nn.silu(cond))
+
+    def embed_durations(self, s: Float[Array, " T"], t: Float[Array, " T"]) -> Float[Array, "T W"]:
+        """Embeddings [T, W] of the jumps from s [T] to t [T]."""
+        return self.time_embed(s) + self.duration_embed(t - s)
+
+    def map_modulations(
+        self,
+        embeddings: Float[Array, "T W"],
+        condition: Float[Array, "R D"],
+        unconditional: Float[Array, "R D"] | None,
+        guidance: Float[Array, " R"],
+    ) -> Modulations:
+        """Modulations of T embedded jumps [T, W], leading axes [T, R], as of `FlowHead.modulations`. Guidance 1 needs no
+        unconditional state.
+        """
+        of_none = jnp.zeros(()) if unconditional is None else self.unconditional(unconditional)
+        cond = nn.silu(embeddings[:, None] + (self.condition(condition) + self._guide(of_none, guidance))[None])
+        return Modulations(tuple(block.modulate(cond) for block in self.blocks), self.final.modulate(cond))
+
+    def _guide(self, unconditional: Array, guidance: Array) -> Array:
+        """What guidance of strength w adds; of the unconditional state nothing remains at w = 1, where there is no guidance."""
+        w = guidance.astype(jnp.float32)
+        share = (1 - 1 / w)[:, None].astype(self.config.transformer.dtype)
+        return self.guidance_embed(jnp.log(w)) + share * unconditional

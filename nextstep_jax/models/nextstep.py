@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from nextstep_jax.batch import Batch
 from nextstep_jax.config import NextStepConfig
-from nextstep_jax.models.flow_head import FlowHead, Modulations
+from nextstep_jax.models.flow_head import FlowHead, MapHead, Modulations
 from nextstep_jax.models.layers import Projection
 from nextstep_jax.models.transformer import Cache, Decoder
 from nextstep_jax.sharding.rules import constrain
@@ -99,6 +99,8 @@ class NextStep(nn.Module):
             self.lm_head = LanguageHead(t.width, t.vocab_size)
         self.image_out_projector = Projection("...D,DE->...E", (t.width, t.width), 1, t.dtype)
         self.flow_head = FlowHead(c)
+        if c.map_head:
+            self.map_head = MapHead(c)
 
     def embed(
         self, text_ids: Int[Array, "B S"], image_tokens: Float[Array, "B S C"], is_image: Bool[Array, "B S"]
@@ -168,11 +170,30 @@ class NextStep(nn.Module):
         """Velocity [R, C] under the modulations of one time; see `FlowHead`."""
         return self.flow_head.velocity_at(x, modulations)
 
+    def average_velocity(self, x: Array, s: Array, t: Array, condition: Array, unconditional: Array, guidance: Array) -> Array:
+        """Average velocity [P, C] of the guided flow from s [P] to t [P]; see `MapHead`."""
+        return self.map_head.average_velocity(x, s, t, condition, unconditional, guidance)
+
+    def embed_durations(self, s: Array, t: Array) -> Array:
+        """Embeddings [T, W] of jumps in flow time; see `MapHead`."""
+        return self.map_head.embed_durations(s, t)
+
+    def map_modulations(self, embeddings: Array, condition: Array, unconditional: Array | None, guidance: Array) -> Modulations:
+        """All modulations at T embedded jumps for R pairs of conditions; see `MapHead`."""
+        return self.map_head.map_modulations(embeddings, condition, unconditional, guidance)
+
+    def average_velocity_at(self, x: Array, modulations: Modulations) -> Array:
+        """Average velocity [R, C] under the modulations of one jump; see `MapHead`."""
+        return self.map_head.velocity_at(x, modulations)
+
     def initialize(self, batch: Batch) -> Array:
         """Touch every parameter once; the method to call `init` with."""
         hidden = self(batch)[:, 0]
         x = jnp.zeros((hidden.shape[0], self.config.token_channels))
-        velocity = self.velocity(x, jnp.zeros(x.shape[0]), self.project_out(hidden))
+        t, condition = jnp.zeros(x.shape[0]), self.project_out(hidden)
+        velocity = self.velocity(x, t, condition)
+        if self.config.map_head:
+            velocity += self.average_velocity(x, t, t, condition, condition, t + 1)
         return velocity.sum() + self.logits(hidden).sum()
 
 

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 
 # Parent module -> (prefix of its per-layer children, name of the stacked child).
-_STACKS = {"decoder": "layers", "flow_head": "blocks"}
+_STACKS = {"decoder": "layers", "flow_head": "blocks", "map_head": "blocks"}
 
 
 def stack_layers(params: dict, stack: Callable = jnp.stack) -> dict:
     """Canonical -> stacked. `stack` joins the L leaves of one parameter (e.g. np.stack on a host)."""
     out = dict(params)
-    for parent, child in _STACKS.items():
+    for parent, child in ((p, c) for p, c in _STACKS.items() if p in params):
         numbered = sorted((int(m[1]), name) for name in params[parent] if (m := re.fullmatch(rf"{child}_(\d+)", name)))
         layers = [params[parent][name] for _, name in numbered]
         rest = {k: v for k, v in params[parent].items() if not re.fullmatch(rf"{child}_\d+", k)}
@@ -31,7 +31,7 @@ def stack_layers(params: dict, stack: Callable = jnp.stack) -> dict:
 def unstack_layers(params: dict) -> dict:
     """Stacked -> canonical."""
     out = dict(params)
-    for parent, child in _STACKS.items():
+    for parent, child in ((p, c) for p, c in _STACKS.items() if p in params):
         stacked = params[parent][child]
         count = jax.tree.leaves(stacked)[0].shape[0]
         rest = {k: v for k, v in params[parent].items() if k != child}
@@ -58,7 +58,7 @@ def fuse_layer(layer: dict) -> dict:
 # The kernels that make up nearly all of what a token reads, and how many leading axes of each are summed away. Everything else
 # stays as it is: embeddings, language head, norms, biases, projectors, and the flow head's ends and time embedding.
 _QUANTIZED = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1, "mlp_in": 1, "mlp_out": 1, "modulation": 1}
-_QUANTIZED_KERNEL = re.compile(rf"(decoder/layers_\d+|flow_head/blocks_\d+)/(\w+/)*({'|'.join(_QUANTIZED)})/kernel")
+_QUANTIZED_KERNEL = re.compile(rf"(decoder/layers_\d+|(?:flow|map)_head/blocks_\d+)/(\w+/)*({'|'.join(_QUANTIZED)})/kernel")
 
 
 def quantize_kernels(params: dict) -> dict:

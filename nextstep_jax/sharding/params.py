@@ -38,13 +38,13 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"model/decoder/.*norm/scale", (None,)),
     (r"model/image_in_projector/kernel", ("channels", "embed")),
     (r"model/image_out_projector/kernel", ("embed", None)),
-    (r"model/flow_head/time_embed/in/kernel", (None, "flow_width")),
-    (r"model/flow_head/time_embed/out/kernel", ("flow_width", "flow_mlp")),
-    (r"model/flow_head/condition/kernel", ("embed", "flow_mlp")),
-    (r"model/flow_head/input/kernel", ("channels", "flow_width")),
-    (r"model/flow_head/blocks/mlp_out/kernel", ("flow_mlp", "flow_width")),
-    (r"model/flow_head/(blocks/mlp_in|blocks/modulation|final/modulation)/kernel", ("flow_width", "flow_mlp")),
-    (r"model/flow_head/final/output/kernel", ("flow_width", "channels")),
+    (r"model/(flow_head|map_head)/(time|duration|guidance)_embed/in/kernel", (None, "flow_width")),
+    (r"model/(flow_head|map_head)/(time|duration|guidance)_embed/out/kernel", ("flow_width", "flow_mlp")),
+    (r"model/(flow_head|map_head)/(condition|unconditional)/kernel", ("embed", "flow_mlp")),
+    (r"model/(flow_head|map_head)/input/kernel", ("channels", "flow_width")),
+    (r"model/(flow_head|map_head)/blocks/mlp_out/kernel", ("flow_mlp", "flow_width")),
+    (r"model/(flow_head|map_head)/(blocks/mlp_in|blocks/modulation|final/modulation)/kernel", ("flow_width", "flow_mlp")),
+    (r"model/(flow_head|map_head)/final/output/kernel", ("flow_width", "channels")),
     (r"model/.*(bias|scale)", (None,)),
     (r"(image_tokenizer|discriminator)/.*(conv\w*|downsample|upsample)/kernel", (None, None, None, "features")),
     (r"(image_tokenizer|discriminator)/.*kernel", (None, "features")),
@@ -71,7 +71,7 @@ def logical_axes(path: str, rank: int) -> tuple[str | None, ...]:
       InputError: no rule covers the parameter, or the rule has another number of dimensions.
     """
     bare = re.sub(r"/(layers|blocks)_\d+/", r"/\1/", path)
-    stacked = bare == path and re.match(r"model/(decoder/layers|flow_head/blocks)/", path)
+    stacked = bare == path and re.match(r"model/(decoder/layers|(flow_head|map_head)/blocks)/", path)
     for pattern, names in PARAMETER_AXES:
         if re.fullmatch(pattern, bare):
             names = ("layers", *names) if stacked else names

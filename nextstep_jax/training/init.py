@@ -43,7 +43,9 @@ def initial_params(settings: InitConfig, init: Callable[[Array], Params], key: A
         return jax.jit(init, out_shardings=shardings)(key)
     wanted = _by_path(jax.eval_shape(to_canonical, shapes))
     abstract = {root: tree for root, tree in checkpoints.abstract_params(settings.checkpoint).items() if root in shapes}
-    kept = _kept(settings, wanted, _by_path(abstract))
+    held = _by_path(abstract)
+    copies = _copies(settings, wanted, held)
+    kept = _kept(settings, wanted, held | {path: held[source] for path, source in copies.items()})
     stored: dict[str, Array] = {}
     for root, tree in abstract.items():
         load = {"subtree": root, "dtype": "float32", "shardings": state_shardings({root: tree}, mesh)[root]}
@@ -54,11 +56,23 @@ def initial_params(settings: InitConfig, init: Callable[[Array], Params], key: A
         chosen = jax.tree_util.tree_map_with_path(lambda path, leaf: loaded.get(path_string(path), leaf), fresh)
         return chosen | {"model": stack_layers(chosen["model"])} if is_stacked(shapes) else chosen
 
-    return jax.jit(combine, out_shardings=shardings)(key, {path: stored[path] for path in kept})
+    return jax.jit(combine, out_shardings=shardings)(key, {path: stored[copies.get(path, path)] for path in kept})
 
 
 def _by_path(tree: Params) -> dict[str, Any]:
     return {path_string(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _copies(settings: InitConfig, wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, str]:
+    """For each parameter that the checkpoint lacks and `settings.copies` has a source for: the path of that source."""
+    found: dict[str, str] = {}
+    for target, source in settings.copies:
+        paths = [path for path in wanted if path.startswith(f"{target}/")]
+        sources = {path: source + path.removeprefix(target) for path in paths if path not in stored}
+        found |= {path: source for path, source in sources.items() if source in stored}
+        if not paths or not any(path.startswith(f"{source}/") for path in stored):
+            raise InputError(f"config.init.copies: {settings.checkpoint} and the model have no {source} to begin {target} with")
+    return found
 
 
 def _kept(settings: InitConfig, wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:

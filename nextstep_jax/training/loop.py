@@ -29,7 +29,7 @@ from nextstep_jax.schema import flatten, plain
 from nextstep_jax.seeds import seed_key
 from nextstep_jax.sharding.mesh import global_batch, make_mesh, replicated
 from nextstep_jax.sharding.params import sharding_table, with_shardings
-from nextstep_jax.training import metrics, multitask, preference, reconstruction, run_record
+from nextstep_jax.training import few_step, metrics, multitask, preference, reconstruction, run_record
 from nextstep_jax.training.config import resolve
 from nextstep_jax.training.evals import EvaluatorFactory, open_evaluators, run_evaluators
 from nextstep_jax.training.goodput import Goodput
@@ -43,6 +43,7 @@ from nextstep_jax.training.step import make_validation_step
 logger = logging.getLogger(__name__)
 
 STAGES: dict[str, Callable[[Any], Stage]] = {
+    "few_step": few_step.make_stage,
     "multitask": multitask.make_stage,
     "preference": preference.make_stage,
     "reconstruction": reconstruction.make_stage,

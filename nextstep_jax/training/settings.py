@@ -5,6 +5,7 @@ by field, so that any of them can be changed from the command line (`--config.mo
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -33,10 +34,13 @@ class InitConfig:
         initialized.
       reinit: expressions for the parameters that are randomly initialized, whether the checkpoint has them or not. Only these
         may be missing in it: for Qwen2.5 those of the image side.
+      copies: (target, source): parameters below the path `target` that the checkpoint does not have begin as its ones below
+        `source`, where it has those.
     """
 
     checkpoint: str = ""
     reinit: tuple[Pattern, ...] = ()
+    copies: tuple[tuple[str, str], ...] = ()
 
 
 MeshSize = Annotated[int, lambda value: "" if value >= 1 or value == -1 else "at least 1, or -1 for what is left"]
@@ -363,6 +367,42 @@ class PreferenceConfig(MultitaskConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class FewStepLossConfig:
+    """Distillation of the flow head to few evaluations (objectives/few_step.py).
+
+    Attributes:
+      method: "lagrangian", or its controls "shortcut" and "regression".
+      draws: of times, noise and guidance for each image token.
+      max_guidance: strengths are drawn from 1 to this one, log w evenly.
+      normalize_power: p of the second term's weight in "lagrangian".
+    """
+
+    method: Literal["lagrangian", "shortcut", "regression"] = "lagrangian"
+    draws: Positive = 8
+    max_guidance: Annotated[float, above(1)] = 8.0
+    normalize_power: Annotated[float, at_least(0)] = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class FewStepConfig(MultitaskConfig):
+    """A second flow head, distilled from the first with everything else frozen (training/few_step.py)."""
+
+    objective: Literal["few_step"] = "few_step"  # type: ignore[assignment]  # narrower in each kind of run
+    optimizer: OptimizerConfig = OptimizerConfig(frozen=(r"^model/(?!map_head/)",))
+    model: NextStepConfig = NextStepConfig(map_head=True)
+    loss: FewStepLossConfig = FewStepLossConfig()  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.model.map_head:
+            raise InputError("model.map_head must be True: it is what this objective trains")
+        others = ("model/decoder/final_norm/scale", "model/flow_head/input/kernel")
+        trained = [path for path in others if not any(re.search(pattern, path) for pattern in self.optimizer.frozen)]
+        if trained:
+            raise InputError(f"optimizer.frozen must hold all but model/map_head, {trained[0]} would be trained")
+
+
+@dataclasses.dataclass(frozen=True)
 class ReconstructionLossConfig(Weights):
     """Weights of the terms of objectives/reconstruction.py. The networks behind the last two are named
     "package.module:function": the function returns (images, reconstructions) -> [B] distances, or a Linen module images ->
@@ -384,6 +424,7 @@ class ReconstructionConfig(RunConfig):
 
 
 RUNS: dict[str, type[RunConfig]] = {
+    "few_step": FewStepConfig,
     "multitask": MultitaskConfig,
     "preference": PreferenceConfig,
     "reconstruction": ReconstructionConfig,

@@ -194,3 +194,16 @@ def test_text_tokenizer_files_come_back(released, tmp_path):
     round_trip(released, tmp_path)
     for name in (*files, "tokenizer.json"):
         assert (tmp_path / "exported" / name).read_bytes() == (released / name).read_bytes()
+
+
+def test_a_map_head_is_left_out(released, tmp_path, model_tensors, model_config):
+    convert(released, tmp_path / "checkpoint")
+    config = checkpoints.load_config(tmp_path / "checkpoint")
+    params = checkpoints.load_params(tmp_path / "checkpoint")
+    params["model"]["map_head"] = params["model"]["flow_head"]
+    config["model"]["map_head"] = True
+    checkpoints.save_params(tmp_path / "with", params, config)
+    result = export(tmp_path / "with", tmp_path / "exported")
+    assert result.left_out == ("map_head",)
+    assert_same_bytes(load(tmp_path / "exported/model.safetensors"), model_tensors)
+    assert json.loads((tmp_path / "exported/config.json").read_text()) == model_config

@@ -103,7 +103,7 @@ def _oracle(velocity, noise, sampler, steps, shift, level):
         dt, v, last = s - t, velocity(x, t), n == steps - 1
         start, end = x - t * v, x + (1 - t) * v
         score = (t * v - x) / ((1 - t) ** 2 + t * (1 - t))
-        if sampler == "ode" or (last and sampler in ("heun", "august2025")):
+        if sampler in ("ode", "map") or (last and sampler in ("heun", "august2025")):
             x = x + dt * v
         elif sampler == "heun":
             x = x + dt * (v + velocity(x + dt * v, s)) / 2

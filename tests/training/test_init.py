@@ -119,3 +119,17 @@ def test_stacking_agrees_with_the_scanned_form(mesh):
     unrolled = CONFIG.with_transformer(scan_layers=False)
     shapes = jax.eval_shape(lambda key: stack_layers(init_params(unrolled, key)), jax.random.key(0))
     assert jax.tree.structure(shapes) == jax.tree.structure(jax.eval_shape(init, jax.random.key(0))["model"])
+
+
+def test_a_subtree_begins_as_a_copy_of_another(tmp_path, trained, mesh):
+    config = dataclasses.replace(CONFIG, map_head=True)
+    fresh = (r"^model/map_head/(duration_embed|guidance_embed|unconditional)/",)
+    settings = InitConfig(save(tmp_path / "c", trained), fresh, copies=(("model/map_head", "model/flow_head"),))
+    params = initial_params(settings, lambda key: {"model": init_params(config, key)}, jax.random.key(0), mesh)["model"]
+    for name in trained["model"]["flow_head"]:
+        assert equal(params["map_head"][name], trained["model"]["flow_head"][name])
+        assert equal(params["flow_head"][name], trained["model"]["flow_head"][name])
+    assert not params["map_head"]["unconditional"]["kernel"].any()
+    wrong = dataclasses.replace(settings, copies=(("model/map_head", "model/head"),))
+    with pytest.raises(InputError, match="no model/head to begin model/map_head with"):
+        initial_params(wrong, lambda key: {"model": init_params(config, key)}, jax.random.key(0), mesh)
