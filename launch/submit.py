@@ -8,7 +8,7 @@
     nextstep-jax submit gpu        --config C --workdir W [-- ...]                 this machine, all its GPUs
 
 The same command again continues a run that was stopped. Exit codes: that of the command that failed; 2 for bad options.
-launch/README.md goes through all of it once.
+The page "Pods" of the documentation (docs/pods.md) says what was measured, and where all of it is gone through once.
 """
 
 import argparse

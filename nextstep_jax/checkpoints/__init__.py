@@ -14,6 +14,7 @@ from nextstep_jax.checkpoints.params import (
     load_file,
     load_params,
     save_params,
+    writing,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "load_file",
     "load_params",
     "save_params",
+    "writing",
 ]

@@ -60,13 +60,13 @@ def save_params(
         for path, leaf in _flatten(leaves):
             _check_path(path, entries)
             array = np.asarray(leaf() if callable(leaf) else leaf, order="C")
-            with _writing(directory):
+            with writing(directory):
                 entries[path] = writer.add(path, array)
             del leaf, array  # before the next one is produced
         if not entries:
             raise InputError(f"{directory}: no leaves to write")
         files = {CONFIG: _to_json({"format": FORMAT, "version": VERSION} | dict(config))} | dict(extra_files or {})
-        with _writing(directory):
+        with writing(directory):
             writer.close()
             for name, data in files.items():
                 if name != CONFIG and manifest.check_relative(name).split("/")[0] in (CONFIG, ARRAYS, MANIFEST):
@@ -192,17 +192,17 @@ def new_folder(directory: Place) -> Iterator[Any]:
     Raises:
       InputError: the folder is taken or not writable.
     """
-    with _writing(directory), storage.of(directory).new_folder(directory, MANIFEST) as partial:
+    with writing(directory), storage.of(directory).new_folder(directory, MANIFEST) as partial:
         yield partial
 
 
 @contextlib.contextmanager
-def _writing(directory: Place) -> Iterator[None]:
+def writing(directory: Place) -> Iterator[None]:
     """Turn a failure to write into one line about the folder the caller asked for."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"{directory}: cannot be written ({error})") from error
+        raise InputError(f"{directory}: cannot be written ({error.strerror or error})") from error
 
 
 def _flatten(leaves: Iterable[tuple[str, Lazy]] | Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Lazy]]:

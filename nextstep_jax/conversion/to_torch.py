@@ -90,7 +90,7 @@ def export(
     parts = _parts(src, config)
     files = [(name, checkpoints.load_file(src, name)) for name in (text_tokenizer.FILE, *text_tokenizer.COMPANIONS)]
     done, total = 0, sum(part.nbytes for part in parts.values())
-    with storage.of(dst).new_local_folder(dst, "config.json") as partial:
+    with checkpoints.writing(dst), storage.of(dst).new_local_folder(dst, "config.json") as partial:
         for name, data in files:
             if data is not None:
                 (partial / name).write_bytes(data)
@@ -200,7 +200,7 @@ class _Part:
         file, start = self._places[name]
         with open(file, "r+b") as stream:
             stream.seek(start)
-            names.contiguous(array).reshape(-1).view(np.uint8).tofile(stream)
+            stream.write(names.contiguous(array).reshape(-1).view(np.uint8).data)  # `tofile` does not say why it failed
 
 
 def _check_leaves(src: storage.Place, subtree: str, entries: Mapping[str, Entry]) -> dict[str, np.dtype]:

@@ -148,6 +148,15 @@ def joined(pieces, field):
     return np.concatenate([getattr(piece, field) for piece in pieces])
 
 
+def test_a_text_as_long_as_a_row_is_cut_at_its_room_for_targets():
+    """Three quarters of a row's 16,384 positions may be text targets."""
+    sample = tokenized("text", text_ids(*[7] * 16_383))
+    pieces = segments(sample, SPECIAL, CHANNELS, (16_384, 12_288, 12_288))
+    assert [len(piece) for piece in pieces] == [12_288, 4_096]
+    assert [piece.text_ids[-1] for piece in pieces] == [7, SPECIAL.eos]
+    assert [len(piece) for piece in segments(sample, SPECIAL, CHANNELS, (16_384, 16_384, 12_288))] == [16_384]
+
+
 def test_an_interleaved_sample_is_cut_after_images():
     """20 times 700 words and an image of 256 tokens, in rows of 16,384 positions with 12,288 targets of each head."""
     story = [part for place in range(20) for part in (text_ids(*[place] * 700), image_tokens(16, 16, place))]

@@ -78,6 +78,34 @@ def test_damaged_data_is_exit_code_3(run, monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().err == "error: step 10: state/x is cut short\n"
 
 
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (OSError(28, "No space left on device", "/run/metrics.jsonl"), "/run/metrics.jsonl: No space left on device"),
+        (OSError(5, "Input/output error"), "{workdir}: Input/output error"),
+        (PermissionError(13, "Permission denied", "/run/config.json"), "/run/config.json: Permission denied"),
+    ],
+)
+def test_a_disk_that_fails_is_exit_code_1(run, monkeypatch, tmp_path, capsys, error, message):
+    def train(config, workdir, evaluators):
+        raise error
+
+    monkeypatch.setattr(launch_train, "train", train)
+    assert run("--config", CONFIG, "--workdir", str(tmp_path)) == 1
+    assert capsys.readouterr().err == f"error: {message.format(workdir=tmp_path)}\n"
+
+
+def test_an_error_of_the_system_that_names_nothing_is_not_hidden(run, monkeypatch, tmp_path):
+    """A library's own OSError without a number may be a defect: its traceback stays."""
+
+    def train(config, workdir, evaluators):
+        raise OSError("odd")
+
+    monkeypatch.setattr(launch_train, "train", train)
+    with pytest.raises(OSError, match="odd"):
+        run("--config", CONFIG, "--workdir", str(tmp_path))
+
+
 def test_flags_of_one_command_line_are_not_those_of_the_next(tmp_path):
     from nextstep_jax.launch import train as program
     from nextstep_jax.launch.flag_parsing import parse

@@ -1,6 +1,7 @@
 """Diffusion-DPO against a float64 rewrite, its value and gradient at the reference, and its symmetries."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -99,7 +100,8 @@ def test_errors_are_those_of_each_image_alone(rows, tiny_config, tiny_params):
     """The error of an image is the multitask loss of a batch that holds it alone, under the same draws."""
     model, slots, channels = NextStep(tiny_config), 8, tiny_config.token_channels
     noise, t = draw_noise(jax.random.key(1), 2, slots, 3, channels)
-    found = pair_errors(model, tiny_params, rows, noise, t, slots)
+    found = jax.jit(functools.partial(pair_errors, model, max_image_targets=slots))(tiny_params, rows, noise, t)
+    loss = jax.jit(functools.partial(multitask_loss, model, max_text_targets=4, max_image_targets=slots))
     np.testing.assert_array_equal(pair_weights(rows, slots).sum(axis=1), [3, 1])
     for row, pair in ((0, 0), (0, 1), (0, 2), (1, 0)):
         weight = rows.image_weight * (rows.segment_ids == pair + 1) * (jnp.arange(2)[:, None] == row)
@@ -107,7 +109,7 @@ def test_errors_are_those_of_each_image_alone(rows, tiny_config, tiny_params):
         moved = [jnp.roll(array, -before, axis=1) for array in (noise, t)]
         for error, half in zip(found, (slice(0, channels), slice(channels, None)), strict=True):
             alone = dataclasses.replace(rows, image_tokens=rows.image_tokens[..., half], image_weight=weight)
-            _, metrics = multitask_loss(model, tiny_params, alone, *moved, max_text_targets=4, max_image_targets=slots)
+            _, metrics = loss(tiny_params, alone, *moved)
             np.testing.assert_allclose(error[row, pair], metrics.im_loss, rtol=1e-5)
     assert not np.any(found.winner[0, 3:]) and not np.any(found.loser[1, 1:])
 

@@ -1,10 +1,32 @@
-"""Data that every stage can train on."""
+"""Data that every stage can train on, and programs compiled once for all runs."""
 
+import json
+import pathlib
 import zlib
 
 import jax
 import numpy as np
 import pytest
+
+
+@pytest.fixture(scope="session")
+def compilations(tmp_path_factory):
+    """A folder of compiled programs."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def shared_compilations(compilations):
+    """Most runs differ in what the compiled step does not see: they share it. Modules of runs use this fixture."""
+    jax.config.update("jax_compilation_cache_dir", str(compilations))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+def metric_lines(workdir: pathlib.Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def fake_latents(pixels: np.ndarray) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Every stage through the one loop, on shapes: it learns, continues exactly where it stopped, and stops when it must."""
 
 import importlib
-import json
 import os
 import pathlib
 import subprocess
@@ -20,6 +19,9 @@ from nextstep_jax.launch import export
 from nextstep_jax.training import loop
 from nextstep_jax.training.config import evaluation, resolve
 from nextstep_jax.training.init import to_canonical
+from tests.training.conftest import metric_lines
+
+pytestmark = pytest.mark.usefixtures("shared_compilations")
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("[!_]*.py"))
@@ -45,19 +47,6 @@ def laptop(shapes_data, tokenizer_folder):
     return make
 
 
-@pytest.fixture(scope="module", autouse=True)
-def shared_compilations(tmp_path_factory):
-    """Most stages differ in what the compiled step does not see."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-
-
-def metrics(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
 def same(a, b):
     return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
@@ -69,7 +58,7 @@ def test_every_stage_learns(name, laptop, tmp_path):
     """
     config = laptop(name)
     state = loop.train(config, tmp_path)
-    lines = metrics(tmp_path)
+    lines = metric_lines(tmp_path)
     assert [line["step"] for line in lines] == [5, 10, 15, 20, 25, 30]
     assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
     assert all(line["non_finite_steps"] == 0 for line in lines)
@@ -97,7 +86,7 @@ def test_a_stopped_run_ends_with_the_same_bits(laptop, tmp_path, monkeypatch):
     continued = loop.train(config, tmp_path / "pieces")
     assert continued.ema is not None
     assert same(whole, continued)
-    last = [metrics(tmp_path / part)[-1] for part in ("whole", "pieces")]
+    last = [metric_lines(tmp_path / part)[-1] for part in ("whole", "pieces")]
     assert untimed(last[0]) == untimed(last[1])
 
     # What can be exported at any time from the run's folder is what the run wrote at its end.
@@ -121,7 +110,7 @@ def test_a_few_samples_are_learned_by_heart(laptop, tmp_path):
     config.data.sources.text.path = "shapes:text:train:4"
     config.data.sources.interleaved.weight = 0.0
     loop.train(config, tmp_path)
-    lines = metrics(tmp_path)
+    lines = metric_lines(tmp_path)
     assert lines[-1]["text_loss"] < 0.5 * lines[0]["text_loss"]
     assert lines[-1]["image_loss"] < 0.75 * lines[0]["image_loss"]
 
@@ -150,7 +139,7 @@ def test_samples_validation_and_a_profile_are_written(laptop, tmp_path):
     loop.train(config, tmp_path)
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step_00000015.png", "step_00000030.png"]
     assert load(tmp_path / "samples" / "step_00000030.png").size == (8 * 64, 2 * 64)
-    assert [line["step"] for line in metrics(tmp_path) if "validation/psnr" in line] == [15, 30]
+    assert [line["step"] for line in metric_lines(tmp_path) if "validation/psnr" in line] == [15, 30]
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
@@ -165,7 +154,7 @@ def test_evaluations_during_training(name, entry, numbers, laptop, tmp_path):
     config = laptop(name)
     config.steps, config.evals.held_out = 4, entry
     loop.train(config, tmp_path, EVALUATORS)
-    found = {line["step"]: {key for key in line if key.startswith("held_out/")} for line in metrics(tmp_path)}
+    found = {line["step"]: {key for key in line if key.startswith("held_out/")} for line in metric_lines(tmp_path)}
     assert {step for step, keys in found.items() if keys} == {2, 4}
     assert {f"held_out/{number}" for number in numbers} <= found[2]
 

@@ -17,6 +17,8 @@ from nextstep_jax.training.config import base_config, model_fields, source
 from nextstep_jax.training.loop import train
 from nextstep_jax.training.run_logs import read_metrics
 
+pytestmark = pytest.mark.usefixtures("shared_compilations")
+
 PROMPTS = [CandidatePrompt(text) for text in ("a red circle", "a blue square", "red", "a circle of blue", "left")]
 
 
@@ -97,7 +99,7 @@ def config(candidates, tiny_config, tiny_checkpoint):
     config.data.sources.candidates = source("candidates")
     config.data.update({"seq_len": 32, "batch_size": 2})
     config.loss.update({"beta": 50.0, "draws": 4})
-    config.optimizer.update({"learning_rate": 3e-3, "weight_decay": 0.0})
+    config.optimizer.update({"learning_rate": 3e-3, "weight_decay": 0.0, "schedule": "constant"})
     config.update({"steps": 4, "log_every": 1})
     config.checkpoint.every = 2
     return config

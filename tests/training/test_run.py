@@ -4,7 +4,6 @@ import importlib
 import json
 import logging
 
-import jax
 import numpy as np
 import pytest
 
@@ -15,6 +14,9 @@ from nextstep_jax.evaluation.evaluators import EVALUATORS
 from nextstep_jax.schema import plain
 from nextstep_jax.training import loop, run_record
 from nextstep_jax.training.config import evaluation, resolve
+from tests.training.conftest import metric_lines
+
+pytestmark = pytest.mark.usefixtures("shared_compilations")
 
 
 @pytest.fixture
@@ -23,27 +25,17 @@ def config():
     config = importlib.import_module("configs.shapes_tokenizer").get_config("laptop")
     config.steps, config.optimizer.warmup_steps, config.log_every, config.checkpoint.every = 3, 0, 1, 0
     config.data.sources, config.data.batch_size = ("shapes:pair:train:24",), 2
-    config.image_tokenizer.update({"stem_patch": 8, "channel_multipliers": (1,)})
+    config.optimizer.schedule = "constant"  # of which the compiled step does not see the length
+    config.image_tokenizer.update({"stem_patch": 8, "channel_multipliers": (1,), "blocks_per_level": 1, "resolution": 16})
+    config.data.height = config.data.width = 16
     return config
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shared_compilations(tmp_path_factory):
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-
-
-def metrics(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_settings_are_kept_logged_and_compared(config, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     loop.train(config, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text()) == {"version": __version__, "config": plain(resolve(config))}
-    assert '  config.optimizer.schedule = "cosine"' in caplog.text
+    assert '  config.optimizer.schedule = "constant"' in caplog.text
 
     caplog.clear()
     config.steps, config.log_every = 4, 2
@@ -179,9 +171,9 @@ def test_evaluations_of_the_config_are_logged(config, tmp_path):
     config.evals.held_out = evaluation("reconstruction", every=2, source="shapes:pair:heldout:4", limit=4)
     config.evals.never = evaluation("reconstruction", every=0)
     loop.train(config, tmp_path, EVALUATORS)
-    found = [line for line in metrics(tmp_path) if "held_out/psnr" in line]
+    found = [line for line in metric_lines(tmp_path) if "held_out/psnr" in line]
     assert [line["step"] for line in found] == [2] and found[0]["held_out/images"] == 4
-    assert not any(name.startswith("never") for line in metrics(tmp_path) for name in line)
+    assert not any(name.startswith("never") for line in metric_lines(tmp_path) for name in line)
 
 
 def mean_error(scale: float = 1.0):
@@ -210,8 +202,8 @@ def test_an_evaluation_that_cannot_be_is_an_error_at_once(config, tmp_path, monk
 def test_an_evaluator_can_be_the_users(config, tmp_path):
     config.evals.mine = evaluation(f"python:{__name__}:mean_error", every=3, scale=0.0)
     loop.train(config, tmp_path)
-    assert metrics(tmp_path)[-1]["mine/error"] == 0.0
-    assert "mine/none" not in metrics(tmp_path)[-1]
+    assert metric_lines(tmp_path)[-1]["mine/error"] == 0.0
+    assert "mine/none" not in metric_lines(tmp_path)[-1]
 
 
 def test_a_step_copies_nothing_on_its_own(config, tmp_path, monkeypatch):
