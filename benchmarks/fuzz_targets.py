@@ -436,7 +436,10 @@ TARGETS = {
 }
 
 # Inputs that once failed: (target, files).
+_WITHOUT_A_PRODUCT = {piece: id for piece, id in _PIECES.items() if piece != "hell"}
 KEPT: list[tuple[str, Files]] = [
+    ("text_tokenizer", {"vocab.json": json.dumps(_WITHOUT_A_PRODUCT).encode(), "merges.txt": b"h e\nl l\nhe ll\n"}),
+    ("dataset", _DATASET | {"index.json": json.dumps({"format": shards.FORMAT, "version": {"x" * 30_000: 1}}).encode()}),
     ("index", {"model.safetensors.index.json": json.dumps({"weight_map": {"a": "x" * 3000}}).encode()}),
     ("tokenizer_json", {"tokenizer.json": json.dumps(_VOCABULARY | {"model": _VOCABULARY["model"] | {"vocab": {}}}).encode()}),
     ("step", {"3/process_0-of-1.json": _sealed(_STEP | {"files": {".": None}})}),

@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from nextstep_jax.conversion.torch_files import read_json, read_small
+from nextstep_jax.data.vocabulary import tokenizers_errors
 from nextstep_jax.errors import InputError
 
 FILE = "tokenizer.json"
@@ -47,12 +48,12 @@ def read(folder: pathlib.Path) -> dict[str, bytes]:
 
 def _build(folder: pathlib.Path) -> Tokenizer:
     vocabulary = read_json(folder / "vocab.json")
-    try:
+    with tokenizers_errors(f"{folder}: vocab.json and merges.txt are not a byte-level BPE"):
         merges = _read_merges(read_small(folder / "merges.txt"))
+        for pair in merges if isinstance(vocabulary, dict) else ():
+            if missing := {*pair, "".join(pair)} - vocabulary.keys():
+                raise ValueError(f"the merge {' '.join(pair)!r:.100} needs {min(missing)!r:.100} in the vocabulary")
         tokenizer = Tokenizer(models.BPE(vocabulary, merges, fuse_unk=False, byte_fallback=False))
-    except Exception as error:  # the tokenizers library raises bare Exception
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{folder}: vocab.json and merges.txt are not a byte-level BPE ({reason})") from error
     tokenizer.normalizer = normalizers.NFC()
     pieces = pre_tokenizers.Split(Regex(_QWEN2_PIECES), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(False, use_regex=False)])

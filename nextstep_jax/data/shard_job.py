@@ -83,7 +83,9 @@ def locked(out: str | os.PathLike, plan: Mapping[str, Any]) -> Iterator[storage.
             changed = [name for name in plan if not isinstance(found, dict) or found.get(name) != plan[name]]
             if changed:
                 other = (
-                    ", ".join(f"{name} = {found.get(name)!r}" for name in changed) if isinstance(found, dict) else "unreadable"
+                    ", ".join(f"{name} = {found.get(name)!r:.100}" for name in changed)
+                    if isinstance(found, dict)
+                    else "unreadable"
                 )
                 raise InputError(f"{out}: holds a dataset made otherwise ({other[:300]}); choose another folder or remove it")
         else:

@@ -133,7 +133,7 @@ def read_index(directory: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise InputError(f'{path}: not a dataset\'s index (no "format": "{FORMAT}")')
     if value.get("version") != VERSION:
-        raise InputError(f"{path}: index version {value.get('version')!r}, this library reads {VERSION}")
+        raise InputError(f"{path}: index version {value.get('version')!r:.100}, this library reads {VERSION}")
     try:
         if not isinstance(value.get("name"), str) or not isinstance(value.get("shards"), list):
             raise InputError("expected a name and a list of shards")
@@ -141,7 +141,7 @@ def read_index(directory: str | os.PathLike) -> dict[str, Any]:
         if len({shard.file for shard in value["shards"]}) != len(value["shards"]):
             raise InputError("a shard is listed twice")
         if value.get("samples") != sum(shard.samples for shard in value["shards"]):
-            raise InputError(f"samples = {value.get('samples')!r} is not the sum over the shards")
+            raise InputError(f"samples = {value.get('samples')!r:.100} is not the sum over the shards")
         if not isinstance(value.get("latents"), dict | None):
             raise InputError("latents must be null or a map")
     except InputError as error:

@@ -5,12 +5,13 @@ a small word-level one from `word_vocabulary`). Text from outside is only ever t
 "<|begin_of_image|>" is encoded as those characters, never as the special token, unless the caller asks for it.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -220,12 +221,11 @@ class Vocabulary:
             raise InputError(f"{self.source}: {self.size} ids, but the model has {config.transformer.vocab_size} embeddings")
 
     def _encode_text(self, text: str) -> list[int]:
-        try:
-            encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        except TypeError as error:  # what the tokenizers library says of a lone surrogate
-            raise InputError(f"text is not valid Unicode: {text!r:.100}") from error
-        except Exception as error:  # the tokenizers library raises bare Exception, e.g. where its unknown token is none
-            raise InputError(f"{self.source}: its tokenizer fails on {text!r:.100} ({str(error)[:200]})") from error
+        with tokenizers_errors(f"{self.source}: its tokenizer fails on {text!r:.100}"):  # e.g. its unknown token is none
+            try:
+                encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            except TypeError as error:  # what the tokenizers library says of a lone surrogate
+                raise InputError(f"text is not valid Unicode: {text!r:.100}") from error
         if self._unknown is not None and self._unknown in encoding.ids:
             spans = [span for span, id in zip(encoding.offsets, encoding.ids, strict=True) if id == self._unknown]
             unknown = ", ".join(dict.fromkeys(repr(text[start:end]) for start, end in spans))
@@ -240,12 +240,23 @@ def _parse(data: bytes, source: str) -> Tokenizer:
         raise InputError(f"{source}: the file is empty, expected a tokenizer.json")
     if len(data) > MAX_FILE_BYTES:
         raise InputError(f"{source}: more than {MAX_FILE_BYTES >> 20} MiB, expected a tokenizer.json")
-    try:
+    with tokenizers_errors(f"{source}: not a tokenizer.json"):
         if not isinstance(json.loads(data), dict):
             raise ValueError("not a JSON object")
         return Tokenizer.from_str(data.decode())
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise InputError(f"{source}: not a tokenizer.json ({str(error)[:200]})") from error
+
+
+@contextlib.contextmanager
+def tokenizers_errors(message: str) -> Iterator[None]:
+    """Turn what the tokenizers library raises into InputError(message): bare Exceptions, and panics of its native code, which
+    are BaseExceptions without a name to catch them by.
+    """
+    try:
+        yield
+    except (InputError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise InputError(f"{message} ({' '.join(str(error).split())[:200]})") from error
 
 
 # --- making vocabularies ----------------------------------------------------------------------------------------------
