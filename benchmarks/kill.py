@@ -35,6 +35,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -145,6 +147,7 @@ class Run:
     steps: int = STEPS
     starting: float = 0.0  # seconds from the start of a process to its first step
     root: storage.Place | None = None  # where its work directory is; None: in `folder`
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # settings that differ from those below
 
     @property
     def path(self) -> storage.Place:
@@ -162,6 +165,7 @@ class Run:
             "ema_decay": 0.9,
             "log_every": 1,
             "checkpoint.every": 2,
+            **self.changes,
         }
         config = f"{ROOT / 'configs' / 'nextstep_14b_stage1.py'}:laptop"
         return ["--config", config, "--workdir", str(self.path), *(f"--config.{key}={value}" for key, value in values.items())]

@@ -8,7 +8,7 @@ FLUX is a VAE folder converted with `nextstep-jax convert`; IMAGES anything data
 dataset, tfds:).
 
 Expected: 50K steps of 512 images; PSNR 30.60, SSIM 0.89 on ImageNet-1K at 256 pixels. On a laptop:
-`--config tokenizer_f8ch16:laptop` trains a small tokenizer on shapes for 20 steps.
+`--config tokenizer_f8ch16:laptop` trains a small tokenizer on shapes for 30 steps.
 """
 
 from nextstep_jax.config import ImageTokenizerConfig

@@ -58,6 +58,15 @@ def test_the_stages_follow_table_1(name, steps, warmup, rate, schedule, length, 
     assert model.transformer == preset("14b").with_transformer(dtype="bfloat16", remat="full", scan_layers=True).transformer
 
 
+@pytest.mark.parametrize("name", ["nextstep_14b_dpo", "nextstep_14b_self_cot_dpo"])
+def test_preference_training_follows_table_1(name):
+    config = get(name)
+    optimizer = config.optimizer
+    assert (config.steps, optimizer.warmup_steps, optimizer.learning_rate) == (300, 200, 2e-6)
+    assert (optimizer.schedule, optimizer.weight_decay) == ("constant", 0.1)
+    assert (config.model.latent_size, config.init.reinit) == (64, ())
+
+
 @pytest.mark.parametrize("stage, tokens", [("stage1", 1.23e12), ("stage2", 0.61e12), ("anneal", 40e9), ("sft", 5e9)])
 def test_the_stages_see_the_tokens_of_table_1(stage, tokens):
     config = get(f"nextstep_14b_{stage}")

@@ -76,3 +76,16 @@ def test_two_processes_are_one(folder, alone):
         assert mine["loss"] == pytest.approx(whole["loss"], rel=1e-4)
         assert mine["gradient_norm"] == pytest.approx(whole["gradient_norm"], rel=1e-3)
     assert kill.distance(alone.path, run.path) < 1e-3
+
+
+@pytest.mark.xdist_group("processes")
+def test_an_epoch_of_two_processes_is_that_of_one(folder):
+    """Every sample once, in the same batches, and all processes end together."""
+    changes = {"data.epochs": 1, "data.sources.text.path": "shapes:text:train:24", "checkpoint.every": 0}
+    changes |= {"data.sources.interleaved.weight": 0}
+    alone, two = (kill.finish(kill.Run(folder, f"epoch_{count}", count, 10_000, changes=changes)) for count in (1, 2))
+    kill.require_same_samples(alone, two)
+    seen = [name for _, names in two.log() for name in names]
+    assert len(seen) == len(set(seen)) == 224
+    assert steps.list_steps(two.path / "checkpoints") == steps.list_steps(alone.path / "checkpoints") == [len(two.log())]
+    assert (two.path / "export" / "manifest.json").exists()
