@@ -45,8 +45,8 @@ def _generation_options(command):
         ),
         SEED,
         click.option("--n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="Images per prompt."),
-        click.option("--height", type=_SIDE, help="Of the image, in pixels."),
-        click.option("--width", type=_SIDE, help="Of the image, in pixels."),
+        click.option("--height", type=_SIDE, help="Image height in pixels."),
+        click.option("--width", type=_SIDE, help="Image width in pixels."),
         click.option("--aspect", metavar="W:H", help="Aspect ratio instead, e.g. 16:9; the nearest bucket is taken."),
         click.option("--steps", type=click.IntRange(min=1), help="Sampling steps per token.  [default: the checkpoint's]"),
         click.option(

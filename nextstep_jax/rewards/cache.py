@@ -1,4 +1,4 @@
-"""Answers that were paid for once are kept: a small SQLite file beside a run."""
+"""A cache of rewards, so that no answer is paid for twice: a small SQLite file beside a run."""
 
 import hashlib
 import json

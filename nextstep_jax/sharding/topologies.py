@@ -1,4 +1,4 @@
-"""TPU machines that are not here: their devices for ahead-of-time compilation, and what a chip of each kind can do.
+"""TPU topologies without the hardware: their devices for ahead-of-time compilation, and the peak figures of each chip.
 
     mesh = make_mesh({"fsdp": -1}, topology_devices("v5p:4x4x4"))
 

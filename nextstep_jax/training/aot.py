@@ -1,4 +1,4 @@
-"""Programs lowered for a mesh whose devices need not be here: the training step of a config, and decoding.
+"""Programs lowered for a mesh whose devices need not be present: the training step of a config, and decoding.
 
 Only shapes and shardings are made, never an array, so a 14B step is lowered in seconds on a laptop; what `.compile()` then
 gives is what a run on that mesh would execute.
