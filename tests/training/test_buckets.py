@@ -13,9 +13,10 @@ from nextstep_jax.data.sources import open_source
 from nextstep_jax.errors import InputError
 from nextstep_jax.training import loop
 from nextstep_jax.training.run_logs import read_metrics, read_samples
-from tests.training.test_run import config, shared_compilations  # noqa: F401 (fixtures)
+from tests.training.test_run import config  # noqa: F401 (a fixture)
 
 pytest_plugins = ["tests.buckets"]
+pytestmark = pytest.mark.usefixtures("shared_compilations")
 
 
 def test_a_run_in_a_bucket_ends_like_one_on_a_disk(config, stand_ins, tmp_path, monkeypatch):  # noqa: F811
