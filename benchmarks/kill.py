@@ -35,7 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,11 +47,13 @@ from nextstep_jax.data.build import build
 from nextstep_jax.data.encode import encode
 from nextstep_jax.data.sources import open_source
 from nextstep_jax.launch import train as launch_train
+from nextstep_jax.rewards.protocol import RewardRequest, Score
 from nextstep_jax.training import metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 60
 DATA_SHARDS = 4
+STAGE_1, ONLINE = "nextstep_14b_stage1", ("nextstep_14b_nft", "nextstep_14b_grpo")
 JOIN = 60  # seconds in which all processes of a run must have come
 PATIENCE = 180.0  # seconds in which the processes left over must stop
 ENDS = 600.0  # seconds in which a process must do something
@@ -137,6 +139,11 @@ def make_data(root: pathlib.Path) -> None:
         encode(root / "pixels" / kind, latents, root / kind, area=64)
 
 
+def brightness(requests: Sequence[RewardRequest]) -> list[Score | None]:
+    """A reward: the mean level of an image, in [0, 1]."""
+    return [{"reward": float(request.image.mean()) / 255} for request in requests]
+
+
 @dataclasses.dataclass
 class Run:
     """A work directory, and what its processes write beside it."""
@@ -148,6 +155,7 @@ class Run:
     starting: float = 0.0  # seconds from the start of a process to its first step
     root: storage.Place | None = None  # where its work directory is; None: in `folder`
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # settings that differ from those below
+    stage: str = STAGE_1
 
     @property
     def path(self) -> storage.Place:
@@ -155,8 +163,6 @@ class Run:
 
     def settings(self) -> list[str]:
         values = {
-            "data.root": self.folder / "data",
-            "data.seq_len": 160,
             "data.batch_size": DATA_SHARDS,
             "data.data_shards": DATA_SHARDS,
             "steps": self.steps,
@@ -165,9 +171,13 @@ class Run:
             "ema_decay": 0.9,
             "log_every": 1,
             "checkpoint.every": 2,
-            **self.changes,
         }
-        config = f"{ROOT / 'configs' / 'nextstep_14b_stage1.py'}:laptop"
+        if self.stage in ONLINE:
+            values |= {"rewards.shapes.reward": "python:benchmarks.kill:brightness", "rollouts.image_size": 32}
+        else:
+            values |= {"data.root": self.folder / "data", "data.seq_len": 160}
+        values |= self.changes
+        config = f"{ROOT / 'configs' / self.stage}.py:laptop"
         return ["--config", config, "--workdir", str(self.path), *(f"--config.{key}={value}" for key, value in values.items())]
 
     def log(self) -> list[tuple[int, list[str]]]:

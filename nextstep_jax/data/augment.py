@@ -44,6 +44,7 @@ class Augmentation:
       two_source_dropout: an edit with two sources loses the first (3 in 10) or the second.
       preference_flip: the two images of a preference change places. A control: at 0.5 there is nothing to learn from which is
         preferred, at 1 a model learns the opposite.
+      preferred_only: of a preference the preferred image alone is left: a pair to fine-tune on (rejection sampling).
     """
 
     image_first: float = 0.3
@@ -55,6 +56,7 @@ class Augmentation:
     source_dropout: float = 0.2
     two_source_dropout: float = 0.3
     preference_flip: float = 0.0
+    preferred_only: bool = False
 
     def __post_init__(self):
         for name in _PROBABILITIES:
@@ -92,7 +94,7 @@ def _digits(value: int | str) -> list[int | str]:
 
 def arrange(sample: Sample, augmentation: Augmentation, seed: int, index: int) -> list[TextPart | ImagePart]:
     """The sample's parts as the model will see them. Only the last image of an edit keeps its loss; a preference has two images
-    left, the preferred one first.
+    left, the preferred one first, or that one alone.
     """
     names = [name for name in augmentation.caption_variants if name == "" or name in sample.caption_variants]
     weights = [augmentation.caption_variants[name] for name in names]
@@ -153,7 +155,8 @@ def _arrange_preference(sample: Sample, augmentation: Augmentation, seed: int, i
     winner, loser = choose_pair(require_scores(sample), draws("preference", seed, index))
     if draws("preference flip", seed, index).random() < augmentation.preference_flip:
         winner, loser = loser, winner
-    return [*sample.texts, sample.images[winner], sample.images[loser]]
+    images = [sample.images[winner]] if augmentation.preferred_only else [sample.images[winner], sample.images[loser]]
+    return [*sample.texts, *images]
 
 
 def require_scores(sample: Sample) -> list[float]:

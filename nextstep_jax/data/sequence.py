@@ -166,8 +166,9 @@ class Tokenize:
 
     def __call__(self, index: int, sample: Sample) -> TokenizedSample:
         try:
-            if self.pairs != (sample.kind == "preference"):
-                wanted = "preferences" if self.pairs else "no preferences"
+            preferences = self.pairs or self.augmentation.preferred_only
+            if preferences != (sample.kind == "preference"):
+                wanted = "preferences" if preferences else "no preferences"
                 raise InputError(f"this training takes {wanted}, found a sample of kind {sample.kind!r}")
             parts = [self._encode(part) for part in arrange(sample, self.augmentation, self.seed, index)]
             return TokenizedSample(index, sample.key, sample.kind, _paired(parts) if self.pairs else parts)

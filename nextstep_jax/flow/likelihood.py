@@ -26,11 +26,11 @@ PerToken = Float[Array, "*#n"]
 
 
 class Transition(NamedTuple):
-    """A step x -> a x + b v + d noise, with d > 0."""
+    """A step x -> a x + b v + d noise, with d > 0. `log_ratio` and `kl` also take arrays that broadcast against tokens."""
 
-    a: float
-    b: float
-    d: float
+    a: float | Array
+    b: float | Array
+    d: float | Array
 
 
 def has_density(table: np.ndarray) -> np.ndarray:
@@ -56,7 +56,7 @@ def transition(table: np.ndarray, index: int) -> Transition:
 def log_prob(step: Transition, x: Tokens, velocity: Tokens, following: Tokens) -> PerToken:
     """log N(following; a x + b velocity, d^2 I) in nats, summed over channels: [..., C] each -> [...]."""
     residual = (following - step.a * x - step.b * velocity) / step.d
-    return -0.5 * jnp.sum(jnp.square(residual), axis=-1) - x.shape[-1] * (math.log(step.d) + 0.5 * math.log(2 * math.pi))
+    return -0.5 * jnp.sum(jnp.square(residual), axis=-1) - x.shape[-1] * (jnp.log(step.d) + 0.5 * math.log(2 * math.pi))
 
 
 def log_ratio(step: Transition, velocity: Tokens, old_velocity: Tokens, noise: Tokens) -> PerToken:

@@ -30,7 +30,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from nextstep_jax.errors import InputError
 from nextstep_jax.flow.paths import shift_times
@@ -129,6 +129,26 @@ def integrate(
     """Run a `step_table` [E, 4] as one scan; velocity, noise and result as in `sample`. Rows short of noise get none."""
     (x, _), _ = jax.lax.scan(*_scan(velocity, noise, table))
     return x
+
+
+def integrate_recording(
+    velocity: Callable[[Array, Array], Array],
+    noise: Float[Array, "draws R C"],
+    table: Float[Array, "E 4"],
+    steps: Int[Array, " K"],
+) -> tuple[Float[Array, "R C"], Float[Array, "K R C"]]:
+    """`integrate`, and the states [K, R, C] that K of its steps began with; which ones may be traced."""
+    step, start, inputs = _scan(velocity, noise, table)
+
+    def recording(carry, inputs):
+        state, recorded = carry
+        recorded = jnp.where((inputs[0] == steps)[:, None, None], state[0], recorded)
+        state, _ = step(state, inputs)
+        return (state, recorded), None
+
+    states = jnp.zeros((steps.shape[0], *start[0].shape))
+    ((x, _), states), _ = jax.lax.scan(recording, (start, states), inputs)
+    return x, states
 
 
 def _scan(velocity: Callable[[Array, Array], Array], noise: Array, table: Array):

@@ -171,6 +171,32 @@ def embed_times(config: NextStepConfig, settings: SamplerConfig, params: dict) -
     return NextStep(config).apply({"params": params}, times, method="embed_times")
 
 
+def next_condition(config: NextStepConfig, params: dict, state: DecodeState) -> tuple[Float[Array, "R D"], Cache]:
+    """The condition [R, D] of the next token's flow, and the longer cache."""
+    hidden, cache = transformer_step(config, params, state.embedding, state.positions, state.cache, state.valid)
+    if config.use_gen_pos_embed:
+        with jax.named_scope("gen_pos_embed"):
+            table = jnp.asarray(gen_pos_embed(config.base_grid, config.transformer.width))
+            hidden = (hidden + table[state.step]).astype(hidden.dtype)
+    return NextStep(config).apply({"params": params}, hidden, method="project_out"), cache
+
+
+@jax.named_scope("append_token")
+def append_token(
+    config: NextStepConfig, params: dict, state: DecodeState, cache: Cache, token: Float[Array, "B C"], branches: int
+) -> DecodeState:
+    """The state after a token [B, C] of each image, which all of its branches read next."""
+    embedding = NextStep(config).apply({"params": params}, token, method="embed_image")
+    return DecodeState(
+        cache=cache,
+        valid=state.valid,
+        positions=state.positions + 1,
+        embedding=jnp.tile(embedding, (branches, 1)),
+        tokens=jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.step, 0)),
+        step=state.step + 1,
+    )
+
+
 def sample_step(
     config: NextStepConfig,
     settings: SamplerConfig,
@@ -189,25 +215,9 @@ def sample_step(
     Returns:
       The next state, and the condition [R, D] the flow head was given.
     """
-    hidden, cache = transformer_step(config, params, state.embedding, state.positions, state.cache, state.valid)
-    if config.use_gen_pos_embed:
-        with jax.named_scope("gen_pos_embed"):
-            table = jnp.asarray(gen_pos_embed(config.base_grid, config.transformer.width))
-            hidden = (hidden + table[state.step]).astype(hidden.dtype)
-    model, variables = NextStep(config), {"params": params}
-    condition = model.apply(variables, hidden, method="project_out")
+    condition, cache = next_condition(config, params, state)
     token = flow_step(config, settings, params, condition, time_embeddings, noise, guidance[0], guidance[1])
-    embedding = model.apply(variables, token, method="embed_image")
-    with jax.named_scope("append_token"):
-        state = DecodeState(
-            cache=cache,
-            valid=state.valid,
-            positions=state.positions + 1,
-            embedding=jnp.tile(embedding, (settings.branches, 1)),
-            tokens=jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.step, 0)),
-            step=state.step + 1,
-        )
-    return state, condition
+    return append_token(config, params, state, cache, token, settings.branches), condition
 
 
 @functools.partial(jax.jit, static_argnames=("config", "branches", "tokens"))

@@ -4,41 +4,47 @@ A group is G images of one prompt. GRPO (Flow-GRPO; NextStep-1.1's report) weigh
 were stored with their noise; `flow.likelihood` gives the log ratios. NFT (NVIDIA 2025) needs the finished tokens alone, and
 so works with every sampler: a signed, bounded form of the velocity loss.
 
-Letters: P prompts, G images of a prompt, ... any leading axes, C channels of one image token.
+Letters: P prompts, G images of a prompt, R = P * G rows, S positions, n tokens of an image, M points of a token, ... any
+leading axes, C channels of one image token.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
+from nextstep_jax.batch import Batch
 from nextstep_jax.errors import InputError
+from nextstep_jax.flow.likelihood import Transition
 from nextstep_jax.flow.paths import interpolate
+from nextstep_jax.models.nextstep import NextStep, gen_pos_embed
 
 Array = jax.Array
-Tokens = Float[Array, "*n C"]
-PerToken = Float[Array, "*n"]
+Tokens = Float[Array, "*#n C"]  # axes of length 1 are broadcast
+PerToken = Float[Array, "*#n"]
 
 MAX_ADVANTAGE = 5.0
+WEIGHTS = ("likelihood", "cps", "none")
 
 
 def informative(
-    rewards: Float[Array, "P G"], *, min_spread: float = 0.05, max_mean: float = 0.9, best: float = 1.0
+    rewards: Float[Array, "P G"], valid: Bool[Array, " P"], *, min_spread: float = 0.05, max_mean: float = 0.9
 ) -> Bool[Array, " P"]:
     """Which groups [P] bool have something to teach, of rewards [P, G].
 
-    A group is left out where its standard deviation is under `min_spread` of that of all rewards, or 0, or where its mean is
-    above `max_mean` of the best possible reward.
+    A group is left out where it is not valid, where its standard deviation is under `min_spread` of that of all valid rewards,
+    or 0, or where its mean is above `max_mean`.
     """
-    spread = jnp.std(rewards, axis=1)
-    return (spread > 0) & (spread >= min_spread * jnp.std(rewards)) & (jnp.mean(rewards, axis=1) <= max_mean * best)
+    spread, every = jnp.std(rewards, axis=1), _deviation(rewards, valid)
+    return valid & (spread > 0) & (spread >= min_spread * every) & (jnp.mean(rewards, axis=1) <= max_mean)
 
 
-def advantages(rewards: Float[Array, "P G"], deviation: str = "group") -> Float[Array, "P G"]:
+def advantages(rewards: Float[Array, "P G"], valid: Bool[Array, " P"], deviation: str = "group") -> Float[Array, "P G"]:
     """(reward - group mean) / deviation, in [-5, 5]: [P, G] float32.
 
     Args:
       rewards: [P, G].
-      deviation: "group", each group's own standard deviation, or "global", that of all rewards around all groups' mean.
+      valid: [P], the groups whose rewards count.
+      deviation: "group", each group's own standard deviation, or "global", that of all valid rewards around their mean.
 
     Raises:
       InputError: another deviation.
@@ -46,8 +52,63 @@ def advantages(rewards: Float[Array, "P G"], deviation: str = "group") -> Float[
     if deviation not in ("group", "global"):
         raise InputError(f"deviation must be group or global, found {deviation!r}")
     centered = rewards - jnp.mean(rewards, axis=1, keepdims=True)
-    spread = jnp.std(rewards, axis=1, keepdims=True) if deviation == "group" else jnp.std(rewards)
+    spread = jnp.std(rewards, axis=1, keepdims=True) if deviation == "group" else _deviation(rewards, valid)
     return jnp.clip(centered / (spread + 1e-4), -MAX_ADVANTAGE, MAX_ADVANTAGE)
+
+
+def _deviation(rewards: Array, valid: Array) -> Array:
+    """The standard deviation of all rewards of valid groups; 0 without any."""
+    weights = jnp.broadcast_to(valid[:, None], rewards.shape).astype(jnp.float32)
+    count = jnp.maximum(jnp.sum(weights), 1)
+    mean = jnp.sum(weights * rewards) / count
+    return jnp.sqrt(jnp.sum(weights * jnp.square(rewards - mean)) / count)
+
+
+def token_velocities(
+    model: NextStep,
+    params: dict,
+    batch: Batch,
+    lengths: Int[Array, " R"],
+    points: Float[Array, "R n M C"],
+    t: Float[Array, "R n M"],
+) -> Float[Array, "R n M C"]:
+    """The flow head's velocities at M points and times of each token of finished images, from one parallel pass.
+
+    The condition of a token is what the token loop would have given it: the output projection always applies, and the
+    generation-time table where the model has one.
+
+    Args:
+      batch: rows of a prompt and the n tokens of an image after it, see `generation.rollouts.rollout_batch`.
+      lengths: of the prompts.
+    """
+
+    def call(method: str, *arguments):
+        return model.apply({"params": params}, *arguments, method=method)
+
+    hidden = call("__call__", batch)
+    places = lengths[:, None] - 1 + jnp.arange(points.shape[1])
+    hidden = jnp.take_along_axis(hidden, places[..., None], axis=1)
+    if model.config.use_gen_pos_embed:
+        table = jnp.asarray(gen_pos_embed(model.config.base_grid, hidden.shape[-1]))
+        hidden = (hidden + table[: points.shape[1]]).astype(hidden.dtype)
+    conditions = call("project_out", hidden)
+    flat = points.reshape(-1, points.shape[-1]), t.reshape(-1), conditions.reshape(-1, conditions.shape[-1])
+    return call("velocity", *flat).reshape(points.shape)
+
+
+def step_weight(weight: str, step: Transition) -> Array:
+    """What a trained step's log ratio is multiplied by, so that late steps, with little noise, do not outweigh all others.
+
+    The gradient at the policy that drew is noise . grad v times b / d for "likelihood" (the density itself), 2 b d for "cps"
+    (the density's exponent without its variance, as Flow-GRPO has it for that sampler), and 1 for "none".
+
+    Raises:
+      InputError: another weight.
+    """
+    if weight not in WEIGHTS:
+        raise InputError(f"weight must be one of {', '.join(WEIGHTS)}, found {weight!r}")
+    one = jnp.ones_like(jnp.asarray(step.d))
+    return {"likelihood": one, "cps": 2 * one * step.d * step.d, "none": step.d / step.b * one}[weight]
 
 
 def clipped_surrogate(log_ratio: Float[Array, "*#n"], advantage: Float[Array, "*#n"], clip: float) -> Float[Array, "*#n"]:

@@ -16,7 +16,7 @@ from nextstep_jax.data.augment import Augmentation
 from nextstep_jax.errors import InputError
 from nextstep_jax.generation.config import RENAMED as RENAMED_SETTINGS
 from nextstep_jax.schema import field_types, parse, read, unknown_key
-from nextstep_jax.training.settings import RUNS, EvaluationConfig, RunConfig, SourceConfig
+from nextstep_jax.training.settings import RUNS, EvaluationConfig, PromptsConfig, RewardConfig, RunConfig, SourceConfig
 
 _AUGMENTATION = {
     "drop_text": "caption_dropout",
@@ -78,6 +78,17 @@ def source(path: str = "", weight: float = 1.0, kind: str = "", thinking: bool =
 def evaluation(evaluator: str, every: int, **settings: Any) -> ConfigDict:
     """An entry of `config.evals` (see EvaluationConfig)."""
     return _config_dict(EvaluationConfig(evaluator, every, settings))
+
+
+def prompts(path: str = "", weight: float = 1.0) -> ConfigDict:
+    """Prompts of online training (see PromptsConfig)."""
+    return _config_dict(PromptsConfig(path, weight))
+
+
+def reward(spelling: str, weight: float = 1.0, normalizer: str = "none", score: str = "reward") -> ConfigDict:
+    """An entry of `config.rewards` (see RewardConfig)."""
+    fields = {"reward": spelling, "weight": weight, "normalizer": normalizer, "score": score}
+    return _config_dict(read(RewardConfig, fields, "reward"))
 
 
 def model_fields(config: NextStepConfig | ImageTokenizerConfig) -> ConfigDict:

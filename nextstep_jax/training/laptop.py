@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from nextstep_jax.config import preset
 from nextstep_jax.errors import InputError
+from nextstep_jax.training.config import prompts, reward
 from nextstep_jax.training.vocabulary import SHAPES, shapes_vocabulary, special_ids
 
 # Where each kind of data is found, by the name of its source.
@@ -65,8 +66,26 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.model.update({"latent_size": 8, "base_grid": 4})
     if config.objective == "preference":
         config.optimizer.learning_rate, config.loss.beta = 1e-3, 20.0  # a tiny model's errors move by tenths
+    if config.objective in ("nft", "grpo"):
+        return _shrink_online(config)
     config.data.update({"root": "shapes-data", "vocabulary": SHAPES, "batch_size": 4, "seq_len": 256, "epochs": 0})
     config.data.validation = ConfigDict()
     for name, settings in config.data.sources.items():
         settings.update({"path": _PATHS[name], "kind": ""})
+    return config
+
+
+def _shrink_online(config: ConfigDict) -> ConfigDict:
+    """The rest of an online stage: few small images of the dataset's prompts, judged by its own reward. What the tiny model
+    makes without training deserves none: name a checkpoint and its sizes to see the reward rise.
+    """
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.frozen = ()  # a flow head that has learned nothing passes no gradient on
+    config.data.update({"root": "", "vocabulary": SHAPES, "batch_size": 4, "train_prompts": 0})
+    config.data.sources = ConfigDict({"shapes": prompts("shapes:single object:200")})
+    config.data.validation = ConfigDict()
+    config.rewards = ConfigDict({"shapes": reward("shapes")})
+    config.rollouts.update({"images": 4, "image_size": 64, "steps": 4})
+    config.rollouts.window = min(config.rollouts.window, 2)
+    config.image_tokenizer_checkpoint = "nextstep_jax/builtin/shapes"
     return config

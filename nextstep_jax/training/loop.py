@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
@@ -29,7 +30,7 @@ from nextstep_jax.schema import flatten, plain
 from nextstep_jax.seeds import seed_key
 from nextstep_jax.sharding.mesh import global_batch, make_mesh, replicated
 from nextstep_jax.sharding.params import sharding_table, with_shardings
-from nextstep_jax.training import few_step, metrics, multitask, preference, reconstruction, run_record
+from nextstep_jax.training import few_step, metrics, multitask, online, preference, reconstruction, run_record
 from nextstep_jax.training.config import resolve
 from nextstep_jax.training.evals import EvaluatorFactory, open_evaluators, run_evaluators
 from nextstep_jax.training.goodput import Goodput
@@ -44,7 +45,9 @@ logger = logging.getLogger(__name__)
 
 STAGES: dict[str, Callable[[Any], Stage]] = {
     "few_step": few_step.make_stage,
+    "grpo": online.make_stage,
     "multitask": multitask.make_stage,
+    "nft": online.make_stage,
     "preference": preference.make_stage,
     "reconstruction": reconstruction.make_stage,
 }
@@ -254,15 +257,17 @@ def validate(
     batches: int,
 ) -> dict[str, float]:
     """Means over the first validation batches, always the same ones with the same noise, of the averaged parameters."""
-    mesh, means = jax.sharding.get_mesh(), []
+    mesh, means, params = jax.sharding.get_mesh(), [], state.averaged_params
     assert stage.validation_data is not None
+    # As at the start of a run: what a collector draws depends on the step.
+    state = dataclasses.replace(state, step=jnp.zeros_like(state.step), params=params, ema=None)
     with contextlib.closing(stage.validation_data()) as data:
         for number, host_batch in zip(range(batches), data, strict=False):
             batch = global_batch(host_batch.arrays, mesh, stage.objective.batch_axes)
             batch_key = jax.random.fold_in(key, number)
             if collect:
                 batch = collect(state, batch, batch_key)
-            means.append(validation_step(state.averaged_params, batch, batch_key))
+            means.append(validation_step(params, batch, batch_key))
     return {f"validation/{name}": value for name, value in metrics.mean_values(jax.device_get(means)).items()}
 
 

@@ -30,7 +30,7 @@ from nextstep_jax.objectives.multitask import Targets, add_input_noise, count_no
 from nextstep_jax.training.flops import multitask_flops, work_of
 from nextstep_jax.training.hosts import local_data_shards, on_any_process
 from nextstep_jax.training.init import to_canonical
-from nextstep_jax.training.settings import MultitaskConfig, MultitaskLossConfig, SourceConfig
+from nextstep_jax.training.settings import ModelRunConfig, MultitaskConfig, MultitaskLossConfig, SourceConfig
 from nextstep_jax.training.stage import Export, HostBatch, Stage, image_grid
 from nextstep_jax.training.step import Objective, WeightedMean
 from nextstep_jax.training.vocabulary import open_vocabulary
@@ -207,12 +207,12 @@ class PackedData(DataShards[PackedBatch]):
 # --- what comes out ---------------------------------------------------------------------------------------------------
 
 
-def tokenizer_checkpoint(config: MultitaskConfig) -> str:
+def tokenizer_checkpoint(config: ModelRunConfig) -> str:
     """The folder whose image tokenizer goes with the model; "" if none is known."""
     return config.image_tokenizer_checkpoint or config.init.checkpoint
 
 
-def inference(config: MultitaskConfig, vocabulary: Vocabulary, params: dict) -> Pipeline:
+def inference(config: ModelRunConfig, vocabulary: Vocabulary, params: dict) -> Pipeline:
     """The model in training, ready to generate with the settings of `config.samples.generation`.
 
     Raises:
@@ -237,13 +237,13 @@ def inference(config: MultitaskConfig, vocabulary: Vocabulary, params: dict) -> 
     )
 
 
-def draw_samples(config: MultitaskConfig, vocabulary: Vocabulary, params: dict) -> np.ndarray:
+def draw_samples(config: ModelRunConfig, vocabulary: Vocabulary, params: dict) -> np.ndarray:
     """Images of the config's prompts, side by side: [height, width, 3] uint8."""
     images = inference(config, vocabulary, params).generate(list(config.samples.prompts))
     return image_grid([image.pixels for image in images])
 
 
-def export(config: MultitaskConfig, model: NextStepConfig, vocabulary: Vocabulary) -> Export:
+def export(config: ModelRunConfig, model: NextStepConfig, vocabulary: Vocabulary) -> Export:
     """The image tokenizer's folder, the configs, the text tokenizer."""
     folder = tokenizer_checkpoint(config)
     stored = checkpoints.load_config(folder) if folder else {}

@@ -59,5 +59,6 @@ def make_program(config: RunConfig, objective: Objective, mesh: Mesh) -> Program
         grad_accum_steps=config.grad_accum_steps,
         frozen=o.frozen,
         ema_decay=config.ema_decay,
+        ema_ramp=config.ema_ramp,
     )
     return Program(params, trainable, create, state, state_shardings(state, mesh), step)

@@ -14,6 +14,7 @@ from nextstep_jax.data.augment import Augmentation
 from nextstep_jax.errors import InputError
 from nextstep_jax.flow.paths import TimestepDistribution
 from nextstep_jax.generation.config import GenerationConfig
+from nextstep_jax.generation.rollouts import RolloutConfig
 from nextstep_jax.generation.sizes import trained_sizes
 from nextstep_jax.objectives.reconstruction import Weights
 from nextstep_jax.schema import NonNegative, Pattern, Positive, above, at_least, below, read
@@ -219,6 +220,50 @@ class MixtureConfig(DataConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class PromptsConfig:
+    """Prompts of a mixture.
+
+    Attributes:
+      path: what `training.candidates.read_prompts` can open; a file relative to `data.root`.
+      weight: of a step's prompts, relative to the other sources'; 0 leaves the source out.
+    """
+
+    path: str = ""
+    weight: Annotated[float, at_least(0)] = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptMixtureConfig(DataConfig):
+    """Prompts to make images of; `batch_size` is how many a step has, all different.
+
+    Attributes:
+      root: folder that relative paths start from.
+      vocabulary: a tokenizer.json; "": that of `init.checkpoint`; "shapes": the built-in dataset's.
+      train_prompts: prompts of a step whose images are learned from, the first ones that teach something, so that a step
+        costs no more than these; 0: all that do.
+      sources, validation: prompts by names of the user's choice.
+    """
+
+    root: str = ""
+    vocabulary: str = ""
+    train_prompts: NonNegative = 0
+    sources: Mapping[str, PromptsConfig] = dataclasses.field(default_factory=dict)
+    validation: Mapping[str, PromptsConfig] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for group, sources in (("sources", self.sources), ("validation", self.validation)):
+            for name, source in sources.items():
+                if source.weight and not source.path:
+                    raise InputError(f"{group}.{name}.path is missing: prompts with a weight need one")
+        if self.train_prompts > self.batch_size:
+            raise InputError(f"train_prompts must be at most batch_size, found {self.train_prompts} of {self.batch_size}")
+
+    def has_sources(self) -> bool:
+        return any(source.weight for source in self.sources.values())
+
+
+@dataclasses.dataclass(frozen=True)
 class PixelsConfig(DataConfig):
     """Images of one size.
 
@@ -249,6 +294,7 @@ class RunConfig:
       name: of the run, for the trackers.
       grad_accum_steps: parts that a step's batch is run in.
       ema_decay: of the moving average of the parameters; 0: none.
+      ema_ramp: the decay after n updates is at most n times this; 0: at most (1 + n) / (10 + n).
       max_nonfinite_steps: steps in a row with a non-finite loss or gradient that stop the run.
       evals: evaluations during training, by names of the user's choice (training/evals.py).
       export_dtype: of the trained parameters in the checkpoint folder written at the end.
@@ -262,6 +308,7 @@ class RunConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     grad_accum_steps: Positive = 1
     ema_decay: Annotated[float, below(0, 1)] = 0.0
+    ema_ramp: Annotated[float, at_least(0)] = 0.0
     max_nonfinite_steps: Positive = 20
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -310,20 +357,16 @@ class MultitaskLossConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class MultitaskConfig(RunConfig):
-    """NextStep on packed mixed sequences (training/multitask.py).
+class ModelRunConfig(RunConfig):
+    """What every stage of the model itself has.
 
     Attributes:
-      image_tokenizer_checkpoint: decodes sample images and is exported with the model; "": that of `init.checkpoint`.
+      image_tokenizer_checkpoint: decodes images and is exported with the model; "": that of `init.checkpoint`.
     """
 
-    objective: Literal["multitask"] = "multitask"
     samples: GenerationSamplesConfig = GenerationSamplesConfig()
-    data: MixtureConfig = MixtureConfig()
     model: NextStepConfig = NextStepConfig()
-    loss: MultitaskLossConfig = MultitaskLossConfig()
     image_tokenizer_checkpoint: str = ""
-    max_target_fraction: MaxTargetFraction = MaxTargetFraction()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -332,6 +375,16 @@ class MultitaskConfig(RunConfig):
         generation.pop("trained_sizes", None)
         for path, values in (("", generation), (".edit", generation.pop("edit", {}))):
             read(GenerationConfig, values, f"config.samples.generation{path}")
+
+
+@dataclasses.dataclass(frozen=True)
+class MultitaskConfig(ModelRunConfig):
+    """NextStep on packed mixed sequences (training/multitask.py)."""
+
+    objective: Literal["multitask"] = "multitask"
+    data: MixtureConfig = MixtureConfig()
+    loss: MultitaskLossConfig = MultitaskLossConfig()
+    max_target_fraction: MaxTargetFraction = MaxTargetFraction()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -362,6 +415,9 @@ class PreferenceConfig(MultitaskConfig):
         super().__post_init__()
         if self.data.grids:
             raise InputError("data.grids: the release's packing knows no preferences")
+        for name, source in self.data.sources.items():
+            if source.augmentation.preferred_only:
+                raise InputError(f"data.sources.{name}.augmentation.preferred_only leaves no image to prefer another to")
         if self.init.reinit:
             raise InputError("init.reinit: the model that training starts from is the reference, it keeps its parameters")
 
@@ -403,6 +459,104 @@ class FewStepConfig(MultitaskConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """A reward, and its part in the sum that is learned from.
+
+    Attributes:
+      reward: its spelling, see `rewards.loading.open_reward`.
+      weight, normalizer, score: see `rewards.combine.RewardTerm`.
+    """
+
+    reward: str = ""
+    weight: float = 1.0
+    normalizer: Literal["none", "rank", "z_score"] = "none"
+    score: str = "reward"
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineLossConfig:
+    """What every kind of learning from scored rollouts has (objectives/policy_gradient.py).
+
+    Attributes:
+      deviation: what advantages are measured in, each group's own standard deviation or that of all rewards.
+      min_spread, max_mean: groups with a smaller deviation than that fraction of all rewards', or a higher mean reward, teach
+        nothing and are left out; so are unanimous ones.
+      kl_weight: of the squared distance to the velocities of the model that training starts from; 0: that model is not kept.
+    """
+
+    deviation: Literal["group", "global"] = "group"
+    min_spread: Annotated[float, at_least(0)] = 0.05
+    max_mean: float = 0.9
+    kl_weight: Annotated[float, at_least(0)] = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class NftLossConfig(OnlineLossConfig):
+    """Forward-process learning, DiffusionNFT.
+
+    Attributes:
+      beta: how far the two mixtures of new and old velocity lie from the old one.
+      draws: of noise and time for each image token.
+      timesteps: the distribution of the times.
+    """
+
+    beta: Annotated[float, above(0)] = 1.0
+    draws: Positive = 4
+    timesteps: TimestepDistribution = TimestepDistribution()
+
+
+@dataclasses.dataclass(frozen=True)
+class GrpoLossConfig(OnlineLossConfig):
+    """GRPO on sampler steps.
+
+    Attributes:
+      weight: of a trained step, see `policy_gradient.step_weight`.
+      clip: of the ratio; with one update for each rollout it never acts.
+    """
+
+    weight: Literal["likelihood", "cps", "none"] = "cps"
+    clip: Annotated[float, above(0)] = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineConfig(ModelRunConfig):
+    """The model on images that it makes of prompts in each step, scored by rewards (training/online.py)."""
+
+    data: PromptMixtureConfig = PromptMixtureConfig()
+    loss: OnlineLossConfig = OnlineLossConfig()
+    rollouts: RolloutConfig = RolloutConfig()
+    rewards: Mapping[str, RewardConfig] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, entry in self.rewards.items():
+            if not entry.reward:
+                raise InputError(f"rewards.{name}.reward is missing")
+
+
+@dataclasses.dataclass(frozen=True)
+class NftConfig(OnlineConfig):
+    """Images are made by the averaged parameters, where `ema_decay` asks for an average: they are the old policy."""
+
+    objective: Literal["nft"] = "nft"
+    loss: NftLossConfig = NftLossConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class GrpoConfig(OnlineConfig):
+    """Images are made by the parameters themselves; one update follows each rollout."""
+
+    objective: Literal["grpo"] = "grpo"
+    loss: GrpoLossConfig = GrpoLossConfig()
+    rollouts: RolloutConfig = RolloutConfig(trained_steps=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.rollouts.trained_steps:
+            raise InputError("rollouts.trained_steps must be at least 1 for GRPO, found 0")
+
+
+@dataclasses.dataclass(frozen=True)
 class ReconstructionLossConfig(Weights):
     """Weights of the terms of objectives/reconstruction.py. The networks behind the last two are named
     "package.module:function": the function returns (images, reconstructions) -> [B] distances, or a Linen module images ->
@@ -425,7 +579,9 @@ class ReconstructionConfig(RunConfig):
 
 RUNS: dict[str, type[RunConfig]] = {
     "few_step": FewStepConfig,
+    "grpo": GrpoConfig,
     "multitask": MultitaskConfig,
+    "nft": NftConfig,
     "preference": PreferenceConfig,
     "reconstruction": ReconstructionConfig,
 }

@@ -47,9 +47,11 @@ class StepMetrics(NamedTuple):
     finite: Array
 
 
-def current_decay(decay: float, updates: Array) -> Array:
-    """min(decay, (1 + n) / (10 + n)) after n updates, so that a short run's average is not its first values."""
-    return jnp.minimum(decay, (1.0 + updates) / (10.0 + updates))
+def current_decay(decay: float, ramp: float, updates: Array) -> Array:
+    """After n updates min(decay, ramp * n), or without a ramp min(decay, (1 + n) / (10 + n)): a short run's average is not its
+    first values.
+    """
+    return jnp.minimum(decay, ramp * updates if ramp else (1.0 + updates) / (10.0 + updates))
 
 
 def split_batch(batch, parts: int):
@@ -85,6 +87,7 @@ def make_train_step(
     grad_accum_steps: int = 1,
     frozen: Sequence[str] = (),
     ema_decay: float = 0.0,
+    ema_ramp: float = 0.0,
 ) -> Callable[[TrainState, Any, Array], tuple[TrainState, StepMetrics]]:
     """The step (state, batch, key) -> (state, metrics), to be jitted once with the state donated.
 
@@ -115,7 +118,7 @@ def make_train_step(
         average = state.ema
         if average is not None:
             with jax.named_scope("average"):
-                decay = current_decay(ema_decay, state.updates)
+                decay = current_decay(ema_decay, ema_ramp, state.updates)
                 average = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, updated)
         new = TrainState(
             step=state.step + 1,

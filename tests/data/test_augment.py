@@ -164,6 +164,7 @@ def test_a_preference_keeps_its_texts_and_two_images_the_preferred_first():
     for index in range(50):
         *texts, winner, loser = arrange(sample, Augmentation(), 0, index)
         assert [part.text for part in texts] == ["a", "b"] and winner == images[1]
+        assert arrange(sample, Augmentation(preferred_only=True), 0, index) == [*texts, winner]
         seen.add(float(loser.latents().flat[0]))
     assert seen == {0, 2, 3, 4}
 

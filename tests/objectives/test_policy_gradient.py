@@ -10,31 +10,65 @@ from hypothesis import strategies as st
 from nextstep_jax.errors import InputError
 from nextstep_jax.flow import likelihood
 from nextstep_jax.flow.samplers import step_table
-from nextstep_jax.objectives.policy_gradient import advantages, clipped_surrogate, informative, nft_loss, optimality
+from nextstep_jax.objectives.policy_gradient import (
+    advantages,
+    clipped_surrogate,
+    informative,
+    nft_loss,
+    optimality,
+    step_weight,
+)
+
+ALL = np.ones(5, bool)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from(["group", "global"]))
 def test_advantages_of_a_group_sum_to_zero_and_stay_in_bounds(seed, deviation):
     rewards = np.random.default_rng(seed).uniform(size=(5, 8)).astype(np.float32)
-    found = advantages(rewards, deviation)
+    found = advantages(rewards, ALL, deviation)
     np.testing.assert_allclose(found.sum(axis=1), 0, atol=1e-4)
     assert np.abs(found).max() <= 5
 
 
 def test_advantages_have_the_deviation_asked_for():
     rewards = np.random.default_rng(0).uniform(size=(5, 8)) * np.arange(1, 6)[:, None]
-    np.testing.assert_allclose(np.std(advantages(rewards), axis=1), 1, rtol=2e-3)
+    np.testing.assert_allclose(np.std(advantages(rewards, ALL), axis=1), 1, rtol=2e-3)
     centered = rewards - rewards.mean(axis=1, keepdims=True)
-    np.testing.assert_allclose(advantages(rewards, "global"), centered / rewards.std(), rtol=1e-3)
+    np.testing.assert_allclose(advantages(rewards, ALL, "global"), centered / rewards.std(), rtol=1e-3)
     with pytest.raises(InputError, match="group or global"):
-        advantages(rewards, "batch")
+        advantages(rewards, ALL, "batch")
 
 
 def test_unanimous_groups_and_solved_ones_are_not_informative():
     rewards = jnp.asarray([[1, 1, 1, 1.0], [0, 0, 0, 0], [1, 0, 0, 1], [1, 1, 1, 0.99], [0.98, 0.9, 0.96, 0.8]])
-    assert informative(rewards).tolist() == [False, False, True, False, False]
-    assert not informative(jnp.full((2, 3), 0.3)).any()
+    assert informative(rewards, ALL).tolist() == [False, False, True, False, False]
+    assert informative(rewards, ALL, max_mean=2.0).tolist() == [False, False, True, False, True]
+    assert not informative(jnp.full((2, 3), 0.3), ALL[:2]).any()
+
+
+def test_what_was_not_scored_counts_for_nothing():
+    rewards = np.random.default_rng(1).uniform(size=(5, 8)).astype(np.float32)
+    valid = np.array([True, True, False, True, True])
+    wild = np.where(valid[:, None], rewards, 1e4 * rewards)
+    np.testing.assert_allclose(
+        advantages(wild, valid, "global")[valid], advantages(rewards[valid], ALL[:4], "global"), rtol=1e-5, atol=1e-6
+    )
+    kept = informative(wild, valid, max_mean=2.0)
+    assert kept.tolist() == valid.tolist()
+    assert not informative(wild, ~valid & False).any()
+
+
+@pytest.mark.parametrize("weight, power", [("likelihood", (1, -1)), ("cps", (1, 1)), ("none", (0, 0))])
+def test_weights_of_steps_are_those_of_their_gradients(weight, power):
+    step = likelihood.transition(step_table("cps", 8), 2)
+    rng = np.random.default_rng(5)
+    velocity, noise = rng.normal(size=(2, 4)).astype(np.float32)
+    gradient = jax.grad(lambda v: (step_weight(weight, step) * likelihood.log_ratio(step, v, velocity, noise)).sum())(velocity)
+    factor = step.b ** power[0] * step.d ** power[1] * (2 if weight == "cps" else 1)
+    np.testing.assert_allclose(gradient, factor * noise, rtol=1e-5)
+    with pytest.raises(InputError, match="likelihood, cps, none"):
+        step_weight("late", step)
 
 
 @pytest.mark.parametrize("log_ratio, advantage, expected", [(0.0, 2.0, -2.0), (0.5, 2.0, -2.2), (0.5, -2.0, 2 * np.exp(0.5))])

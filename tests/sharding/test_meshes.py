@@ -54,7 +54,8 @@ def off(found, expected) -> float:
 
 def compute():
     """Print how far everything computed on a mesh is from what one device computes."""
-    print(json.dumps({"training": training(), "splash": splash(), "generation": generation()}))
+    found = {"training": training(), "splash": splash(), "generation": generation()}
+    print(json.dumps(found | {"post_training": {name: post_training(name) for name in ("preference", "nft", "grpo")}}))
 
 
 def splash():
@@ -145,6 +146,68 @@ def training():
     return found
 
 
+def post_training(objective_name):
+    """For each of three meshes, how far loss and gradients of a step are from those of one device: rollouts, reference, and the
+    step itself are made on the mesh; what the images are worth is given.
+    """
+    import types
+
+    import jax
+
+    from nextstep_jax.config import preset
+    from nextstep_jax.sharding.mesh import global_batch, make_mesh
+    from nextstep_jax.sharding.params import state_shardings
+    from nextstep_jax.training import online, preference
+    from nextstep_jax.training.config import base_config, model_fields, resolve
+    from nextstep_jax.training.init import initial_params
+
+    config = base_config(objective_name)
+    model = preset("tiny").with_transformer(layers=1, scan_layers=True)
+    config.model, rng = model_fields(model), np.random.default_rng(1)
+    if objective_name == "preference":
+        config.data.seq_len, config.loss.beta = 32, 5.0
+        run = resolve(config)
+        batch, objective = mixed_batch(2 * model.token_channels), preference.make_objective(run)
+    else:
+        config.rollouts.update({"images": 2, "steps": 3, "image_size": 32})
+        config.loss.kl_weight = 0.1
+        run = resolve(config)
+        batch = online.rollouts.PromptRows(rng.integers(0, 400, (8, 64)).astype(np.int32), np.arange(8, 16), np.arange(8))
+        batch, objective = jax.tree.map(lambda a: a.astype(np.int32), batch), online.make_objective(run)
+    shapes = jax.eval_shape(objective.init, jax.random.key(0))
+    params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32) * 0.1, shapes)
+    totals = rng.uniform(size=(8, 2)).astype(np.float32)
+    scores, key, expected, found = online.Scores(totals, np.arange(8) != 3, {"one": totals}), jax.random.key(2), None, {}
+    for name in ("1", "8x1", "2x4"):
+        sizes = MESHES[name]
+        mesh = make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values()) or [1]))])
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(params, state_shardings(params, mesh))
+            state = types.SimpleNamespace(step=jax.numpy.int32(3), params=placed, averaged_params=placed)
+            mine = global_batch(batch, mesh, objective.batch_axes)
+            if objective_name == "preference":
+                mine = preference.open_collector(run, objective, key)(state, mine, key)
+            else:
+                settings = online.generation_settings(run)
+                drawn = jax.jit(online.make_draw(run, settings, (2, 2), mesh))(placed, mine, state.step, key)
+                assert len(drawn.read.addressable_shards) == mesh.size
+                reference = initial_params(run.init, objective.init, key, mesh)
+                scored = global_batch(scores, mesh, objective.batch_axes)
+                complete = jax.jit(online.make_complete(run, settings))
+                mine = complete(None, reference, drawn, scored, state.step, key)
+
+            def loss(params, batch):
+                return objective.loss(params, batch, key, objective.normalizers(batch))[0]
+
+            value, grads = jax.jit(jax.value_and_grad(loss))(placed, mine)
+        leaves = [np.asarray(value), *map(np.asarray, jax.tree.leaves(grads))]
+        expected = expected or leaves
+        scale = max(np.abs(leaf).max() for leaf in expected[1:])
+        found[name] = max(float(np.abs(a - b).max() / scale) for a, b in zip(leaves, expected, strict=True))
+        assert scale > 1e-6
+    return found
+
+
 @pytest.fixture(scope="module")
 def results():
     """What `compute` prints in a process with eight devices."""
@@ -165,6 +228,12 @@ def test_a_mesh_changes_neither_loss_nor_gradients(results, name):
     training = results["training"]
     assert training[name]["loss"] == pytest.approx(training["1"]["loss"], rel=1e-5)
     assert training[name]["worst"] < 1e-5, training[name]["where"]
+
+
+@pytest.mark.parametrize("objective", ["preference", "nft", "grpo"])
+def test_a_mesh_changes_no_step_of_post_training(results, objective):
+    """A preference is a small difference of errors, and of drawn tokens each is the next one's input."""
+    assert max(results["post_training"][objective].values()) < 1e-4
 
 
 def test_the_attention_kernel_is_the_same_split_over_rows_heads_and_queries(results):

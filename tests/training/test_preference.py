@@ -149,6 +149,12 @@ def test_each_stage_takes_its_own_kind_of_data(config, shapes_data, candidates, 
         train(other, tmp_path / "run")
 
 
+def test_preferred_images_alone_are_no_preferences(config, tmp_path):
+    config.data.sources.candidates.augmentation.preferred_only = True
+    with pytest.raises(InputError, match="config.data.sources.candidates.augmentation.preferred_only leaves no image"):
+        train(config, tmp_path / "run")
+
+
 def test_prompts_of_files_and_of_the_dataset(tmp_path):
     (tmp_path / "a.txt").write_text("a cat\n\n  a dog \n")
     assert [prompt.text for prompt in read_prompts(tmp_path / "a.txt")] == ["a cat", "a dog"]

@@ -83,7 +83,8 @@ def test_average_follows_its_formula(batch):
         decay = min(0.5, (1 + n) / (10 + n))
         average = decay * average + (1 - decay) * np.asarray(state.params["model"]["linear"]["kernel"])
         np.testing.assert_allclose(state.ema["model"]["linear"]["kernel"], average, rtol=1e-6)
-    np.testing.assert_allclose(current_decay(0.999, 10_000), 0.999)
+    np.testing.assert_allclose(current_decay(0.999, 0.0, 10_000), 0.999)
+    np.testing.assert_allclose([current_decay(0.5, 0.001, n) for n in (0, 100, 9_000)], [0, 0.1, 0.5])
 
 
 def test_frozen_parameters_stay_bit_for_bit_and_have_no_moments(batch):
