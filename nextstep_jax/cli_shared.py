@@ -78,7 +78,8 @@ class Group(click.Group):
 
 def did_you_mean(name: str, known: list[str]) -> str:
     """ "; did you mean A or B?" of the known names nearest to one, and all of them where none is near."""
-    near = difflib.get_close_matches(name, known, 3, 0.6)
+    by_word = {option.lstrip("-"): option for option in known}  # dashes are alike in all options
+    near = [by_word[word] for word in difflib.get_close_matches(name.lstrip("-"), by_word, 3, 0.6)]
     return f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(known)}"
 
 
