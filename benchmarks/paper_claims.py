@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.results import result, rounded
+from benchmarks.result_files import result, rounded
 from nextstep_jax import checkpoints
 from nextstep_jax.config import ImageTokenizerConfig
 from nextstep_jax.configs import paper_generator, paper_tokenizer

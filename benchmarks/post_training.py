@@ -28,7 +28,7 @@ from unittest import mock
 
 import numpy as np
 
-from benchmarks.results import result, rounded
+from benchmarks.result_files import result, rounded
 from nextstep_jax import checkpoints
 from nextstep_jax.data import shapes
 from nextstep_jax.data.images import to_float

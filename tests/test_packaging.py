@@ -58,6 +58,7 @@ def test_the_wheel_trains_a_shipped_config(installed, tmp_path):
     )
     assert (tmp_path / "run" / "export" / "config.json").is_file()
     names = run(installed / "nextstep-jax", "train", "--help", cwd=tmp_path)
+    names += run(installed / "nextstep-jax", "data", "curate", "--help", cwd=tmp_path)
     assert all(path.stem in names for path in (ROOT / "configs").glob("[!_]*.py"))
 
 

@@ -15,13 +15,14 @@ import pytest
 
 from nextstep_jax.config import preset
 from nextstep_jax.errors import InputError
+from nextstep_jax.launch.shipped import config_names
 from nextstep_jax.schema import flatten, plain
 from nextstep_jax.training.config import resolve
 from nextstep_jax.training.multitask import packing_config
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 RESOLVED = pathlib.Path(__file__).parent / "resolved"
-NAMES = sorted(path.stem for path in CONFIGS.glob("[a-z]*.py") if not path.stem.startswith("curate_"))
+NAMES = config_names()
 
 
 def get(name, argument=None):

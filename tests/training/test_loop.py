@@ -16,6 +16,7 @@ from nextstep_jax.data.sequence import KIND_IDS
 from nextstep_jax.errors import InputError, NextStepError
 from nextstep_jax.evaluation.evaluators import EVALUATORS
 from nextstep_jax.launch import export
+from nextstep_jax.launch.shipped import config_names
 from nextstep_jax.training import loop
 from nextstep_jax.training.config import evaluation, resolve
 from nextstep_jax.training.init import to_canonical
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("shared_compilations")
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 # Online stages make their own data: tests/training/test_online.py.
-NAMES = sorted(path.stem for path in CONFIGS.glob("[!_]*.py") if not path.stem.endswith(("_nft", "_grpo")))
+NAMES = [name for name in config_names() if not name.endswith(("_nft", "_grpo"))]
 
 
 @pytest.fixture
