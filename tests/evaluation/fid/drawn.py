@@ -1,13 +1,14 @@
 """Weights and images that any program can draw alike: the goldens of FID's network were made with these.
 
-python -m tests.evaluation.fid.drawn GOLDENS     # writes GOLDENS/inception.npz; needs torch and torch-fidelity 0.4
+python -m tests.evaluation.fid.drawn     # writes inception.npz beside this file; needs torch and torch-fidelity 0.4
 """
 
 import pathlib
-import sys
 import zlib
 
 import numpy as np
+
+GOLDEN = pathlib.Path(__file__).with_name("inception.npz")
 
 
 def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -61,7 +62,7 @@ def main() -> None:
     outputs = [network(tensor(image)) for image in draw_images()]
     board = tensor(checkerboard()).float()
     np.savez_compressed(
-        pathlib.Path(sys.argv[1]) / "inception.npz",
+        GOLDEN,
         features=np.concatenate([output[0].numpy() for output in outputs]),
         logits=np.concatenate([output[1].numpy() for output in outputs]),
         resized=resize(board, size=(299, 299), align_corners=False)[0, 0, ::7].numpy(),

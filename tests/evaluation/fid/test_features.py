@@ -7,12 +7,12 @@ from PIL import Image
 from nextstep_jax.evaluation.fid.features import MODES, inception_extractor, own_extractor
 from nextstep_jax.evaluation.fid.resize import resize_clean, resize_tf
 from nextstep_jax.generation.load import load_image_tokenizer
-from tests.evaluation.fid.drawn import checkerboard, draw_images
+from tests.evaluation.fid.drawn import GOLDEN, checkerboard, draw_images
 
 
 @pytest.fixture(scope="module")
-def golden(goldens):
-    return np.load(goldens / "inception.npz")
+def golden():
+    return np.load(GOLDEN)
 
 
 @pytest.fixture(scope="module")
