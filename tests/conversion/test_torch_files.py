@@ -391,9 +391,8 @@ def test_damaged_files_never_raise_anything_else(suffix, data, tmp_path_factory)
 
 # --- torch before 1.6 -------------------------------------------------------------------------------------------------
 
-LEGACY = (
-    pathlib.Path(__file__).parent / "torch_legacy.pth"
-)  # torch 2.14: save(state, path, _use_new_zipfile_serialization=False)
+# Of torch 2.14: save(state, path, _use_new_zipfile_serialization=False)
+LEGACY = pathlib.Path(__file__).parent / "torch_legacy.pth"
 
 
 def test_reads_what_torch_wrote_before_1_6():
