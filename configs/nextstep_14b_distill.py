@@ -5,7 +5,7 @@
 
 DATA holds the dataset pairs, best with images that the model made itself among them: those are what it meets when it draws.
 The transformer and the first head stay as they are, and both heads are in the export. Expected: not run. On a laptop:
-`--config nextstep_14b_distill:laptop`.
+`--config nextstep_14b_distill:laptop --config.init.checkpoint=CHECKPOINT`; an untrained teacher's velocities are zero.
 """
 
 from nextstep_jax.config import preset

@@ -9,7 +9,7 @@
 The controls: `--config.loss.method=shortcut` and `--config.loss.method=regression` (one evaluation only).
 Expected: not run to its end. The first 700 steps did not bring the loss below where it began (0.23 to 0.31), so no second
 head ships with the built-in model.
-Shrunk: `--config shapes_distill:laptop`.
+Shrunk: `--config shapes_distill:laptop --config.init.checkpoint=CHECKPOINT`; an untrained teacher's velocities are zero.
 """
 
 from nextstep_jax.configs import shapes_sft

@@ -136,8 +136,8 @@ def test_a_tokenizer_counts_what_it_cannot_read(run, tmp_path):
         (["shapes", "--cfg", "much"], "'much'"),
         (["fid", "/no/such/folder", "."], "/no/such/folder: there is no such folder"),
         (["fid", ".", "/no/such.npz"], "/no/such.npz: cannot be read"),
-        (["fid", "docs", "docs", "--mode", "own"], "docs: no images"),
-        (["fid", "docs/assets", "docs/assets"], "no images"),
+        (["fid", "launch", "launch", "--mode", "own"], "launch: no images"),
+        (["fid", "launch", "launch"], "no images"),
         (["statistics", ".", "x.npy"], "x.npy: expected a name that ends in .npz"),
     ],
 )

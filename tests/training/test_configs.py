@@ -130,7 +130,7 @@ def test_the_pages_say_what_is_there():
     for file, test in re.findall(r"`((?:\w+/)*test_\w+)(?:\.py)?(?:::(\w+))?`", page):
         path = CONFIGS.parent / "tests" / ("training/test_configs.py" if file == "test_configs" else f"{file}.py")
         assert path.is_file() and f"def {test}" in path.read_text(encoding="utf-8"), (file, test)
-    known = [name for stage in ("nextstep_14b_sft", "tokenizer_f8ch16") for name, _ in flatten(plain(resolve(get(stage))), "")]
+    known = {name for stage in NAMES for name, _ in flatten(plain(resolve(get(stage))), "")}
     named = re.findall(r"`((?:data|loss|model|optimizer|image_tokenizer|init)\.[\w.]*\w)`", page.replace("NAME", "pairs"))
     assert len(named) > 20 and all(any(f"{k}.".startswith(f".{name}.") for k in known) for name in named)
 
