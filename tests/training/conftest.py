@@ -29,6 +29,11 @@ def metric_lines(workdir: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+def untimed(line):
+    """A line of metrics without what the clock says."""
+    return {name: value for name, value in line.items() if "second" not in name and name != "goodput"}
+
+
 def fake_latents(pixels: np.ndarray) -> np.ndarray:
     """[B, height, width, 3] in [-1, 1] to [B, h, w, 16]: random features of the mean colors of 8x8 blocks, normalized."""
     blocks = pixels.reshape(len(pixels), pixels.shape[1] // 8, 8, pixels.shape[2] // 8, 8, 3).mean((2, 4))

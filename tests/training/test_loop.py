@@ -20,7 +20,7 @@ from nextstep_jax.launch.shipped import config_names
 from nextstep_jax.training import loop
 from nextstep_jax.training.config import evaluation, resolve
 from nextstep_jax.training.init import to_canonical
-from tests.training.conftest import metric_lines
+from tests.training.conftest import metric_lines, untimed
 
 pytestmark = pytest.mark.usefixtures("shared_compilations")
 
@@ -107,10 +107,6 @@ def test_a_stopped_run_ends_with_the_same_bits(laptop, tmp_path, monkeypatch):
     for read in (checkpoints.load_config, lambda folder: checkpoints.load_file(folder, "tokenizer.json")):
         assert read(folders[0]) == read(folders[1])
     assert export.main([*arguments, "--step", "3"]) == 2
-
-
-def untimed(line):
-    return {name: value for name, value in line.items() if "second" not in name and name != "goodput"}
 
 
 def test_a_few_samples_are_learned_by_heart(laptop, tmp_path):

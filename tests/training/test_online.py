@@ -22,6 +22,7 @@ from nextstep_jax.training.config import base_config, model_fields, prompts, res
 from nextstep_jax.training.loop import train
 from nextstep_jax.training.prompts import frame_prompts
 from nextstep_jax.training.run_logs import read_metrics
+from tests.training.conftest import metric_lines, untimed
 
 WORDS = ("a red circle", "a blue square", "red", "a circle of blue", "left", "a red square", "blue of red", "a circle")
 
@@ -133,13 +134,7 @@ def test_a_run_that_was_stopped_continues_bit_for_bit(config, tmp_path, objectiv
     run.steps = 4
     parts = train(run, tmp_path / "parts")
     assert distance(whole.params, parts.params) == distance(whole.ema, parts.ema) == 0
-    first, second = (
-        [
-            {name: value for name, value in json.loads(line).items() if "second" not in name}
-            for line in (tmp_path / part / "metrics.jsonl").read_text().splitlines()
-        ]
-        for part in ("whole", "parts")
-    )
+    first, second = ([untimed(line) for line in metric_lines(tmp_path / part)] for part in ("whole", "parts"))
     assert first == second
 
 
