@@ -96,7 +96,7 @@ def test_modulations_computed_beforehand_give_the_average_velocity(map_head):
         now = jax.tree.map(lambda leaf, i=i: leaf[i], table)
         jump = (x, np.full(3, s[i]), np.full(3, t[i]), condition, unconditional, w)
         expected = model.apply(variables, *jump, method="average_velocity")
-        np.testing.assert_allclose(model.apply(variables, x, now, method="average_velocity_at"), expected, atol=2e-6)
+        np.testing.assert_allclose(model.apply(variables, x, now, method="average_velocity_at"), expected, 2e-6, 2e-6)
 
 
 def abstract_params(config: NextStepConfig) -> dict:

@@ -184,7 +184,7 @@ def mean_error(scale: float = 1.0):
 @pytest.mark.parametrize(
     ("evaluator", "every", "settings", "message"),
     [
-        ("shape", 1, {}, "config.evals.mine.evaluator must be one of shapes, reconstruction, python:"),
+        ("shape", 1, {}, "config.evals.mine.evaluator must be one of shapes, reconstruction, suite, python:"),
         ("python:no.such:thing", 1, {}, "config.evals.mine.evaluator: 'no.such:thing' is not"),
         ("python:json:decoder", 1, {}, "config.evals.mine.evaluator: 'json:decoder' is not a function"),
         ("reconstruction", 1, {"limits": 3}, "config.evals.mine.settings: .*'limits'"),
