@@ -163,6 +163,30 @@ def test_a_whole_run_of_gedit(whole_run, judge, data, tmp_path):
     assert all(load(base64.b64decode(url.removeprefix("data:image/jpeg;base64,"))).size == (64, 64) for url in images)
 
 
+def test_a_whole_run_of_gedit_in_chinese(whole_run, judge, tmp_path):
+    """The rows of the other language are left alone. (The tiny model reads no Chinese.)"""
+    parquet, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    image = io.BytesIO()
+    Image.new("RGB", (64, 64), "gray").save(image, "PNG")
+    source = {"bytes": image.getvalue(), "path": None}
+    both = dict(input_image=source, input_image_raw=source, Intersection_exist=True)
+    rows = [
+        dict(
+            task_type=task, key=str(i), instruction="blue circle" if language == "cn" else "red", instruction_language=language
+        )
+        for i, task in enumerate(TASKS)
+        for language in ("en", "cn")
+    ]
+    (tmp_path / "data").mkdir()
+    parquet.write_table(pa.Table.from_pylist([row | both for row in rows]), tmp_path / "data" / "train.parquet")
+    judge.reply = lambda text, count: '{"score": [9, 9]}'
+    score = whole_run("gedit-cn", tmp_path / "data", 11)
+    assert score["counts"]["scored"] == 22 and score["metrics"]["G_O"]["value"] == pytest.approx(9)
+    asked = [body["messages"][0]["content"][0]["text"] for body, _ in judge.bodies]
+    assert sum("blue circle" in text for text in asked) >= 11 and not any("red" in text.split() for text in asked)
+    assert len(list((tmp_path / "gedit-cn" / "images" / "nextstep" / "fullset").glob("*/cn/?.png"))) == 10
+
+
 def test_a_whole_run_of_imgedit(whole_run, judge, data, tmp_path):
     judge.reply = lambda text, count: "no idea" if "Rate this style" in text else "A: 5\nB: 4\nC: 3"
     score = whole_run("imgedit", data / "imgedit", 9)
