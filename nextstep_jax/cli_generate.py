@@ -26,7 +26,7 @@ from nextstep_jax.cli_shared import (
 from nextstep_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from nextstep_jax.generation.pipeline import PartialImages
+    from nextstep_jax.generation.loaded_model import PartialImages
 
 _BEGAN = time.perf_counter()
 _SIDE = click.IntRange(min=1)

@@ -10,7 +10,8 @@ from nextstep_jax.data.sequence import ImageTokens
 from nextstep_jax.generation.arguments import require_int
 from nextstep_jax.generation.config import GenerationConfig
 from nextstep_jax.generation.generated_image import GeneratedImage
-from nextstep_jax.generation.pipeline import ImageSource, OnChunk, OnText, Pipeline, require_sampling
+from nextstep_jax.generation.loaded_model import ImageSource, OnChunk, OnText, require_sampling
+from nextstep_jax.generation.pipeline import Pipeline
 from nextstep_jax.generation.prompts import Part, describe, require_prompt
 from nextstep_jax.generation.sizes import bucket_area
 from nextstep_jax.seeds import require_seed, seed_key

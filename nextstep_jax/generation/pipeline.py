@@ -1,145 +1,35 @@
 """What a user calls: prompts in; images, edits and text out.
 
-    pipeline = Pipeline.from_checkpoint()            # the small model inside the package
-    images = pipeline.generate("a red circle left of a blue square", seed=1)
-    images[0].save("out.png")
-
-Letters: B images of one device batch, n image tokens, C channels of a token.
+pipeline = Pipeline.from_checkpoint()            # the small model inside the package
+images = pipeline.generate("a red circle left of a blue square", seed=1)
+images[0].save("out.png")
 """
 
 import dataclasses
 import functools
-import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
 from nextstep_jax.data import images as image_files
 from nextstep_jax.data.sequence import ImageTokens, Segment, image_prefix
-from nextstep_jax.data.vocabulary import SpecialIds, Vocabulary
 from nextstep_jax.errors import InputError
-from nextstep_jax.generation import jacobi, text, token_loop
-from nextstep_jax.generation.arguments import require_float, require_instance, require_int
-from nextstep_jax.generation.config import GenerationConfig, recommended
+from nextstep_jax.generation.arguments import require_int
+from nextstep_jax.generation.config import GenerationConfig
 from nextstep_jax.generation.generated_image import GeneratedImage, Pixels
-from nextstep_jax.generation.load import load_model
-from nextstep_jax.generation.profiling import part
-from nextstep_jax.generation.prompts import Part, align_rows, as_prompts, describe, frame_prompt, place_images, require_prompt
-from nextstep_jax.generation.sizes import bucket_area, bucket_pixels, image_grid
-from nextstep_jax.generation.tokenizer import decode_images, encode_images
-from nextstep_jax.generation.unfamiliar import unfamiliar, warn
+from nextstep_jax.generation.loaded_model import ImageSource, LoadedModel, OnChunk, OnText, PartialImages, require_sampling
+from nextstep_jax.generation.prompts import Part, as_prompts, describe, place_images, require_prompt
+from nextstep_jax.generation.sizes import image_grid
+from nextstep_jax.generation.unfamiliar import warn
 from nextstep_jax.seeds import require_seed, seed_key
 
-Array = jax.Array
-ImageSource = image_files.Source
-# Called after each chunk with (tokens done, tokens in all, the partial images of the current batch). Images of one batch count
-# as one. What it raises ends the drawing.
-OnChunk = Callable[[int, int, "PartialImages"], None]
-# Called with the text so far each time it has grown. What it raises ends the writing.
-OnText = Callable[[str], None]
-
 MAX_BATCH = 16
-MAX_THINKING_TOKENS = 512
-CHUNKS, MAX_CHUNK = 16, 16  # of an image and tokens of one, when there is an `on_chunk`
-TEXT_CHUNK = 8  # ids, when somebody reads along
 
 
-@dataclasses.dataclass(frozen=True)
-class PartialImages:
-    """The images of a batch as far as they are drawn; calling it decodes them.
-
-    Attributes:
-      tokens: [B, h * w, C] float32, zeros where a token is yet to come.
-      h, w: sides in tokens.
-      decode: tokens [B, h * w, C], h and w to B uint8 images.
-    """
-
-    tokens: np.ndarray
-    h: int
-    w: int
-    decode: Callable[[np.ndarray, int, int], list[Pixels]]
-
-    def __call__(self) -> list[Pixels]:
-        return self.decode(self.tokens, self.h, self.w)
-
-
-@dataclasses.dataclass(frozen=True)
-class Pipeline:
-    """A model ready to decode, with the image tokenizer and the text tokenizer that its checkpoint has.
-
-    Attributes:
-      config: in decoding form (unrolled, fused).
-      params: of the model, in that form.
-      tokenizer_config, tokenizer_params: of the image tokenizer. Without one (a converted language model) there is text only.
-      vocabulary: without one, prompts are ids and so is what `generate_ids` returns.
-      overrides: generation settings the checkpoint asks for, see `config.recommended`.
-      name: what error messages and records call it.
-    """
-
-    config: NextStepConfig
-    params: dict
-    tokenizer_config: ImageTokenizerConfig | None
-    tokenizer_params: dict | None
-    special: SpecialIds
-    vocabulary: Vocabulary | None = None
-    overrides: dict = dataclasses.field(default_factory=dict)
-    name: str = "model"
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: str | os.PathLike | None = None, dtype: str | None = None) -> "Pipeline":
-        """Load a converted or trained checkpoint folder; without one, the small model that ships with the package.
-
-        Args:
-          dtype: to cast the parameters to and compute in; None keeps what is stored; "int8" keeps the large kernels in one
-            byte a number, each output with a scale of its own, and computes as for None.
-        """
-        with part("load"):
-            return cls(**load_model(checkpoint, dtype))
-
-    # --- sizes --------------------------------------------------------------------------------------------------------
-
-    @property
-    def image_tokenizer(self) -> tuple[ImageTokenizerConfig, dict]:
-        """Config and parameters of the image tokenizer. InputError without one."""
-        if self.tokenizer_config is None or self.tokenizer_params is None:
-            raise InputError(f"{self.name} has no image tokenizer and writes text only; convert it with --vae")
-        return self.tokenizer_config, self.tokenizer_params
-
-    @property
-    def token_pixels(self) -> int:
-        """Pixels along one side of an image token."""
-        return self.image_tokenizer[0].downsample * self.config.patch
-
-    def settings(self, edit: bool = False, **changes) -> GenerationConfig:
-        """The checkpoint's recommended settings with some changed; None leaves one as it is.
-
-        Without a text tokenizer the recommended prompt suffix and negative prompt are left out: nothing could read them.
-        """
-        settings = recommended(self.config.release, self.overrides, edit)
-        if self.vocabulary is None:
-            settings = settings.replace(prompt_suffix="", negative_prompt="")
-        return settings.replace(**changes)
-
-    def with_overrides(self, changes: Mapping[str, Any]) -> "Pipeline":
-        """The same model with other default settings, for images and edits alike; None leaves one as it is."""
-        changes = {name: value for name, value in changes.items() if value is not None}
-        overrides = self.overrides | changes
-        if "edit" in overrides:
-            overrides["edit"] = overrides["edit"] | changes
-        pipeline = dataclasses.replace(self, overrides=overrides)
-        for edit in (False, True):
-            pipeline.require_settings(None, edit)  # refuses what cannot be used
-        return pipeline
-
-    def grid(
-        self, settings: GenerationConfig, height: int | None = None, width: int | None = None, aspect: str | None = None
-    ) -> tuple[int, int]:
-        """(h, w) in tokens of a size in pixels, of an aspect ratio such as "16:9" or of the default size; see `image_grid`."""
-        return image_grid(settings, self.token_pixels, height, width, aspect)
+class Pipeline(LoadedModel):
+    """A loaded model with what a user asks of it: images of prompts, edits, text."""
 
     # --- images -------------------------------------------------------------------------------------------------------
 
@@ -214,6 +104,51 @@ class Pipeline:
         branches = [self._edit_branches(instruction, self.encode_images(sources, seed), settings)]
         return self._generate_batches(branches, [instruction], h, w, n, seed, settings, True, on_chunk, on_thinking)
 
+    def grid(
+        self, settings: GenerationConfig, height: int | None = None, width: int | None = None, aspect: str | None = None
+    ) -> tuple[int, int]:
+        """(h, w) in tokens of a size in pixels, of an aspect ratio such as "16:9" or of the default size; see `image_grid`."""
+        return image_grid(settings, self.token_pixels, height, width, aspect)
+
+    def _generate_batches(
+        self,
+        branches: list[list[list[Part]]],
+        prompts: Sequence[str | Sequence[int]],
+        h: int,
+        w: int,
+        n: int,
+        seed: int | Sequence[int],
+        settings: GenerationConfig,
+        has_image: bool,
+        on_chunk: OnChunk | None,
+        on_thinking: OnText | None,
+    ) -> list[GeneratedImage]:
+        """n images of each prompt, in batches of at most MAX_BATCH; `branches` as in `sample_tokens`."""
+        n, seeds, count = require_int("n", n, 1), _seeds(seed, len(prompts)), h * w
+        height, width = h * self.token_pixels, w * self.token_pixels
+        for row in branches:  # an error in the last prompt is raised before the first image is drawn
+            for parts in row:
+                self.frame([*parts, image_prefix(self.special, h, w)], count)
+        warn(self.unfamiliar(prompts, height, width))
+        thoughts = [self.think(row[0], on_thinking) if settings.thinking else [] for row in branches]
+        branches = [[[*row[0], ids], *row[1:]] for row, ids in zip(branches, thoughts, strict=True)]
+        wanted = [(p, j) for p in range(len(branches)) for j in range(n)]
+        batches = [wanted[first : first + MAX_BATCH] for first in range(0, len(wanted), MAX_BATCH)]
+        keys_of, results = jnp.stack([seed_key(seed) for seed in seeds]), []
+        shared = {"height": height, "width": width, "model": self.name, "settings": dataclasses.asdict(settings)}
+        for b, batch in enumerate(batches):
+            of_prompt, indices = np.asarray(batch).T
+            keys = jax.vmap(jax.random.fold_in)(keys_of[of_prompt], indices)
+            in_all = on_chunk and functools.partial(_count_all, on_chunk, b * count, len(batches) * count)
+            tokens = self.sample_tokens([branches[p] for p, _ in batch], h, w, keys, settings, has_image, in_all)
+            for (p, j), image_tokens, pixels in zip(batch, tokens, self.decode_batch(tokens, h, w), strict=True):
+                record = {"prompt": describe(prompts[p]), "index": j, "seed": seeds[p]} | shared
+                record |= {"thinking": self.text(thoughts[p][1:-1])} if thoughts[p] else {}
+                results.append(GeneratedImage(pixels, image_tokens, record))
+        return results
+
+    # --- prompts ------------------------------------------------------------------------------------------------------
+
     def require_drawable(
         self, prompt: str | Sequence[int], sources: Sequence[Pixels], h: int, w: int, settings: GenerationConfig
     ) -> Segment:
@@ -255,125 +190,6 @@ class Pipeline:
         h, w = pixels.shape[0] // self.token_pixels, pixels.shape[1] // self.token_pixels
         return ImageTokens(np.zeros((h * w, self.config.token_channels), np.float32), h, w)
 
-    def load_images(self, images: ImageSource | Sequence[ImageSource], settings: GenerationConfig) -> list[Pixels]:
-        """Input images as uint8 arrays, resized and cropped to buckets of the settings' area."""
-        if not image_files.is_source(images) and not isinstance(images, Sequence):
-            raise InputError(f"images must be files, Pillow images or arrays, found {images!r:.100}")
-        sources: list[Any] = [images] if image_files.is_source(images) else list(cast(Sequence[ImageSource], images))
-        if not sources:
-            raise InputError("an edit needs at least one input image")
-        area, pixels = bucket_area(settings, self.token_pixels), []
-        for source in sources:
-            image = image_files.load(source)
-            bucket = image_files.bucket_for(width=image.width, height=image.height, area=area)
-            pixels.append(np.asarray(image_files.resize_crop(image, *bucket_pixels(bucket, self.token_pixels))))
-        return pixels
-
-    def encode_images(self, images: Sequence[Pixels], seed: int = 0) -> list[ImageTokens]:
-        """Image tokens of uint8 images, as the transformer reads them."""
-        config, params = self.image_tokenizer
-        key = jax.random.fold_in(seed_key(seed), _POSTERIOR_FOLD)
-        encoded = []
-        for i, pixels in enumerate(images):
-            values, noise_key = image_files.to_float(pixels)[None], jax.random.fold_in(key, i)
-            with part("encode") as done:
-                tokens = done(encode_images(config, self.config.patch, params, values, noise_key))
-            side = self.token_pixels
-            encoded.append(ImageTokens(np.asarray(tokens[0]), pixels.shape[0] // side, pixels.shape[1] // side))
-        return encoded
-
-    def decode_images(self, tokens: np.ndarray | Array, h: int, w: int) -> list[Pixels]:
-        """uint8 images of tokens [B, h * w, C]."""
-        config, params = self.image_tokenizer
-        with part("decode") as done:
-            pixels = done(decode_images(config, self.config.patch, h, w, params, jnp.asarray(tokens)))
-        return list(image_files.to_uint8(np.asarray(pixels)))
-
-    def sample_tokens(
-        self,
-        branches: Sequence[Sequence[Sequence[Part]]],
-        h: int,
-        w: int,
-        keys: Array,
-        settings: GenerationConfig,
-        has_image: bool,
-        on_chunk: OnChunk | None = None,
-    ) -> np.ndarray:
-        """Image tokens [B, h * w, C] of B prompts.
-
-        Args:
-          branches: per prompt [conditional, image-only, unconditional] parts; those guidance does not need are not read.
-          keys: [B], one key an image.
-        """
-        sampler_config = settings.sampler_config(has_image)
-        count, tokens = len(branches), h * w
-        used = {1: (0,), 2: (0, 2), 3: (0, 1, 2)}[sampler_config.branches]
-        padded = list(branches) + [branches[-1]] * (_power_of_two(count) - count)
-        prefix = image_prefix(self.special, h, w)
-        rows = [self.frame([*row[b], prefix], tokens) for b in used for row in padded]
-        keys = keys[np.minimum(np.arange(len(padded)), count - 1)]
-        with part("prefill") as done:
-            noise = token_loop.draw_noise(keys, tokens, sampler_config.num_noise_draws, self.config.token_channels)
-            begin, advance = _decoding(settings.jacobi_config(w))
-            state = done(begin(self.config, self.params, align_rows(rows), sampler_config.branches, tokens))
-        chunk = tokens if on_chunk is None else max(1, min(MAX_CHUNK, tokens // CHUNKS))
-        stages = settings.steps_along(tokens)
-        for stop in sorted({*range(chunk, tokens, chunk), *(stop for stop, _ in stages)}):
-            steps = next(steps for last, steps in stages if stop <= last)
-            now = dataclasses.replace(sampler_config, steps=steps)
-            with part("tokens") as done:
-                draws = noise[:, : now.num_noise_draws]
-                state = done(advance(self.config, now, self.params, state, draws, settings.guidance(tokens), stop))
-            if on_chunk is not None:
-                partial = np.asarray(state.tokens[:count, :tokens])
-                on_chunk(stop, tokens, PartialImages(partial, h, w, self.decode_images))
-        return np.asarray(state.tokens[:count, :tokens])
-
-    def _generate_batches(
-        self,
-        branches: list[list[list[Part]]],
-        prompts: Sequence[str | Sequence[int]],
-        h: int,
-        w: int,
-        n: int,
-        seed: int | Sequence[int],
-        settings: GenerationConfig,
-        has_image: bool,
-        on_chunk: OnChunk | None,
-        on_thinking: OnText | None,
-    ) -> list[GeneratedImage]:
-        """n images of each prompt, in batches of at most MAX_BATCH; `branches` as in `sample_tokens`."""
-        n, seeds, count = require_int("n", n, 1), _seeds(seed, len(prompts)), h * w
-        height, width = h * self.token_pixels, w * self.token_pixels
-        for row in branches:  # an error in the last prompt is raised before the first image is drawn
-            for parts in row:
-                self.frame([*parts, image_prefix(self.special, h, w)], count)
-        warn(self.unfamiliar(prompts, height, width))
-        thoughts = [self.think(row[0], on_thinking) if settings.thinking else [] for row in branches]
-        branches = [[[*row[0], ids], *row[1:]] for row, ids in zip(branches, thoughts, strict=True)]
-        wanted = [(p, j) for p in range(len(branches)) for j in range(n)]
-        batches = [wanted[first : first + MAX_BATCH] for first in range(0, len(wanted), MAX_BATCH)]
-        keys_of, results = jnp.stack([seed_key(seed) for seed in seeds]), []
-        shared = {"height": height, "width": width, "model": self.name, "settings": dataclasses.asdict(settings)}
-        for b, batch in enumerate(batches):
-            of_prompt, indices = np.asarray(batch).T
-            keys = jax.vmap(jax.random.fold_in)(keys_of[of_prompt], indices)
-            in_all = on_chunk and functools.partial(_count_all, on_chunk, b * count, len(batches) * count)
-            tokens = self.sample_tokens([branches[p] for p, _ in batch], h, w, keys, settings, has_image, in_all)
-            for (p, j), image_tokens, pixels in zip(batch, tokens, self._decode_batch(tokens, h, w), strict=True):
-                record = {"prompt": describe(prompts[p]), "index": j, "seed": seeds[p]} | shared
-                record |= {"thinking": self.text(thoughts[p][1:-1])} if thoughts[p] else {}
-                results.append(GeneratedImage(pixels, image_tokens, record))
-        return results
-
-    def _decode_batch(self, tokens: np.ndarray, h: int, w: int) -> list[Pixels]:
-        """As `decode_images`, in powers of two: few programs serve every number of images."""
-        images: list[Pixels] = []
-        while len(images) < len(tokens):
-            rest = tokens[len(images) :]
-            images += self.decode_images(rest[: _power_of_two(len(rest) + 1) // 2], h, w)
-        return images
-
     # --- text ---------------------------------------------------------------------------------------------------------
 
     def generate_text(
@@ -409,112 +225,6 @@ class Pipeline:
         )
         return self.text(ids)
 
-    def generate_ids(
-        self,
-        parts: Sequence[Part],
-        stop_ids: Sequence[int],
-        key: Array,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        allowed_special: Sequence[int] = (),
-        on_ids: Callable[[list[int]], None] | None = None,
-    ) -> tuple[list[int], int | None]:
-        """Ids that continue `parts`, without the stop id, and the stop id met (None: the length ran out).
-
-        Markers of images and thinking are written only if they are stop ids or in `allowed_special`. `on_ids` is called with
-        the ids so far, `TEXT_CHUNK` more each time.
-        """
-        max_tokens, temperature, top_p = require_sampling(max_tokens, temperature, top_p)
-        row = self.frame(parts, max_tokens)
-        size = self.vocabulary.size if self.vocabulary else self.config.transformer.vocab_size
-        allowed = np.arange(self.config.transformer.vocab_size) < size
-        markers = {i for i in dataclasses.astuple(self.special) if isinstance(i, int)} - {self.special.times}
-        allowed[list(markers - set(stop_ids) - set(allowed_special))] = False
-        prompt = align_rows([row])
-        with part("prefill") as done:
-            state = done(text.prefill_ids(self.config, self.params, prompt, _power_of_two(max_tokens)))
-        stops = np.asarray(stop_ids, np.int32)
-        ids: list[int] = []
-        met: int | None = None
-        for stop in [*(range(TEXT_CHUNK, max_tokens, TEXT_CHUNK) if on_ids else ()), max_tokens]:
-            with part("text") as done:
-                arguments = (key[None], temperature, top_p, allowed, stops, stop)
-                state = done(text.decode_ids(self.config, self.params, state, *arguments))
-            ids = np.asarray(state.ids)[0, : int(state.lengths[0])].tolist()
-            ids, met = (ids[:-1], ids[-1]) if ids and ids[-1] in set(stop_ids) else (ids, None)
-            if on_ids is not None:
-                on_ids(ids)
-            if met is not None:
-                break
-        return ids, met
-
-    def reading_along(self, on_text: OnText | None) -> Callable[[list[int]], None] | None:
-        """`on_text` as `generate_ids` calls it. A character of which only some bytes are there yet is left out."""
-        return on_text and (lambda ids: on_text(self.text(ids).removesuffix("\ufffd")))
-
-    def think(self, parts: Sequence[Part], on_text: OnText | None = None) -> list[int]:
-        """What the model thinks before it draws (self-CoT, paper section 4.2): its most likely ids between the thinking tokens.
-        Thinking that does not end within `MAX_THINKING_TOKENS` is cut there.
-
-        Raises:
-          InputError: a checkpoint without thinking tokens.
-        """
-        begin, end = self.special.begin_of_thinking, self.special.end_of_thinking
-        if begin is None or end is None:
-            raise InputError(f"{self.name} cannot think before it draws: its text tokenizer has no thinking tokens")
-        stops, key = [end, self.special.eos], jax.random.key(0)
-        ids, _ = self.generate_ids([*parts, [begin]], stops, key, MAX_THINKING_TOKENS, on_ids=self.reading_along(on_text))
-        return [begin, *ids, end]
-
-    def text(self, ids: Sequence[int]) -> str:
-        """Text of ids, without special ones and without what stands between the thinking tokens.
-
-        Raises:
-          InputError: a checkpoint without a text tokenizer.
-        """
-        if self.vocabulary is None:
-            raise InputError(f"{self.name} has no text tokenizer (tokenizer.json): call generate_ids for ids")
-        return self.vocabulary.decode(text.without_thinking(ids, self.special))
-
-    # --- checks -------------------------------------------------------------------------------------------------------
-
-    def frame(self, parts: Sequence[Part], new: int) -> Segment:
-        """The parts as one sequence. InputError where it and `new` further positions do not fit the model's window."""
-        row, window = frame_prompt(parts, self.special, self.config, self.vocabulary), self.config.transformer.max_positions
-        if len(row) + new > window:
-            raise InputError(f"a prompt of {len(row)} ids and {new} new positions do not fit the model's window of {window}")
-        return row
-
-    def unfamiliar(self, prompts: Sequence[str | Sequence[int]], height: int, width: int) -> list[str]:
-        """What of prompts and a size in pixels the model was not trained with, in words."""
-        return unfamiliar(self.name, self.vocabulary, self.overrides, prompts, height, width)
-
-    def require_settings(self, settings: GenerationConfig | None, edit: bool = False) -> GenerationConfig:
-        """The settings, those that the checkpoint recommends for None. InputError for anything but a GenerationConfig."""
-        settings = self.settings(edit) if settings is None else require_instance("settings", settings, GenerationConfig)
-        settings.require_model(self.config)
-        return settings
-
-
-_POSTERIOR_FOLD = 2**31 - 1  # fold_in index of encoding noise, out of reach of image indices
-
-
-def _decoding(window: jacobi.JacobiConfig | None) -> tuple[Callable, Callable]:
-    """The functions that begin and continue a batch of images: one token after another, or windows of them."""
-    if window is None:
-        return token_loop.prefill, token_loop.decode_tokens
-    return functools.partial(jacobi.prefill, jacobi=window), functools.partial(jacobi.decode_windows, jacobi=window)
-
-
-def require_sampling(max_tokens: int, temperature: float, top_p: float) -> tuple[int, float, float]:
-    """How ids are sampled, each as its type. InputError for one out of range."""
-    max_tokens = require_int("max_tokens", max_tokens, 1)
-    temperature, top_p = require_float("temperature", temperature, 0), require_float("top_p", top_p, 0, 1)
-    if top_p == 0:
-        raise InputError("top_p must be above 0, found 0")
-    return max_tokens, temperature, top_p
-
 
 def _count_all(on_chunk: OnChunk, before: int, total: int, done: int, _: int, partial: PartialImages) -> None:
     """Report the progress of one batch as that of all batches."""
@@ -528,7 +238,3 @@ def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
     if len(seed) != count:
         raise InputError(f"expected one seed or one of each of {count} prompts, found {len(seed)}")
     return [require_seed(value) for value in seed]
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << (count - 1).bit_length()

@@ -17,7 +17,8 @@ import numpy as np
 from nextstep_jax.errors import InputError
 from nextstep_jax.generation.generated_image import GeneratedImage
 from nextstep_jax.generation.interleaved import generate_interleaved
-from nextstep_jax.generation.pipeline import MAX_BATCH, PartialImages, Pipeline
+from nextstep_jax.generation.loaded_model import PartialImages
+from nextstep_jax.generation.pipeline import MAX_BATCH, Pipeline
 from nextstep_jax.serve.preview import token_colors
 from nextstep_jax.serve.requests import ChatRequest, DrawRequest, RequestError
 

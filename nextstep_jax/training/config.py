@@ -16,7 +16,9 @@ from nextstep_jax.data.augment import Augmentation
 from nextstep_jax.errors import InputError
 from nextstep_jax.generation.config import RENAMED as RENAMED_SETTINGS
 from nextstep_jax.schema import field_types, parse, read, unknown_key
-from nextstep_jax.training.settings import RUNS, EvaluationConfig, PromptsConfig, RewardConfig, RunConfig, SourceConfig
+from nextstep_jax.training.data_settings import PromptsConfig, SourceConfig
+from nextstep_jax.training.post_training_settings import FewStepConfig, GrpoConfig, NftConfig, PreferenceConfig, RewardConfig
+from nextstep_jax.training.settings import EvaluationConfig, MultitaskConfig, ReconstructionConfig, RunConfig
 
 _AUGMENTATION = {
     "drop_text": "caption_dropout",
@@ -24,6 +26,16 @@ _AUGMENTATION = {
     "capitalise": "capitalize",
     "drop_of_two": "source_dropout",
     "drop_of_three": "two_source_dropout",
+}
+
+# The settings of each objective.
+RUNS: dict[str, type[RunConfig]] = {
+    "few_step": FewStepConfig,
+    "grpo": GrpoConfig,
+    "multitask": MultitaskConfig,
+    "nft": NftConfig,
+    "preference": PreferenceConfig,
+    "reconstruction": ReconstructionConfig,
 }
 
 # Old names of settings; "*" stands for a name of the user's choice.

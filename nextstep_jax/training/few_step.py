@@ -20,7 +20,7 @@ from nextstep_jax.objectives.few_step import FewStepTerms, draw_times, lagrangia
 from nextstep_jax.objectives.multitask import gather_positions, target_weights
 from nextstep_jax.training import multitask
 from nextstep_jax.training.flops import flow_head_forward, transformer_forward, work_of
-from nextstep_jax.training.settings import FewStepConfig, FewStepLossConfig
+from nextstep_jax.training.post_training_settings import FewStepConfig, FewStepLossConfig
 from nextstep_jax.training.stage import Stage
 from nextstep_jax.training.step import Objective, WeightedMean
 from nextstep_jax.training.vocabulary import open_vocabulary

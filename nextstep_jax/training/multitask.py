@@ -27,10 +27,11 @@ from nextstep_jax.generation.pipeline import Pipeline
 from nextstep_jax.models.nextstep import NextStep, init_params
 from nextstep_jax.models.param_layouts import fuse_projections
 from nextstep_jax.objectives.multitask import Targets, add_input_noise, count_normalizers, draw_noise, multitask_loss
+from nextstep_jax.training.data_settings import SourceConfig
 from nextstep_jax.training.flops import multitask_flops, work_of
 from nextstep_jax.training.hosts import local_data_shards, on_any_process
 from nextstep_jax.training.init import to_canonical
-from nextstep_jax.training.settings import ModelRunConfig, MultitaskConfig, MultitaskLossConfig, SourceConfig
+from nextstep_jax.training.settings import ModelRunConfig, MultitaskConfig, MultitaskLossConfig
 from nextstep_jax.training.stage import Export, HostBatch, Stage, image_grid
 from nextstep_jax.training.step import Objective, WeightedMean
 from nextstep_jax.training.vocabulary import open_vocabulary

@@ -48,8 +48,8 @@ from nextstep_jax.training.candidates import CandidatePrompt
 from nextstep_jax.training.flops import flow_head_forward, multitask_flops, transformer_forward, work_of
 from nextstep_jax.training.hosts import local_data_shards
 from nextstep_jax.training.init import initial_params, to_canonical
+from nextstep_jax.training.post_training_settings import GrpoLossConfig, NftLossConfig, OnlineConfig, RewardConfig
 from nextstep_jax.training.prompts import PromptData, frame_prompts, open_prompts
-from nextstep_jax.training.settings import GrpoLossConfig, NftLossConfig, OnlineConfig, RewardConfig
 from nextstep_jax.training.stage import Collect, DataIterator, Stage
 from nextstep_jax.training.step import Objective, WeightedMean, split_batch
 from nextstep_jax.training.vocabulary import open_vocabulary

@@ -17,7 +17,7 @@ from nextstep_jax.objectives.preference import PairErrors, pair_errors, pair_wei
 from nextstep_jax.training import multitask
 from nextstep_jax.training.flops import multitask_flops, work_of
 from nextstep_jax.training.init import initial_params
-from nextstep_jax.training.settings import PreferenceConfig
+from nextstep_jax.training.post_training_settings import PreferenceConfig
 from nextstep_jax.training.stage import Collect, DataIterator, Stage
 from nextstep_jax.training.step import Objective, WeightedMean
 from nextstep_jax.training.vocabulary import open_vocabulary

@@ -17,7 +17,7 @@ from nextstep_jax.errors import InputError
 from nextstep_jax.generation.prompts import Part, frame_prompt
 from nextstep_jax.generation.rollouts import PromptRows, prompt_rows
 from nextstep_jax.training.candidates import CandidatePrompt, read_prompts
-from nextstep_jax.training.settings import PromptsConfig
+from nextstep_jax.training.data_settings import PromptsConfig
 from nextstep_jax.training.stage import HostBatch
 
 

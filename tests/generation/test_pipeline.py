@@ -251,7 +251,7 @@ def test_overrides_hold_for_images_and_edits(tiny_pipeline):
 
 
 def test_text_can_be_read_along_and_stopped(tiny_pipeline, monkeypatch):
-    monkeypatch.setattr("nextstep_jax.generation.pipeline.TEXT_CHUNK", 2)
+    monkeypatch.setattr("nextstep_jax.generation.loaded_model.TEXT_CHUNK", 2)
     seen = []
     text = tiny_pipeline.generate_text("a red", max_tokens=7, on_text=seen.append)
     assert text == tiny_pipeline.generate_text("a red", max_tokens=7) == seen[-1]

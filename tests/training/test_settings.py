@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from nextstep_jax.errors import InputError
 from nextstep_jax.schema import field_types, flatten, parse, plain, read
-from nextstep_jax.training.config import RENAMED, base_config, override, resolve, source
-from nextstep_jax.training.settings import RUNS
+from nextstep_jax.training.config import RENAMED, RUNS, base_config, override, resolve, source
 
 
 def laptop():

@@ -1,0 +1,184 @@
+"""Settings of the stages after supervised training: preferences, distillation, online training."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from nextstep_jax.config import NextStepConfig
+from nextstep_jax.errors import InputError
+from nextstep_jax.flow.paths import TimestepDistribution
+from nextstep_jax.generation.rollouts import RolloutConfig
+from nextstep_jax.schema import Positive, above, at_least
+from nextstep_jax.training.data_settings import PromptMixtureConfig
+from nextstep_jax.training.optimizer import OptimizerConfig
+from nextstep_jax.training.settings import ModelRunConfig, MultitaskConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceLossConfig:
+    """Diffusion-DPO (objectives/preference.py).
+
+    Attributes:
+      beta: how strongly the reference, the model that training starts from, holds the model back.
+      winner_weight: of the error of the preferred images themselves.
+      draws: of noise and time for each image token; all of an image's stand inside one sigmoid.
+      timesteps: the distribution of the times.
+    """
+
+    beta: Annotated[float, above(0)] = 2000.0
+    winner_weight: Annotated[float, at_least(0)] = 0.0
+    draws: Positive = 8
+    timesteps: TimestepDistribution = TimestepDistribution()
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceConfig(MultitaskConfig):
+    """The flow head on pairs of images of one prompt, of which one is preferred (training/preference.py)."""
+
+    objective: Literal["preference"] = "preference"  # type: ignore[assignment]  # narrower in each kind of run
+    loss: PreferenceLossConfig = PreferenceLossConfig()  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data.grids:
+            raise InputError("data.grids: the release's packing knows no preferences")
+        for name, source in self.data.sources.items():
+            if source.augmentation.preferred_only:
+                raise InputError(f"data.sources.{name}.augmentation.preferred_only leaves no image to prefer another to")
+        if self.init.reinit:
+            raise InputError("init.reinit: the model that training starts from is the reference, it keeps its parameters")
+
+
+@dataclasses.dataclass(frozen=True)
+class FewStepLossConfig:
+    """Distillation of the flow head to few evaluations (objectives/few_step.py).
+
+    Attributes:
+      method: "lagrangian", or its controls "shortcut" and "regression".
+      draws: of times, noise and guidance for each image token.
+      max_guidance: strengths are drawn from 1 to this one, log w evenly.
+      normalize_power: p of the second term's weight in "lagrangian".
+    """
+
+    method: Literal["lagrangian", "shortcut", "regression"] = "lagrangian"
+    draws: Positive = 8
+    max_guidance: Annotated[float, above(1)] = 8.0
+    normalize_power: Annotated[float, at_least(0)] = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class FewStepConfig(MultitaskConfig):
+    """A second flow head, distilled from the first with everything else frozen (training/few_step.py)."""
+
+    objective: Literal["few_step"] = "few_step"  # type: ignore[assignment]  # narrower in each kind of run
+    optimizer: OptimizerConfig = OptimizerConfig(frozen=(r"^model/(?!map_head/)",))
+    model: NextStepConfig = NextStepConfig(map_head=True)
+    loss: FewStepLossConfig = FewStepLossConfig()  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.model.map_head:
+            raise InputError("model.map_head must be True: it is what this objective trains")
+        others = ("model/decoder/final_norm/scale", "model/flow_head/input/kernel")
+        trained = [path for path in others if not any(re.search(pattern, path) for pattern in self.optimizer.frozen)]
+        if trained:
+            raise InputError(f"optimizer.frozen must hold all but model/map_head, {trained[0]} would be trained")
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """A reward, and its part in the sum that is learned from.
+
+    Attributes:
+      reward: its spelling, see `rewards.loading.open_reward`.
+      weight, normalizer, score: see `rewards.combine.RewardTerm`.
+    """
+
+    reward: str = ""
+    weight: float = 1.0
+    normalizer: Literal["none", "rank", "z_score"] = "none"
+    score: str = "reward"
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineLossConfig:
+    """What every kind of learning from scored rollouts has (objectives/policy_gradient.py).
+
+    Attributes:
+      deviation: what advantages are measured in, each group's own standard deviation or that of all rewards.
+      min_spread, max_mean: groups with a smaller deviation than that fraction of all rewards', or a higher mean reward, teach
+        nothing and are left out; so are unanimous ones.
+      kl_weight: of the squared distance to the velocities of the model that training starts from; 0: that model is not kept.
+    """
+
+    deviation: Literal["group", "global"] = "group"
+    min_spread: Annotated[float, at_least(0)] = 0.05
+    max_mean: float = 0.9
+    kl_weight: Annotated[float, at_least(0)] = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class NftLossConfig(OnlineLossConfig):
+    """Forward-process learning, DiffusionNFT.
+
+    Attributes:
+      beta: how far the two mixtures of new and old velocity lie from the old one.
+      draws: of noise and time for each image token.
+      timesteps: the distribution of the times.
+    """
+
+    beta: Annotated[float, above(0)] = 1.0
+    draws: Positive = 4
+    timesteps: TimestepDistribution = TimestepDistribution()
+
+
+@dataclasses.dataclass(frozen=True)
+class GrpoLossConfig(OnlineLossConfig):
+    """GRPO on sampler steps.
+
+    Attributes:
+      weight: of a trained step, see `policy_gradient.step_weight`.
+      clip: of the ratio; with one update for each rollout it never acts.
+    """
+
+    weight: Literal["likelihood", "cps", "none"] = "cps"
+    clip: Annotated[float, above(0)] = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineConfig(ModelRunConfig):
+    """The model on images that it makes of prompts in each step, scored by rewards (training/online.py)."""
+
+    data: PromptMixtureConfig = PromptMixtureConfig()
+    loss: OnlineLossConfig = OnlineLossConfig()
+    rollouts: RolloutConfig = RolloutConfig()
+    rewards: Mapping[str, RewardConfig] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, entry in self.rewards.items():
+            if not entry.reward:
+                raise InputError(f"rewards.{name}.reward is missing")
+
+
+@dataclasses.dataclass(frozen=True)
+class NftConfig(OnlineConfig):
+    """Images are made by the averaged parameters, where `ema_decay` asks for an average: they are the old policy."""
+
+    objective: Literal["nft"] = "nft"
+    loss: NftLossConfig = NftLossConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class GrpoConfig(OnlineConfig):
+    """Images are made by the parameters themselves; one update follows each rollout."""
+
+    objective: Literal["grpo"] = "grpo"
+    loss: GrpoLossConfig = GrpoLossConfig()
+    rollouts: RolloutConfig = RolloutConfig(trained_steps=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.rollouts.trained_steps:
+            raise InputError("rollouts.trained_steps must be at least 1 for GRPO, found 0")
