@@ -13,32 +13,23 @@ Shrunk: `--config shapes_distill:laptop --config.init.checkpoint=CHECKPOINT`; an
 """
 
 from nextstep_jax.configs import shapes_sft
-from nextstep_jax.training.config import base_config, source
+from nextstep_jax.training.config import source
 from nextstep_jax.training.laptop import parse_arg
 
 
 def base():
-    sft = shapes_sft.base()
-    config = base_config("few_step")
-    config.name = "shapes_distill"
-    config.model = sft.model
+    config = shapes_sft.continued("few_step", "shapes_distill")
     config.model.map_head = True
-    config.init.checkpoint = "nextstep_jax/builtin/shapes"
     config.init.copies = (("model/map_head", "model/flow_head"),)
     config.init.reinit = (r"^model/map_head/(duration_embed|guidance_embed|unconditional)/",)
-    config.image_tokenizer_checkpoint = config.init.checkpoint
-    config.samples.generation = sft.samples.generation
-    config.export_dtype = sft.export_dtype
 
     config.steps = 2_000
     config.optimizer.learning_rate = 7e-4
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 50
-    config.optimizer.weight_decay = 0.0
     config.ema_decay = 0.995
 
     config.data.root = "runs/shapes_data"
-    config.data.vocabulary = "shapes"
     config.data.seq_len, config.data.batch_size = 160, 2
     config.loss.draws = 4
     config.loss.max_guidance = 4.0  # the model draws with 3

@@ -14,31 +14,22 @@ has intervals and controls). Shrunk: `--config shapes_dpo:laptop`.
 """
 
 from nextstep_jax.configs import shapes_sft
-from nextstep_jax.training.config import base_config, source
+from nextstep_jax.training.config import source
 from nextstep_jax.training.laptop import parse_arg
 
 
 def base():
-    sft = shapes_sft.base()
-    config = base_config("preference")
-    config.name = "shapes_dpo"
-    config.model = sft.model
-    config.init.checkpoint = "nextstep_jax/builtin/shapes"
-    config.image_tokenizer_checkpoint = config.init.checkpoint
-    config.samples.generation = sft.samples.generation
-    config.export_dtype = sft.export_dtype
+    config = shapes_sft.continued("preference", "shapes_dpo")
 
     config.steps = 100
     config.optimizer.learning_rate = 1e-4
     config.optimizer.warmup_steps = 10
-    config.optimizer.weight_decay = 0.0
     config.loss.beta = 500.0
     config.loss.winner_weight = 25.0  # at the start the margin weighs the winner's error with beta / 4
     config.loss.draws = 4
 
     # A pair has some 32 positions: a step has about 28 pairs.
     config.data.root = "runs/shapes_data"
-    config.data.vocabulary = "shapes"
     config.data.seq_len, config.data.batch_size = 256, 4
     config.data.sources.candidates = source("candidates")
     config.max_target_fraction.image = 0.6

@@ -8,10 +8,10 @@ out neither all right nor all wrong move the model. Expected: not run to its end
 """
 
 from nextstep_jax.configs import shapes_sft
-from nextstep_jax.training.config import base_config, prompts, reward
+from nextstep_jax.training.config import prompts, reward
 from nextstep_jax.training.laptop import parse_arg
 
-SHARES = {
+WEIGHTS = {
     "words": 0.35,
     "counting": 0.25,
     "attribute binding": 0.2,
@@ -24,26 +24,16 @@ SHARES = {
 
 def online(objective: str, name: str):
     """What both online stages of the built-in model share."""
-    sft = shapes_sft.base()
-    config = base_config(objective)
-    config.name = name
-    config.model = sft.model
-    config.init.checkpoint = "nextstep_jax/builtin/shapes"
-    config.image_tokenizer_checkpoint = config.init.checkpoint
-    config.samples.generation = sft.samples.generation
-    config.export_dtype = sft.export_dtype
-
+    config = shapes_sft.continued(objective, name)
     config.steps = 400
     config.optimizer.learning_rate = 3e-5
     config.optimizer.warmup_steps = 10
-    config.optimizer.weight_decay = 0.0
     config.loss.kl_weight = 1e-4
     config.rollouts.images = 16
     config.rewards.shapes = reward("shapes")
-    config.data.vocabulary = "shapes"
     config.data.batch_size = 16
-    for category, share in SHARES.items():
-        config.data.sources[category.replace(" ", "_")] = prompts(f"shapes:{category}:2000", share)
+    for category, weight in WEIGHTS.items():
+        config.data.sources[category.replace(" ", "_")] = prompts(f"shapes:{category}:2000", weight)
     config.checkpoint.every, config.log_every = 100, 10
     return config
 

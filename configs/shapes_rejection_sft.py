@@ -9,29 +9,20 @@ best can be exported. Expected: not run. Shrunk: `--config shapes_rejection_sft:
 """
 
 from nextstep_jax.configs import shapes_sft
-from nextstep_jax.training.config import base_config, evaluation, source
+from nextstep_jax.training.config import evaluation, source
 from nextstep_jax.training.laptop import parse_arg
 
 
 def base():
-    sft = shapes_sft.base()
-    config = base_config("multitask")
-    config.name = "shapes_rejection_sft"
-    config.model = sft.model
-    config.init.checkpoint = "nextstep_jax/builtin/shapes"
-    config.image_tokenizer_checkpoint = config.init.checkpoint
-    config.samples.generation = sft.samples.generation
-    config.export_dtype = sft.export_dtype
+    config = shapes_sft.continued("multitask", "shapes_rejection_sft")
 
     config.steps = 300
     config.optimizer.learning_rate = 1e-4
     config.optimizer.warmup_steps = 30
-    config.optimizer.weight_decay = 0.0
     config.ema_decay = 0.99
 
     # Some 64 images a step, as many as the pairs of shapes_dpo.
     config.data.root = "runs/shapes_data"
-    config.data.vocabulary = "shapes"
     config.data.seq_len, config.data.batch_size = 256, 8
     config.data.sources.candidates = source("candidates", preferred_only=True)
     config.max_target_fraction.image = 0.6

@@ -37,7 +37,7 @@ Shrunk: `--config shapes_sft:laptop`.
 """
 
 from nextstep_jax.configs import shapes_nextstep
-from nextstep_jax.training.config import source
+from nextstep_jax.training.config import base_config, source
 from nextstep_jax.training.laptop import parse_arg
 
 
@@ -58,6 +58,21 @@ def base():
     sources.tables = source("shapes:table:train:60000", weight=0.07)
     sources.interleaved.weight = 0.03
     config.samples.generation.edit.thinking = True
+    return config
+
+
+def continued(objective: str, name: str):
+    """A stage that goes on from the built-in model, with its image tokenizer and its way of drawing."""
+    sft = base()
+    config = base_config(objective)
+    config.name = name
+    config.model = sft.model
+    config.init.checkpoint = "nextstep_jax/builtin/shapes"
+    config.image_tokenizer_checkpoint = config.init.checkpoint
+    config.samples.generation = sft.samples.generation
+    config.export_dtype = sft.export_dtype
+    config.data.vocabulary = "shapes"
+    config.optimizer.weight_decay = 0.0
     return config
 
 

@@ -8,7 +8,6 @@ on does, in the order of the questions. An image's score is the mean over its qu
 """
 
 import dataclasses
-import math
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from nextstep_jax.evaluation.suites.suite import (
     safe_name,
     samples_of,
     table,
+    table_number,
     yes_or_no,
 )
 
@@ -146,7 +146,7 @@ class DPGBench(Suite):
                 scores |= {(id, sample, n): float(detail[5] == "yes") for n in numbers}
             elif whole is not None:
                 texts = whole[2].split(", ")[1:-1]  # the last is their mean
-                scores |= {(id, k, "image"): _fraction(text, f"{name}, line {number}") for k, text in enumerate(texts)}
+                scores |= {(id, k, "image"): table_number(text, 1, f"{name}, line {number}") for k, text in enumerate(texts)}
         return scores
 
 
@@ -176,16 +176,6 @@ def _propositions(rows: Sequence[Mapping[str, str]], path: pathlib.Path, known: 
             Proposition(own, row["question_natural_language"].strip(), tuple(parents), category)
         )
     return found
-
-
-def _fraction(text: str, place: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise InputError(f"{place}: expected a score from 0 to 1, found {text!r:.50}")
-    return value
 
 
 def _whole_numbers(texts: Sequence[str], place: str) -> Iterator[str]:

@@ -37,6 +37,7 @@ from nextstep_jax.evaluation.suites.suite import (
     safe_name,
     samples_of,
     table,
+    table_number,
 )
 from nextstep_jax.evaluation.suites.wise import read_rubric
 from nextstep_jax.untrusted import check_inside
@@ -165,7 +166,8 @@ class GEdit(Suite):
             if match is None or match[3] not in known:
                 raise InputError(f"{place}: expected an image of {self.title}, found {row['edited_image']!r:.100}")
             for criterion, column in zip(CRITERIA, ("sementics_score", "quality_score"), strict=True):
-                scores[match[3], 0, criterion] = _number(row[column], place)
+                empty = row[column].strip().lower() in ("", "nan")
+                scores[match[3], 0, criterion] = None if empty else table_number(row[column], 10, place)
         return scores
 
 
@@ -272,16 +274,3 @@ def _parquet_images(path: pathlib.Path, group: int) -> Any:
     import pyarrow.parquet as parquet
 
     return parquet.ParquetFile(path).read_row_group(group, ["input_image"])[0]
-
-
-def _number(text: str, place: str) -> float | None:
-    """A score from 0 to 10 of a table; None for an empty cell."""
-    if not text.strip() or text.strip().lower() == "nan":
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 10:
-        raise InputError(f"{place}: expected a score from 0 to 10, found {text!r:.50}")
-    return value

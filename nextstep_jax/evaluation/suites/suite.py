@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
@@ -231,6 +232,17 @@ def table(*columns: str) -> Callable[[bytes, pathlib.Path], list[dict[str, str]]
         return rows
 
     return parse
+
+
+def table_number(text: str, best: float, place: str) -> float:
+    """A score from 0 to `best` in a table. InputError names `place` and what stands there instead."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= best:
+        raise InputError(f"{place}: expected a score from 0 to {best:g}, found {text!r:.50}")
+    return value
 
 
 def require_fields(entry: Any, fields: Iterable[str], place: str) -> dict[str, Any]:
