@@ -4,6 +4,7 @@ A record is a dict of JSON values. A PNG keeps each of its entries as text under
 EXIF's UserComment, which holds some 64 KB: the longest entries are left out where all do not fit.
 """
 
+import base64
 import io
 import json
 import os
@@ -79,6 +80,13 @@ def encode_image(
         options = {"subsampling": 0} if format == "JPEG" else {"method": 4, "lossless": lossless}
         pixels.save(data, format, quality=quality, exif=_exif(record), **options)
     return data.getvalue()
+
+
+def jpeg_url(image: Image.Image) -> str:
+    """The address that carries an RGB image in an HTML page, as a JPEG without a record."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def read_record(path: str | os.PathLike) -> dict[str, Any]:

@@ -1,9 +1,7 @@
 """A page to look at: prompts, images and verdicts, the worst first. One HTML file that loads nothing from elsewhere."""
 
-import base64
 import dataclasses
 import html
-import io
 import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from nextstep_jax.data import files, images, shapes
+from nextstep_jax.data.image_output import jpeg_url
 from nextstep_jax.errors import InputError
 from nextstep_jax.evaluation.suites.export import IMAGES, RECORD
 from nextstep_jax.evaluation.suites.results import Result, read_results
@@ -141,7 +140,7 @@ def _card(card: Card) -> str:
     pictures = "".join(
         f'<p class="bad">{html.escape(picture)}</p>'
         if isinstance(picture, str)
-        else f'<img src="data:image/jpeg;base64,{_jpeg(picture)}" width="{picture.width}" height="{picture.height}" alt="">'
+        else f'<img src="{jpeg_url(picture)}" width="{picture.width}" height="{picture.height}" alt="">'
         for picture in card.pictures
     )
     rows = "".join(
@@ -155,12 +154,6 @@ def _card(card: Card) -> str:
         f"<article><p>{html.escape(card.prompt)}</p><p class='where'>{where}</p><div>{pictures}</div>"
         f"<table>{rows}</table></article>"
     )
-
-
-def _jpeg(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.convert("RGB").save(file, "JPEG", quality=85)
-    return base64.b64encode(file.getvalue()).decode()
 
 
 _PAGE = """<!doctype html>

@@ -253,7 +253,7 @@ class _Api:
 
     async def _stop_when_gone(self, request: Request, job: Job) -> None:
         while (await request.receive())["type"] != "http.disconnect":
-            pass
+            pass  # what is left of a body that nobody reads
         self.worker.cancel(job)
 
     async def _stream(self, job: Job, events: asyncio.Queue[Event], gone: asyncio.Task) -> AsyncIterator[str]:

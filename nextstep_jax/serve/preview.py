@@ -4,6 +4,7 @@ The latents of a VAE carry the local color almost linearly, so least squares ove
 preview that costs a matrix product. Letters: C channels of a token, n tokens.
 """
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -75,9 +76,7 @@ def _simple_image(rng: np.random.Generator, side: int) -> np.ndarray:
 
 def _write(file: pathlib.Path, weights: np.ndarray) -> None:
     """Whole or not at all; a folder that cannot be written to costs the next start a second."""
-    try:
+    with contextlib.suppress(OSError):
         with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
             np.save(part, weights)
         os.replace(part.name, file)
-    except OSError:
-        pass

@@ -129,7 +129,7 @@ class Worker:
             try:
                 self._work(jobs, start + MAX_SECONDS)
             except Stopped:
-                pass
+                pass  # nobody is left to be told
             except TimeoutError:
                 for job in jobs:
                     job.fail(f"stopped after {MAX_SECONDS:g} seconds", 503, "time_limit")
@@ -163,7 +163,7 @@ class Worker:
                 while self._rows_beside(key) < MAX_BATCH and (left := deadline - time.monotonic()) > 0:
                     self._changed.wait(left)
             if not self._waiting:
-                return self._running
+                return []  # the one that was there has been cancelled
             first = self._waiting.popleft()
             jobs, rows = [first], _rows(first)
             key = _batch_key(first)

@@ -25,39 +25,35 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nextstep_jax.batch import Batch
 from nextstep_jax.config import NextStepConfig
-from nextstep_jax.data import images as image_files
 from nextstep_jax.errors import InputError
 from nextstep_jax.flow.likelihood import Transition, kl, log_ratio
 from nextstep_jax.flow.paths import interpolate
 from nextstep_jax.flow.samplers import timesteps
 from nextstep_jax.generation import rollouts
 from nextstep_jax.generation.config import GenerationConfig, recommended
-from nextstep_jax.generation.load import load_image_tokenizer, read_configs
+from nextstep_jax.generation.load import read_configs
 from nextstep_jax.generation.sizes import image_grid
-from nextstep_jax.generation.tokenizer import decode_images
 from nextstep_jax.models.nextstep import NextStep, init_params
 from nextstep_jax.objectives import policy_gradient
 from nextstep_jax.objectives.multitask import draw_noise
-from nextstep_jax.rewards.combine import RewardTerm, score_groups
-from nextstep_jax.rewards.loading import open_reward
-from nextstep_jax.rewards.protocol import RewardRequest
-from nextstep_jax.sharding.mesh import global_batch, replicated
+from nextstep_jax.rewards.combine import RewardTerm
+from nextstep_jax.sharding.mesh import global_batch
 from nextstep_jax.sharding.params import state_shardings
 from nextstep_jax.training import multitask
 from nextstep_jax.training.candidates import CandidatePrompt
 from nextstep_jax.training.flops import flow_head_forward, multitask_flops, transformer_forward, work_of
 from nextstep_jax.training.hosts import local_data_shards
+from nextstep_jax.training.image_scores import Scores, local_rows, open_decoder, open_terms, score
 from nextstep_jax.training.init import initial_params, to_canonical
-from nextstep_jax.training.post_training_settings import GrpoLossConfig, NftLossConfig, OnlineConfig, RewardConfig
+from nextstep_jax.training.post_training_settings import GrpoLossConfig, NftLossConfig, OnlineConfig
 from nextstep_jax.training.prompts import PromptData, frame_prompts, open_prompts
 from nextstep_jax.training.stage import Collect, DataIterator, Stage
-from nextstep_jax.training.step import Objective, WeightedMean, split_batch
+from nextstep_jax.training.step import Objective, WeightedMean
 from nextstep_jax.training.vocabulary import open_vocabulary
 
 Array = jax.Array
 
 _ROLLOUT_FOLD, _CHOICE_FOLD, _DRAW_FOLD = 4, 5, 6  # beside the keys that the step itself folds
-_DECODED_AT_ONCE = 16  # images of a device
 
 
 class OnlineBatch(NamedTuple):
@@ -87,14 +83,6 @@ class OnlineBatch(NamedTuple):
     reference: Array | None
     statistics: dict[str, Array]
     scored: Array
-
-
-class Scores(NamedTuple):
-    """What the rewards say of P groups: the sums [P, G] to learn from, valid [P], and each reward's own score [P, G]."""
-
-    totals: Any
-    valid: Any
-    by_name: dict[str, Any]
 
 
 def make_stage(config: OnlineConfig) -> Stage:
@@ -138,19 +126,6 @@ def make_stage(config: OnlineConfig) -> Stage:
     )
 
 
-def open_terms(entries: Mapping[str, RewardConfig]) -> dict[str, RewardTerm]:
-    """The rewards of a config. InputError without any, and for one that cannot be opened."""
-    if not entries:
-        raise InputError("config.rewards: name at least one reward to learn from")
-    terms = {}
-    for name, entry in sorted(entries.items()):
-        try:
-            terms[name] = RewardTerm(open_reward(entry.reward), entry.weight, entry.normalizer, entry.score)
-        except InputError as error:
-            raise InputError(f"config.rewards.{name}: {error}") from error
-    return terms
-
-
 def generation_settings(config: OnlineConfig) -> GenerationConfig:
     """The model's own settings, as far as rollouts follow them: size, prompt suffix, shift and the norm of tokens."""
     settings = recommended(config.model.release, dict(config.samples.generation))
@@ -171,7 +146,7 @@ def make_objective(config: OnlineConfig) -> Objective:
         return jnp.sum(batch.weight)
 
     def loss(params, batch: OnlineBatch, key: Array, normalizers):
-        velocity = velocities(model, params, batch.rows, batch.lengths, batch.points, batch.t)
+        velocity = policy_gradient.token_velocities(model, params["model"], batch.rows, batch.lengths, batch.points, batch.t)
         old = jax.lax.stop_gradient(velocity) if batch.old is None else batch.old
         losses, values = image_losses(settings, batch, velocity, old)
         if batch.reference is not None:
@@ -200,10 +175,6 @@ def make_objective(config: OnlineConfig) -> Objective:
         }
 
     return Objective(init, normalizers, loss, counts, batch_axes=("batch",))
-
-
-def velocities(model: NextStep, params: dict, rows: Batch, lengths: Array, points: Array, t: Array) -> Array:
-    return policy_gradient.token_velocities(model, params["model"], rows, lengths, points, t)
 
 
 def image_losses(settings: Any, batch: OnlineBatch, velocity: Array, old: Array) -> tuple[Array, dict[str, Array]]:
@@ -336,7 +307,9 @@ def make_complete(config: OnlineConfig, settings: GenerationConfig) -> Callable[
             steps = jnp.broadcast_to(table[:, jnp.asarray([0, 1, 3])], (len(read), len(table), 3))
 
         def of(params) -> Array | None:
-            return None if params is None else velocities(model, params, rows, prompts.lengths, points, t)
+            if params is None:
+                return None
+            return policy_gradient.token_velocities(model, params["model"], rows, prompts.lengths, points, t)
 
         def each(value: Array) -> Array:
             return jnp.broadcast_to(value, (len(read),))
@@ -374,44 +347,3 @@ def rollout_statistics(scores: Scores, kept: Array) -> dict[str, Array]:
         found[f"reward/{name}"] = mean(jnp.mean(values, axis=1))
         found[f"reward_std/{name}"] = mean(jnp.std(values, axis=1))
     return found | {"groups/kept": jnp.mean(kept.astype(jnp.float32)), "groups/not_scored": 1 - jnp.mean(weights)}
-
-
-# --- on the host ------------------------------------------------------------------------------------------------------
-
-
-def open_decoder(config: OnlineConfig, grid: tuple[int, int], mesh: Mesh) -> Callable[[Array], np.ndarray]:
-    """Tokens [R, n, C] -> this process's images [r, height, width, 3] uint8, a few of each device at a time."""
-    tokenizer, params = load_image_tokenizer(multitask.tokenizer_checkpoint(config))
-    params = jax.device_put(params, replicated(mesh))
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
-
-    def decode(tokens: Array) -> np.ndarray:
-        rows = len(tokens) // devices
-        parts = next(parts for parts in range(1, rows + 1) if rows % parts == 0 and rows // parts <= _DECODED_AT_ONCE)
-        pieces = jax.jit(split_batch, static_argnums=1)(tokens, parts)
-        decoded = [decode_images(tokenizer, config.model.patch, *grid, params, pieces[part]) for part in range(parts)]
-        pixels = np.stack([image_files.to_uint8(local_rows(piece)) for piece in decoded], axis=1)
-        return pixels.reshape(-1, *pixels.shape[2:])
-
-    return decode
-
-
-def local_rows(array: Any) -> np.ndarray:
-    """The rows of an array that lie on this process's devices, in order."""
-    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
-    return np.concatenate([jax.device_get(shards[start]) for start in sorted(shards)])
-
-
-def score(
-    prompts: Sequence[CandidatePrompt], terms: Mapping[str, RewardTerm], numbers: np.ndarray, pixels: np.ndarray
-) -> Scores:
-    """Scores of this process's images [p, G, height, width, 3] of the prompts with these numbers."""
-    groups = []
-    for number, group in zip(numbers, pixels, strict=True):
-        prompt = prompts[int(number)]
-        groups.append([RewardRequest(prompt.text, image, prompt.metadata) for image in group])
-    found = score_groups(groups, list(terms.values()))
-    missing = np.full(pixels.shape[:2], np.nan)
-    by_name = {name: found.scores.get(f"{term.reward.name}/{term.score}", missing) for name, term in terms.items()}
-    clean: dict[str, np.ndarray] = {name: np.nan_to_num(values).astype(np.float32) for name, values in by_name.items()}
-    return Scores(np.nan_to_num(found.totals).astype(np.float32), found.valid, clean)

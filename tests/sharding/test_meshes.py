@@ -159,6 +159,7 @@ def post_training(objective_name):
     from nextstep_jax.sharding.params import state_shardings
     from nextstep_jax.training import online, preference
     from nextstep_jax.training.config import base_config, model_fields, resolve
+    from nextstep_jax.training.image_scores import Scores
     from nextstep_jax.training.init import initial_params
 
     config = base_config(objective_name)
@@ -177,7 +178,7 @@ def post_training(objective_name):
     shapes = jax.eval_shape(objective.init, jax.random.key(0))
     params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32) * 0.1, shapes)
     totals = rng.uniform(size=(8, 2)).astype(np.float32)
-    scores, key, expected, found = online.Scores(totals, np.arange(8) != 3, {"one": totals}), jax.random.key(2), None, {}
+    scores, key, expected, found = Scores(totals, np.arange(8) != 3, {"one": totals}), jax.random.key(2), None, {}
     for name in ("1", "8x1", "2x4"):
         sizes = MESHES[name]
         mesh = make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values()) or [1]))])

@@ -19,6 +19,7 @@ from nextstep_jax.rewards.endpoint import EndpointReward
 from nextstep_jax.training import loop, online
 from nextstep_jax.training.candidates import CandidatePrompt
 from nextstep_jax.training.config import base_config, model_fields, prompts, resolve, reward
+from nextstep_jax.training.image_scores import Scores
 from nextstep_jax.training.loop import train
 from nextstep_jax.training.prompts import frame_prompts
 from nextstep_jax.training.run_logs import read_metrics
@@ -242,7 +243,7 @@ def test_settings_that_make_no_run_are_refused(config, tmp_path, change, message
 
 
 def test_groups_without_a_score_weigh_nothing():
-    scores = online.Scores(
+    scores = Scores(
         jnp.asarray([[1.0, 0.0], [0.0, 0.0]]), jnp.asarray([True, False]), {"one": jnp.asarray([[0.5, 0.3], [0.0, 0.0]])}
     )
     found = online.rollout_statistics(scores, jnp.asarray([True, False]))

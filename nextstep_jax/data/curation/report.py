@@ -1,9 +1,7 @@
 """What a recipe did, in numbers and as one HTML page: histograms, and the samples nearest each threshold on both sides."""
 
-import base64
 import collections
 import html
-import io
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +12,7 @@ from nextstep_jax.data import files, images
 from nextstep_jax.data.curation.recipe import Condition, Recipe
 from nextstep_jax.data.curation.scores import Unusable
 from nextstep_jax.data.curation.stages import Values
+from nextstep_jax.data.image_output import jpeg_url
 from nextstep_jax.data.records import Sample
 from nextstep_jax.data.shard_job import Finished
 from nextstep_jax.data.source import Source, Unused
@@ -189,6 +188,4 @@ def _picture(sample: Sample) -> str:
         return f"<div>{html.escape(' '.join(part.text for part in sample.texts)[:160])}</div>"
     image = images.load(part.data, sample.key)
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=80)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}">'
+    return f'<img alt="" src="{jpeg_url(image)}">'
