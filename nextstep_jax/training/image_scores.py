@@ -52,7 +52,7 @@ def open_terms(entries: Mapping[str, RewardConfig]) -> dict[str, RewardTerm]:
 def open_decoder(config: OnlineConfig, grid: tuple[int, int], mesh: Mesh) -> Callable[[Array], np.ndarray]:
     """Tokens [R, n, C] -> this process's images [r, height, width, 3] uint8, a few of each device at a time."""
     tokenizer, params = load_image_tokenizer(multitask.tokenizer_checkpoint(config))
-    params = jax.device_put(params, replicated(mesh))
+    params = jax.device_put(jax.device_get(params), replicated(mesh))  # from the host, as several processes have to
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
 
     def decode(tokens: Array) -> np.ndarray:

@@ -88,8 +88,6 @@ class OnlineBatch(NamedTuple):
 def make_stage(config: OnlineConfig) -> Stage:
     """The stage a config describes. InputError names an option whose model, prompts, rewards or tokenizers do not fit."""
     model = config.model
-    if jax.process_count() > 1:
-        raise InputError(f"online training runs in one process, on all of its devices; this run has {jax.process_count()}")
     vocabulary = open_vocabulary(config.data.vocabulary, config.init.checkpoint)
     vocabulary.require_match(model)
     folder = multitask.tokenizer_checkpoint(config)

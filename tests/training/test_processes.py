@@ -92,8 +92,8 @@ def test_an_epoch_of_two_processes_is_that_of_one(folder):
 
 
 @pytest.mark.xdist_group("processes")
-def test_online_training_survives_a_kill(folder):
-    """Killed after its first save it ends with the same bits."""
+def test_online_training_survives_a_kill_and_two_processes_are_one(folder):
+    """Killed after its first save it ends with the same bits; two processes, each with prompts of its own, see its metrics."""
     kinds = {"steps": 4, "stage": "nextstep_14b_grpo"}
     alone = kill.finish(kill.Run(folder, "online", 1, **kinds))
     assert all(line["gradient_norm"] > 0 and line["reward_std/shapes"] > 0 for line in alone.metrics())
@@ -105,3 +105,8 @@ def test_online_training_survives_a_kill(folder):
     kill.require_same_samples(alone, run)
     kill.require_same_metrics(alone, run)
     kill.require_same_end(alone, run)
+    two = kill.finish(kill.Run(folder, "online_two", 2, **kinds))
+    kill.require_same_samples(alone, two)
+    for mine, whole in zip(two.metrics(), alone.metrics(), strict=True):
+        assert mine["reward/shapes"] == pytest.approx(whole["reward/shapes"], rel=1e-4)
+        assert mine["gradient_norm"] == pytest.approx(whole["gradient_norm"], rel=1e-2)
