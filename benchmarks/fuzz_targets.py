@@ -15,6 +15,7 @@ import msgpack
 import numpy as np
 from hypothesis import strategies as st
 
+from benchmarks import fuzz_sequences
 from benchmarks.fuzz_inputs import TEXTS, Files, as_json, changed_bytes, changed_json
 from nextstep_jax import checkpoints
 from nextstep_jax.checkpoints import manifest, steps
@@ -433,6 +434,9 @@ TARGETS = {
     "record": Target(RECORDS, read_record),
     "dataset": Target(datasets(), read_dataset),
     "image": Target(IMAGES, read_image),
+    "video": Target(fuzz_sequences.videos(), fuzz_sequences.read_videos),
+    "subtitles": Target(fuzz_sequences.subtitles(), fuzz_sequences.read_both_subtitles),
+    "views": Target(fuzz_sequences.views(), fuzz_sequences.read_views),
 }
 
 # Inputs that once failed: (target, files).

@@ -79,6 +79,11 @@ def mount(place: pathlib.Path, size: int) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", place], check=True)
 
 
+def unmount(place: pathlib.Path) -> None:
+    """Lazily: a command that failed in this process may leave a file open until its exception is collected."""
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
 def try_all(folder: pathlib.Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -91,13 +96,13 @@ def try_all(folder: pathlib.Path) -> None:
         assert code == 0, (name, said)
         space, whole = os.statvfs(place), contents(target, result)
         used = (space.f_blocks - space.f_bfree) * space.f_frsize
-        subprocess.run(["umount", place], check=True)
+        unmount(place)
         for fraction in FRACTIONS[-2:] if name == "train" else FRACTIONS:
             mount(place, max(4096, int(used * fraction) // 4096 * 4096))
             code, said = run(*words)
             there = contents(target, result) == whole
             print(json.dumps({"name": name, "fraction": fraction, "code": code, "said": said, "there": there}), flush=True)
-            subprocess.run(["umount", place], check=True)
+            unmount(place)
         shutil.rmtree(place)
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from nextstep_jax.data import files, image_output, images, records
 from nextstep_jax.data.source import Unused
 from nextstep_jax.errors import InputError
+from nextstep_jax.untrusted import check_inside
 
 EXTENSIONS = ("mp4", "m4v", "mov", "mkv", "webm", "avi")
 SUBTITLES = ("srt", "vtt")
@@ -85,10 +86,15 @@ class VideoFolder:
         return len(self.names)
 
     def __getitem__(self, index: int) -> records.Sample:
-        """Raises ImageError naming a video that cannot be decoded, CaptionError for subtitles that cannot be read."""
+        """Raises ImageError naming a video that cannot be decoded, CaptionError for subtitles that cannot be read, InputError
+        for a link out of the folder."""
         name = self.names[index]
         path = self.directory / name
-        said = read_subtitles(self.directory / self._subtitles[name]) if name in self._subtitles else []
+        check_inside(path, self.directory)
+        said = []
+        if name in self._subtitles:
+            check_inside(self.directory / self._subtitles[name], self.directory)
+            said = read_subtitles(self.directory / self._subtitles[name])
         shots = find_shots(path)
         parts: list[records.TextPart | records.ImagePart] = []
         for shot, frame in zip(shots, keyframes(path, shots, self._max_side), strict=True):
@@ -178,14 +184,19 @@ def _opened(path: pathlib.Path) -> Iterator[tuple[float, Iterator[tuple[float, A
     if kind is None:
         raise images.ImageError(f"{path}: not an MP4, Matroska, WebM or AVI video")
     try:
-        with av.open(str(path), format=kind, options=_OPTIONS) as container:
+        with av.open(str(path), format=kind, options=_OPTIONS, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise images.ImageError(f"{path}: a video without pictures")
             stream = container.streams.video[0]
-            if stream.codec_context.width * stream.codec_context.height > images.MAX_PIXELS:
+            codec: Any = stream.codec_context
+            if codec is None:  # FFmpeg does not know it, which the types leave out
+                raise images.ImageError(f"{path}: a video of an unknown codec")
+            if codec.width * codec.height > images.MAX_PIXELS:
                 raise images.SizeError(f"{path}: {stream.width}x{stream.height} pixels, at most {images.MAX_PIXELS}")
             yield float(stream.average_rate or 25), _frames(path, container.decode(stream))
-    except av.FFmpegError as error:
+    except InputError:
+        raise
+    except Exception as error:  # decoders raise anything at all on damaged bytes
         raise images.ImageError(f"{path}: damaged video ({' '.join(str(error).split())[:100]})") from error
 
 

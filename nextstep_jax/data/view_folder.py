@@ -53,6 +53,7 @@ class ViewFolder:
     def __getitem__(self, index: int) -> records.Sample:
         """InputError names a transforms.json that is none; ImageError an image that cannot be used."""
         folder = self.directory / self.names[index]
+        check_inside(folder / CAMERAS, self.directory)
         views = read_cameras(folder / CAMERAS)
         parts: list[records.TextPart | records.ImagePart] = []
         caption = folder / CAPTION

@@ -110,6 +110,17 @@ def test_what_is_no_video_is_named(tmp_path, content, message):
         VideoFolder(tmp_path)[0]
 
 
+@pytest.mark.parametrize("name", ["film.mp4", "film.srt"])
+def test_a_link_out_of_the_folder_is_not_followed(film, tmp_path, name):
+    import shutil
+
+    shutil.copytree(film, tmp_path / "films")
+    (tmp_path / "films" / name).rename(tmp_path / name)
+    (tmp_path / "films" / name).symlink_to(tmp_path / name)
+    with pytest.raises(InputError, match=f"{name}: a link out of the folder"):
+        VideoFolder(tmp_path / "films")[0]
+
+
 def test_a_cut_off_video_is_damaged_or_shorter(film, tmp_path):
     data = (film / "film.mp4").read_bytes()
     (tmp_path / "v.mp4").write_bytes(data[: len(data) // 2])

@@ -90,6 +90,11 @@ def test_a_link_out_of_the_folder_and_a_damaged_view(tmp_path):
     view.write_bytes(b"nothing")
     with pytest.raises(ImageError, match="r_3.png: not a PNG"):
         ViewFolder(tmp_path / "objects")[0]
+    cameras = tmp_path / "objects" / "a" / "transforms.json"
+    cameras.rename(tmp_path / "cameras.json")
+    cameras.symlink_to(tmp_path / "cameras.json")
+    with pytest.raises(InputError, match="transforms.json: a link out of the folder"):
+        ViewFolder(tmp_path / "objects")[0]
 
 
 # --- moves ------------------------------------------------------------------------------------------------------------
