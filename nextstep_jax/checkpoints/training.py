@@ -76,6 +76,7 @@ class TrainCheckpointer:
     Attributes:
       last_good: the newest complete step, None before there is one.
       failed_saves: how many saves of this run did not succeed; each was logged with its reason.
+      pinned: a step that stays, however old; None: none does.
 
     Raises:
       InputError: the folder is in use by another run or not writable.
@@ -109,6 +110,7 @@ class TrainCheckpointer:
             self._default_handler = signal.signal(signal.SIGTERM, lambda *_: self._preempted.set())
         self.last_good = max(steps.list_steps(self._directory), default=None)
         self.failed_saves = 0
+        self.pinned: int | None = None
 
     def __enter__(self) -> "TrainCheckpointer":
         return self
@@ -269,7 +271,7 @@ class TrainCheckpointer:
     def _remove_old(self) -> None:
         complete = steps.list_steps(self._directory)
         periodic = {step for step in complete if self._keep_every and step % self._keep_every == 0}
-        for step in set(complete[: -self._keep_last]) - periodic:
+        for step in set(complete[: -self._keep_last]) - periodic - {self.pinned}:
             try:
                 self._store.remove_step(self._directory / str(step))
             except OSError as error:

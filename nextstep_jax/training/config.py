@@ -87,9 +87,9 @@ def source(path: str = "", weight: float = 1.0, kind: str = "", thinking: bool =
     return _config_dict(read(SourceConfig, fields | {"augmentation": Augmentation(**augmentation)}, "source"))
 
 
-def evaluation(evaluator: str, every: int, **settings: Any) -> ConfigDict:
+def evaluation(evaluator: str, every: int, *, watch: str = "", patience: int = 0, **settings: Any) -> ConfigDict:
     """An entry of `config.evals` (see EvaluationConfig)."""
-    return _config_dict(EvaluationConfig(evaluator, every, settings))
+    return _config_dict(EvaluationConfig(evaluator, every, settings, watch, patience))
 
 
 def prompts(path: str = "", weight: float = 1.0) -> ConfigDict:

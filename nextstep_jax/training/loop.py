@@ -4,7 +4,7 @@
 
 The work directory gets `config.json` (the settings), `metrics.jsonl`, checkpoints (a run that was stopped continues from there
 without being asked), `samples/`, `profile/`, and at the end `export/`: the trained parameters (their EMA, if there is one) as a
-checkpoint folder.
+checkpoint folder, those of the best step where an evaluation is watched.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from nextstep_jax.sharding.mesh import global_batch, make_mesh, replicated
 from nextstep_jax.sharding.params import sharding_table, with_shardings
 from nextstep_jax.training import few_step, metrics, multitask, online, preference, reconstruction, run_record
 from nextstep_jax.training.config import resolve
-from nextstep_jax.training.evals import EvaluatorFactory, open_evaluators, run_evaluators
+from nextstep_jax.training.evals import Evaluation, EvaluatorFactory, open_evaluators, open_watch, run_evaluators
 from nextstep_jax.training.goodput import Goodput
 from nextstep_jax.training.init import initial_params
 from nextstep_jax.training.program import make_program
@@ -120,6 +120,8 @@ def train(
         settings = "\n".join(f"  {name} = {json.dumps(value)}" for name, value in flatten(plain(run), "config"))
         logger.info("Settings:\n%s", settings)
 
+        watch = open_watch(evals, workdir, first)
+
         # --- The compiled steps ---------------------------------------------------------------------------------------
         train_step = program.jit_step()
         validation_step = jax.jit(make_validation_step(objective))
@@ -142,10 +144,28 @@ def train(
             logger.info("step %d  %s", reached, metrics.summary(values))
             guard.check(finite)
 
+        def evaluate(step: int, evaluations: list[Evaluation]) -> None:
+            with goodput.losing("evaluations"):
+                values = run_evaluators(evaluations, stage.inference(state.averaged_params))
+            writer.scalars(step, values)
+            if watch and watch.evaluation in evaluations:
+                watch.add(step, values)
+                checkpointer.pinned = watch.best
+
+        if watch:
+            checkpointer.pinned = watch.best
+            if first and _due(first, watch.evaluation.every) and first not in watch.values:
+                evaluate(first, [watch.evaluation])  # the run was stopped between saving the step and judging it
         for step in range(first + 1, run.steps + 1):
+            if watch and watch.is_over:
+                logger.info(
+                    "Stopped after step %d: %s has not been higher than at step %s since", reached, watch.name, watch.best
+                )
+                break
             began = time.perf_counter()
             host_batch = next(data, None)
             if host_batch is None:
+                logger.info("The data has ended after step %d (config.data.epochs)", reached)
                 break
             reached, data_metrics = step, host_batch.metrics
             waited = time.perf_counter() - began
@@ -171,7 +191,8 @@ def train(
                 profiling.close()
 
             last, preempted = step == run.steps, checkpointer.reached_preemption(step)
-            save = _due(step, run.checkpoint.every) or last or preempted
+            judged = watch is not None and _due(step, watch.evaluation.every)
+            save = _due(step, run.checkpoint.every) or last or preempted or judged
             validates = stage.validation_data is not None and _due(step, run.validation.every)
             samples = _due(step, run.samples.every)
             evaluates = [evaluation for evaluation in evals if _due(step, evaluation.every)]
@@ -199,12 +220,10 @@ def train(
                     with goodput.losing("samples"):
                         log_samples(stage, state, workdir, step, writer)
                 if evaluates:
-                    with goodput.losing("evaluations"):
-                        writer.scalars(step, run_evaluators(evaluates, stage.inference(state.averaged_params)))
+                    evaluate(step, evaluates)
 
         # --- The result -----------------------------------------------------------------------------------------------
         if reached < run.steps:
-            logger.info("The data has ended after step %d (config.data.epochs)", reached)
             if run.optimizer.schedule != "constant":
                 logger.warning("The learning rate was to fall until step %d (config.steps)", run.steps)
             if reported < reached:
@@ -212,7 +231,7 @@ def train(
             if saved < reached:
                 checkpointer.save(reached, state, data.get_state())
         require_saved(checkpointer, reached)
-        export(stage, workdir, reached, run.export_dtype)
+        export(stage, workdir, watch.best if watch and watch.best else reached, run.export_dtype)
         return state
 
 

@@ -1,9 +1,9 @@
 """`config.json` in a run's folder: the settings a run has and the library's version, and what a restart may change.
 
 A run that continues keeps what its saved state means: its architecture, where it started, its seed, which parameters are
-trained and by which optimizer, and whether there is an average. Everything else may change from one start to the next (more
-steps, another learning rate, another mesh, other intervals), and the log says what did. Data has rules of its own: what a saved
-position cannot continue is refused where it is restored.
+trained and by which optimizer, whether there is an average, and which number says what step is best. Everything else may change
+from one start to the next (more steps, another learning rate, another mesh, other intervals), and the log says what did. Data
+has rules of its own: what a saved position cannot continue is refused where it is restored.
 """
 
 import json
@@ -22,7 +22,9 @@ from nextstep_jax.training.settings import RunConfig
 FILE = "config.json"
 
 # Settings that a restart may not change...
-_FIXED = re.compile(r"config\.(objective|seed|init\..*|optimizer\.(frozen|muon)|model\..*|image_tokenizer\..*)")
+_FIXED = re.compile(
+    r"config\.(objective|seed|init\..*|optimizer\.(frozen|muon)|model\..*|image_tokenizer\..*|evals\..*\.watch)"
+)
 # ...but for those of a model that say how it runs or how much a loss counts.
 _FREE = re.compile(
     r"config\.(model|image_tokenizer)\.(transformer\.(dtype|remat|attention_kernel)|dtype|flow_head\.batch_mul|input_noise"

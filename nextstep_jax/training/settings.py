@@ -118,11 +118,20 @@ class EvaluationConfig:
       evaluator: a name that the launcher knows ("shapes", "reconstruction", "suite"), or "python:package.module:function".
       every: steps between two; 0: never.
       settings: keyword arguments of the evaluator.
+      watch: the evaluator's number that says how good a step is, the higher the better: the best step is kept and exported
+        instead of the last; "": none. At most one evaluation of a run is watched.
+      patience: evaluations in a row without a better step that end the run; 0: it goes on to its last step.
     """
 
     evaluator: str = ""
     every: NonNegative = 0
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    watch: str = ""
+    patience: NonNegative = 0
+
+    def __post_init__(self) -> None:
+        if self.patience and not self.watch:
+            raise InputError(f"watch must name a number where patience is {self.patience}")
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -165,6 +174,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         self.learning_rate_schedule()
+        if len(watched := [name for name, entry in sorted(self.evals.items()) if entry.watch]) > 1:
+            raise InputError(f"evals: one of them can be watched, found {' and '.join(watched)}")
 
     def learning_rate_schedule(self):
         """Update -> learning rate. InputError for numbers that make no schedule."""

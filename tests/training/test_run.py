@@ -60,6 +60,7 @@ def test_settings_are_kept_logged_and_compared(config, tmp_path, caplog):
         ({"optimizer": {"frozen": ("encoder",), "learning_rate": 1.0}}, ["optimizer.frozen"]),
         ({"optimizer": {"muon": (".",)}}, ["optimizer.muon"]),
         ({"init": {"checkpoint": "elsewhere"}}, ["init.checkpoint"]),
+        ({"evals": {"mine": {"evaluator": "shapes", "every": 5, "watch": "overall"}}}, ["evals.mine.watch"]),
         ({"ema_decay": 0.0}, ["ema_decay"]),
         ({"ema_decay": 0.9}, []),
         ({"mesh": {"data": -1, "fsdp": 1}, "steps": 9, "name": "x", "grad_accum_steps": 2}, []),
