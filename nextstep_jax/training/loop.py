@@ -158,9 +158,7 @@ def train(
                 evaluate(first, [watch.evaluation])  # the run was stopped between saving the step and judging it
         for step in range(first + 1, run.steps + 1):
             if watch and watch.is_over:
-                logger.info(
-                    "Stopped after step %d: %s has not been higher than at step %s since", reached, watch.name, watch.best
-                )
+                logger.info("Stopped after step %d: %s was highest at step %s", reached, watch.name, watch.best)
                 break
             began = time.perf_counter()
             host_batch = next(data, None)

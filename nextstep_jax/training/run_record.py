@@ -61,6 +61,8 @@ def changes_since_start(workdir: Place, run: RunConfig) -> list[str]:
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     lines = {name: f"{name}: {_show(before, name)} -> {_show(now, name)}" for name in changed}
     fixed = [name for name in lines if _FIXED.fullmatch(name) and not _FREE.fullmatch(name)]
+    # What an older version did not know was off.
+    fixed = [name for name in fixed if name in before or now[name]]
     if "config.ema_decay" in lines and not (before.get("config.ema_decay") and now["config.ema_decay"]):
         fixed.append("config.ema_decay")
     if fixed:

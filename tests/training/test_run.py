@@ -82,6 +82,18 @@ def test_what_a_restart_may_change(config, tmp_path, changes, fixed):
         assert len(run_record.changes_since_start(tmp_path, resolve(values))) == count
 
 
+def test_a_setting_that_an_older_version_did_not_know_was_off(config, tmp_path):
+    values = plain(resolve(config))
+    values["evals"] = {"mine": {"evaluator": "shapes", "every": 5}}
+    now = resolve(values)
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    run_record.write(tmp_path, now)
+    record = json.loads((tmp_path / "config.json").read_text())
+    del record["config"]["evals"]["mine"]["watch"]
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert run_record.changes_since_start(tmp_path, now) == ["config.evals.mine.watch: nothing -> ''"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"), [('{"con', "expected the settings of a run"), ('{"config": 3}', "expected the")]
 )
