@@ -7,6 +7,13 @@ alignment of text and image, and writes captions. OUT/pretrain, OUT/anneal and O
 names, by the same measurements and stricter thresholds. The paper does not give its thresholds; these are starting points, to
 be set by looking at OUT/report.html.
 
+`:embedder` measures alignment and aesthetics by embeddings, with a CLIP or SigLIP of yours in place of the endpoint:
+
+    nextstep-jax data curate SOURCE OUT --config curate_pairs:embedder --endpoint openai:http://localhost:8000/v1#MODEL \
+        --config.signals.alignment.embedder=onnx:FOLDER --config.signals.aesthetics.embedder=onnx:FOLDER \
+        --config.signals.aesthetics.head=HEAD.onnx
+
+Its thresholds are on the scales of CLIP ViT-L/14's cosine and of the aesthetic head that LAION trained for it (1 to 10).
 `:laptop` needs no endpoint, and takes small images.
 """
 
@@ -44,18 +51,23 @@ def get_config(argument=None):
         "answer": "scale",
         "endpoint": "",
     }
+    aesthetics, alignment = (0.3, 0.6, 0.8), (0.4, 0.7, 0.8)
+    if argument == "embedder":
+        config.signals.aesthetics = {"embedder": "", "head": ""}
+        config.signals.alignment = {"embedder": ""}
+        aesthetics, alignment = (4.5, 5.5, 6.0), (0.2, 0.24, 0.26)
     safe = ("nsfw.score < 0.3", "watermark.score == 0")
     config.cuts.pretrain = (
         *("size.min_side >= 256", "size.aspect <= 4", "sharpness.laplacian >= 40", "sharpness.blockiness <= 2"),
-        *("ocr.area <= 0.5", "aesthetics.score >= 0.3", "alignment.score >= 0.4", *safe),
+        *("ocr.area <= 0.5", f"aesthetics.score >= {aesthetics[0]}", f"alignment.score >= {alignment[0]}", *safe),
     )
     config.cuts.anneal = (
         *("size.min_side >= 512", "size.aspect <= 3", "sharpness.laplacian >= 100", "sharpness.blockiness <= 1.4"),
-        *("ocr.area <= 0.3", "aesthetics.score >= 0.6", "alignment.score >= 0.7", *safe),
+        *("ocr.area <= 0.3", f"aesthetics.score >= {aesthetics[1]}", f"alignment.score >= {alignment[1]}", *safe),
     )
     config.cuts.sft = (
         *("size.min_side >= 512", "size.aspect <= 3", "sharpness.laplacian >= 150", "sharpness.blockiness <= 1.2"),
-        *("ocr.area <= 0.2", "aesthetics.score >= 0.8", "alignment.score >= 0.8", *safe),
+        *("ocr.area <= 0.2", f"aesthetics.score >= {aesthetics[2]}", f"alignment.score >= {alignment[2]}", *safe),
     )
     config.transforms.recaption = {"endpoint": "", "languages": ("en", "zh"), "styles": ("dense", "short")}
     return config

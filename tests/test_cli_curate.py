@@ -7,7 +7,10 @@ import pytest
 
 from nextstep_jax import cli
 from nextstep_jax.data.shards import ArrayRecordSource
+from tests.data.curation.onnx_files import write_face_models
 from tests.data.curation.scenes import photograph
+from tests.data.curation.test_characters import frame
+from tests.data.test_video_folder import write_video
 
 
 @pytest.fixture
@@ -26,8 +29,8 @@ def folder(tmp_path):
 def run(folder, tmp_path, monkeypatch, capsys):
     """Curates the folder into tmp_path/out; returns exit code, output and errors."""
 
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["nextstep-jax", "data", "curate", str(folder), str(tmp_path / "out"), *arguments])
+    def call(*arguments, source=folder):
+        monkeypatch.setattr(sys, "argv", ["nextstep-jax", "data", "curate", str(source), str(tmp_path / "out"), *arguments])
         with pytest.raises(SystemExit) as stop:
             cli.main()
         return stop.value.code, *capsys.readouterr()
@@ -69,3 +72,24 @@ def test_a_wrong_command_line_is_one_line(run, tmp_path, arguments, message):
     code, out, errors = run(*arguments)
     assert code == 2 and out == "" and message in errors and errors.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_people_of_a_video_get_sequences(folder, run, tmp_path):
+    """Eight shots; one person is in four of them and another in three, as subtitles say."""
+    pytest.importorskip("av")
+    people = ((0,), (1,), (0, 1), (), (0,), (1,), (0,), ())
+    write_video(folder / "film.mp4", [frame(10 + n, *who) for n, who in enumerate(people) for _ in range(12)])
+    lines = (f"{n + 1}\n00:00:0{n},200 --> 00:00:0{n},800\nshot {n}\n" for n in range(len(people)))
+    (folder / "film.srt").write_text("\n".join(lines))
+    for photo in folder.glob("?.*"):
+        photo.unlink()
+    models = write_face_models(tmp_path)
+    options = [f"--config.transforms.b_characters.{name}={path}" for name, path in models.items()]
+    code, out, errors = run("--config", "curate_characters:laptop", "--workers", "1", *options, source=f"videos:{folder}")
+    assert code == 0, errors
+    assert "pretrain: 2 samples of 1 kept" in out
+    source = ArrayRecordSource(tmp_path / "out" / "pretrain")
+    said = [[part.text for part in source[n].texts] for n in range(2)]
+    assert said == [[f"shot {n}" for n in shots] for shots in ((0, 2, 4, 6), (1, 2, 5))]
+    code, _, errors = run("--config", "curate_characters:laptop", source=f"videos:{folder}")
+    assert code == 2 and "transform b_characters: detector is not set" in errors

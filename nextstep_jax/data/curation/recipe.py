@@ -14,8 +14,10 @@ from typing import Annotated, Any
 
 from nextstep_jax.data.curation import (
     captions,
+    characters,
     controls,
     degradations,
+    embedding_signals,
     image_signals,
     model_signals,
     sequences,
@@ -32,12 +34,16 @@ SIGNALS: dict[str, type] = {
     "perceptual_hash": image_signals.PerceptualHash,
     "ocr": model_signals.Ocr,
     "nsfw": model_signals.Nsfw,
+    "alignment": embedding_signals.Alignment,
+    "aesthetics": embedding_signals.Aesthetics,
     "judgement": model_signals.Judgement,
     "text_quality": text_signals.TextQuality,
     "language": text_signals.Language,
     "minhash": text_signals.MinHash,
 }
 TRANSFORMS: dict[str, type] = {
+    "characters": characters.Characters,
+    "check_list": characters.CheckList,
     "recaption": captions.Recaption,
     "controls": controls.Controls,
     "degradations": degradations.Degradations,

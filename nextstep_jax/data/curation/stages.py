@@ -9,11 +9,13 @@ import dataclasses
 import functools
 import hashlib
 import importlib.util
+import pathlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from nextstep_jax.data import files
 from nextstep_jax.data.records import Sample
 from nextstep_jax.errors import InputError
 
@@ -33,7 +35,7 @@ class Dropped(InputError):
 
 
 class Signal(Protocol):
-    """Measures samples, one by one."""
+    """Measures samples, one by one. One that runs a file of the user's has `model_files`, the paths whose bytes count."""
 
     version: ClassVar[int]
 
@@ -78,8 +80,18 @@ def require_kinds(kinds: Collection[str], known: Collection[str], per_image: int
 
 
 def description(stage: Any) -> dict[str, Any]:
-    """What a stage's results depend on, as JSON values."""
-    return {"stage": type(stage).__name__, "version": stage.version, **dataclasses.asdict(stage)}
+    """What a stage's results depend on, as JSON values; of a stage with `model_files`, their bytes too."""
+    found = {"stage": type(stage).__name__, "version": stage.version, **dataclasses.asdict(stage)}
+    paths: list[pathlib.Path] = stage.model_files() if hasattr(stage, "model_files") else []
+    if paths:
+        found["model_files"] = {path.name: _file_digest(path, files.fingerprint(path)) for path in paths}
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def _file_digest(path: pathlib.Path, fingerprint: str) -> str:
+    """sha256 of a file, read anew only where its size or time changed."""
+    return files.sha256(path)
 
 
 def generator(sample: Sample, name: str) -> np.random.Generator:

@@ -91,6 +91,13 @@ def test_the_shipped_recipes_are_read(name, argument):
     assert recipe.cuts and f"--config {name}" in module.__doc__
 
 
+def test_pairs_are_measured_by_an_embedder_where_one_is_brought():
+    module = importlib.import_module("nextstep_jax.configs.curate_pairs")
+    recipe = read_recipe(module.get_config("embedder").to_dict())
+    assert [type(recipe.signals[name]).__name__ for name in ("aesthetics", "alignment")] == ["Aesthetics", "Alignment"]
+    assert "alignment.score >= 0.24" in map(str, recipe.cuts["anneal"])
+
+
 def test_command_lines_change_settings():
     settings = {**BASE, "signals": {"ocr": {}, "ask": {"kind": "judgement", "question": "?", "endpoint": ""}}, "cuts": {}}
     override(settings, "signals.ocr.min_confidence", "0.25")
