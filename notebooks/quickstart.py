@@ -27,6 +27,7 @@ from nextstep_jax.data import shapes
 from nextstep_jax.evaluation.shapes import default_prompts, failure
 from nextstep_jax.generation.interleaved import generate_interleaved
 from nextstep_jax.generation.pipeline import GeneratedImage, Pipeline
+from nextstep_jax.notebook import Controls, Watch, grid
 
 pipeline = Pipeline.from_checkpoint()  # or the folder of a converted checkpoint
 
@@ -90,6 +91,27 @@ pipeline.generate(
 )
 chosen = [previews[i] for i in (range(3, 16, 4) if FAST else range(16))]
 show([image for _, image in chosen], [f"{n} of 16 tokens" if n > 1 else "1 token" for n, _ in chosen])
+
+# %% [markdown]
+# `Watch` shows the same while it happens: a bar, and the images so far. Below, what it leaves in the end.
+
+# %%
+images = pipeline.generate("an orange cross and a cyan circle", n=2 if FAST else 4, seed=3, on_chunk=Watch())
+
+# %% [markdown]
+# An image shows itself, and `grid` lays several out with their prompts and seeds.
+
+# %%
+images[0]
+
+# %%
+grid(images)
+
+# %% [markdown]
+# `Controls` are for playing: a prompt, sliders and a button. They need a running kernel.
+
+# %%
+Controls(pipeline)
 
 # %% [markdown]
 # ## Edits

@@ -89,6 +89,11 @@ def jpeg_url(image: Image.Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
+def png_url(pixels: np.ndarray) -> str:
+    """The address that carries an image of [height, width, 3] uint8 in an HTML page, pixel for pixel, without a record."""
+    return f"data:image/png;base64,{base64.b64encode(encode_image(pixels)).decode()}"
+
+
 def read_record(path: str | os.PathLike) -> dict[str, Any]:
     """The record that `save_image` wrote into a file; empty if there is none. InputError if it is not such an image."""
     data, name = files.read_bytes(path, images.MAX_FILE_BYTES), os.fspath(path)

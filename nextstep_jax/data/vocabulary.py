@@ -173,6 +173,16 @@ class Vocabulary:
             ids += [tokens[piece]] if piece in tokens else self._encode_text(piece)
         return ids
 
+    def word_places(self, text: str) -> list[tuple[str, list[int]]]:
+        """The words of `text`, as white space separates them, each with the places of its ids in `encode(text)`."""
+        words = [(match[0], match.end(), list[int]()) for match in re.finditer(r"\S+", text)]
+        spans = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        for place, (start, end) in enumerate(spans):
+            # A token may begin or end with the space around its word; one that is only space belongs to none.
+            if token := text[start:end].rstrip():
+                next(places for _, after, places in words if start + len(token) <= after).append(place)
+        return [(word, places) for word, _, places in words]
+
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """Text of `ids`. Special tokens are left out unless asked for; ids beyond the vocabulary are left out always."""
         size = self.size

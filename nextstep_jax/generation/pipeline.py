@@ -44,7 +44,7 @@ class Pipeline(LoadedModel):
         seed: int | Sequence[int] = 0,
         settings: GenerationConfig | None = None,
         on_chunk: OnChunk | None = None,
-        on_thinking: OnText | None = None,
+        on_thinking: OnText | Sequence[OnText] | None = None,
     ) -> list[GeneratedImage]:
         """Images of prompts: n of each, prompt by prompt.
 
@@ -54,7 +54,8 @@ class Pipeline(LoadedModel):
           prompts: text or ids, one or several.
           seed: of all prompts, or one of each.
           height, width: pixels, multiples of `token_pixels`; or `aspect`; default `settings.image_size` squared.
-          on_chunk, on_thinking: called while images are drawn, and while the model thinks about the prompt.
+          on_chunk: called while images are drawn.
+          on_thinking: called while the model thinks about the prompts; of all of them, or one of each.
 
         Raises:
           InputError: an empty prompt, ids out of range, a size or setting that cannot be used, a prompt longer than the window.
@@ -94,15 +95,61 @@ class Pipeline(LoadedModel):
         Warns:
           UnfamiliarWarning: as `generate`.
         """
+        return self.edit_batch(
+            [images],
+            [instruction],
+            height=height,
+            width=width,
+            aspect=aspect,
+            n=n,
+            seed=seed,
+            settings=settings,
+            on_chunk=on_chunk,
+            on_thinking=on_thinking,
+        )
+
+    def edit_batch(
+        self,
+        images: Sequence[ImageSource | Sequence[ImageSource]],
+        instructions: Sequence[str | Sequence[int]],
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        aspect: str | None = None,
+        n: int = 1,
+        seed: int | Sequence[int] = 0,
+        settings: GenerationConfig | None = None,
+        on_chunk: OnChunk | None = None,
+        on_thinking: OnText | Sequence[OnText] | None = None,
+    ) -> list[GeneratedImage]:
+        """Several edits side by side, each the one that `edit` gives: n of each, edit by edit, all of one size.
+
+        Args:
+          images: what each edit changes.
+          instructions: one an edit.
+          seed, on_thinking: of all edits, or one of each.
+
+        Raises:
+          InputError: as `edit`; no edits, or another number of instructions than of images.
+
+        Warns:
+          UnfamiliarWarning: as `generate`.
+        """
         settings = self.require_settings(settings, edit=True)
-        require_prompt(instruction)
-        require_seed(seed)
-        sources = self.load_images(images, settings)
+        if not instructions or len(images) != len(instructions):
+            raise InputError(f"expected images and an instruction of each edit, found {len(images)} and {len(instructions)}")
+        for instruction in instructions:
+            require_prompt(instruction)
+        seeds = _seeds(seed, len(instructions))
+        sources = [self.load_images(of_edit, settings) for of_edit in images]
         if height is None and width is None and aspect is None:
-            height, width = sources[0].shape[:2]
+            height, width = sources[0][0].shape[:2]
         h, w = self.grid(settings, height, width, aspect)
-        branches = [self._edit_branches(instruction, self.encode_images(sources, seed), settings)]
-        return self._generate_batches(branches, [instruction], h, w, n, seed, settings, True, on_chunk, on_thinking)
+        branches = [
+            self._edit_branches(instruction, self.encode_images(of_edit, seed), settings)
+            for instruction, of_edit, seed in zip(instructions, sources, seeds, strict=True)
+        ]
+        return self._generate_batches(branches, instructions, h, w, n, seeds, settings, True, on_chunk, on_thinking)
 
     def grid(
         self, settings: GenerationConfig, height: int | None = None, width: int | None = None, aspect: str | None = None
@@ -121,7 +168,7 @@ class Pipeline(LoadedModel):
         settings: GenerationConfig,
         has_image: bool,
         on_chunk: OnChunk | None,
-        on_thinking: OnText | None,
+        on_thinking: OnText | Sequence[OnText] | None,
     ) -> list[GeneratedImage]:
         """n images of each prompt, in batches of at most MAX_BATCH; `branches` as in `sample_tokens`."""
         n, seeds, count = require_int("n", n, 1), _seeds(seed, len(prompts)), h * w
@@ -130,7 +177,12 @@ class Pipeline(LoadedModel):
             for parts in row:
                 self.frame([*parts, image_prefix(self.special, h, w)], count)
         warn(self.unfamiliar(prompts, height, width))
-        thoughts = [self.think(row[0], on_thinking) if settings.thinking else [] for row in branches]
+        on_each = on_thinking if isinstance(on_thinking, Sequence) else [on_thinking] * len(branches)
+        if len(on_each) != len(branches):
+            raise InputError(f"expected one on_thinking or one of each of {len(branches)} prompts, found {len(on_each)}")
+        thoughts = [
+            self.think(row[0], on_text) if settings.thinking else [] for row, on_text in zip(branches, on_each, strict=True)
+        ]
         branches = [[[*row[0], ids], *row[1:]] for row, ids in zip(branches, thoughts, strict=True)]
         wanted = [(p, j) for p in range(len(branches)) for j in range(n)]
         batches = [wanted[first : first + MAX_BATCH] for first in range(0, len(wanted), MAX_BATCH)]
@@ -171,9 +223,15 @@ class Pipeline(LoadedModel):
         """
         return self.frame([*map(self._blank, sources), prompt], max_tokens)
 
+    def prompt_text(self, prompt: str, settings: GenerationConfig) -> str:
+        """The text that the model reads of a prompt: with the settings' suffix."""
+        return f"{prompt} {settings.prompt_suffix}" if settings.prompt_suffix else prompt
+
     def _text_branches(self, prompt: str | Sequence[int], settings: GenerationConfig) -> list[list[Part]]:
-        suffix = " " + settings.prompt_suffix if settings.prompt_suffix else ""
-        conditional: list[Part] = [prompt + suffix] if isinstance(prompt, str) else [prompt, *([suffix] if suffix else [])]
+        if isinstance(prompt, str):
+            conditional: list[Part] = [self.prompt_text(prompt, settings)]
+        else:
+            conditional = [prompt, *([" " + settings.prompt_suffix] if settings.prompt_suffix else [])]
         return [conditional, [settings.negative_prompt], [settings.negative_prompt]]
 
     def _edit_branches(

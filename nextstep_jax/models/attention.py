@@ -29,6 +29,7 @@ ATTENTION_OUT = "attention_out"
 
 _MASKED = -1e30  # finite, so that a row with no visible key averages instead of turning into NaN
 _SCORES_BYTES = 1 << 26  # float32 scores that are held at a time where queries go through in blocks
+_AVERAGED_QUERIES = 128  # whose weights are held at a time where they are averaged
 _CUDNN_QUERIES = 1024  # of a block: cuDNN takes its mask as an array, [B, block, S]
 
 
@@ -82,6 +83,18 @@ def attention_weights(q: Queries, k: Keys, mask: Mask) -> Float[Array, "B K G S 
     grouped = q.reshape(b, s, k.shape[2], n // k.shape[2], h)
     scores = jnp.einsum("BSKGH,BTKH->BKGST", grouped, k, preferred_element_type=jnp.float32) * h**-0.5
     return jax.nn.softmax(jnp.where(mask[:, None, None], scores, _MASKED), axis=-1)
+
+
+@jax.named_scope("mean_attention_weights")
+def mean_attention_weights(q: Queries, k: Keys, mask: Mask) -> Float[Array, "B S T"]:
+    """`attention_weights` averaged over heads, [B, S, T] float32. Blocks of queries go through one after another."""
+
+    def of_one(one: tuple[Array, Array]) -> Array:
+        query, visible = one
+        return attention_weights(query[:, None], k, visible[:, None]).mean((1, 2))[:, 0]
+
+    by_query = jnp.moveaxis(q, 1, 0), jnp.moveaxis(mask, 1, 0)
+    return jnp.moveaxis(jax.lax.map(of_one, by_query, batch_size=_AVERAGED_QUERIES), 0, 1)
 
 
 @jax.named_scope("masked_attention")

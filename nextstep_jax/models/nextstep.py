@@ -5,6 +5,7 @@ P gathered positions.
 """
 
 import functools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -132,6 +133,21 @@ class NextStep(nn.Module):
         """Attention weights [B, N, S, S] of each decoder block: query position, then key position (unrolled form only)."""
         x = self.embed(batch.text_ids, batch.image_tokens, batch.is_image)
         return self.decoder.attention_maps(x, batch.positions, batch.segment_ids)
+
+    def mean_attention(
+        self,
+        text_ids: Int[Array, "B S"],
+        image_tokens: Float[Array, "B S C"],
+        is_image: Bool[Array, "B S"],
+        positions: Int[Array, "B S"],
+        valid: Bool[Array, "B S"],
+        layers: Sequence[int],
+        first: int,
+        count: int,
+    ) -> Float[Array, "B n S"]:
+        """What `count` positions from `first` on attend to; see `Decoder.mean_attention`."""
+        x = self.embed(text_ids, image_tokens, is_image)
+        return self.decoder.mean_attention(x, positions, valid, layers, first, count)
 
     def extend(
         self, embeddings: Float[Array, "R S D"], positions: Int[Array, "R S"], cache: Cache, valid: Bool[Array, "R T"]

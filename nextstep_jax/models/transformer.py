@@ -4,6 +4,7 @@ Letters: B batch (R rows when decoding), S sequence, T cache slots, D width, N/K
 F MLP width, L layers.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -17,8 +18,10 @@ from nextstep_jax.models.attention import (
     ATTENTION_OUT,
     LayerCache,
     attention_weights,
+    cache_mask,
     cached_attention,
     causal_attention,
+    mean_attention_weights,
     segment_mask,
     shard_cache,
     write_cache,
@@ -86,6 +89,11 @@ class Attention(nn.Module):
         weights = attention_weights(q, k, segment_mask(segment_ids))
         return weights.reshape(q.shape[0], self.config.heads, *weights.shape[-2:])
 
+    def mean_weights(self, x: Array, rope: RopeTable, valid: Array, first: int, count: int) -> Array:
+        """What `count` positions from `first` on look at, averaged over heads: [B, count, S] float32."""
+        q, k, _ = self.project(x, rope)
+        return mean_attention_weights(q[:, first : first + count], k, cache_mask(valid, jnp.asarray(first), count))
+
     def extend(self, x: Array, rope: RopeTable, cache: LayerCache, index: Array, valid: Array) -> tuple[Array, LayerCache]:
         q, k, v = self.project(x, rope)
         cache = write_cache(cache, k, v, index)
@@ -130,6 +138,9 @@ class Block(nn.Module):
 
     def attention_map(self, x: Array, rope: RopeTable, segment_ids: Array) -> Array:
         return self.attention.weights(self.attention_norm(x), rope, segment_ids)
+
+    def mean_weights(self, x: Array, rope: RopeTable, valid: Array, first: int, count: int) -> Array:
+        return self.attention.mean_weights(self.attention_norm(x), rope, valid, first, count)
 
     def extend(self, x: Array, rope: RopeTable, cache: LayerCache, index: Array, valid: Array) -> tuple[Array, LayerCache]:
         y, cache = self.attention.extend(self.attention_norm(x), rope, cache, index, valid)
@@ -211,6 +222,26 @@ class Decoder(nn.Module):
             maps.append(layer.attention_map(x, rope, segment_ids))
             x, _ = layer(x, rope, segment_ids)
         return maps
+
+    def mean_attention(
+        self,
+        x: Float[Array, "B S D"],
+        positions: Int[Array, "B S"],
+        valid: Bool[Array, "B S"],
+        layers: Sequence[int],
+        first: int,
+        count: int,
+    ) -> Float[Array, "B n S"]:
+        """Attention weights of `count` positions from `first` on, averaged over heads and over the blocks numbered in `layers`
+        (unrolled form only). Memory follows S, not its square.
+        """
+        x, rope, found = x.astype(self.config.dtype), self._rope(positions), []
+        cache = init_cache(self.config, *positions.shape)
+        for i, (layer, empty) in enumerate(zip(self.layers, cache.layers, strict=True)):
+            if i in layers:
+                found.append(layer.mean_weights(x, rope, valid, first, count))
+            x, _ = layer.extend(x, rope, empty, cache.index, valid)
+        return jnp.stack(found).mean(0)
 
     def extend(
         self, x: Float[Array, "R S D"], positions: Int[Array, "R S"], cache: Cache, valid: Bool[Array, "R T"]

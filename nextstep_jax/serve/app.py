@@ -24,8 +24,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nextstep_jax.errors import InputError
 from nextstep_jax.generation.generated_image import GeneratedImage
 from nextstep_jax.serve import replies, requests
-from nextstep_jax.serve.requests import ChatRequest, DrawRequest, RequestError
+from nextstep_jax.serve.requests import AttentionRequest, ChatRequest, DrawRequest, RequestError
 from nextstep_jax.serve.worker import Event, Job, Worker
+from nextstep_jax.serve.worker import Request as Wanted
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 KEEP_ALIVE_SECONDS = 15.0  # between comments on a stream on which nothing happens
@@ -64,6 +65,7 @@ def create_app(worker: Worker, token: str | None = None, hosts: Sequence[str] = 
         Route("/v1/images/generations", api.generations, methods=["POST"]),
         Route("/v1/images/edits", api.edits, methods=["POST"]),
         Route("/v1/chat/completions", api.chat, methods=["POST"]),
+        Route("/v1/nextstep/attention", api.attention, methods=["POST"]),
         Route("/v1/nextstep/jobs/{id}", api.stop, methods=["DELETE"]),
         Route("/v1/nextstep/settings", api.settings, methods=["GET"]),
         Route("/v1/models", api.models, methods=["GET"]),
@@ -195,6 +197,11 @@ class _Api:
         make = await anyio.to_thread.run_sync(requests.chat_request, self.pipeline, fields, limiter=self._decoding)
         return await self._answer(request, make)
 
+    async def attention(self, request: Request) -> Response:
+        fields = requests.read_json(await _body(request, "application/json"))
+        image = self.worker.kept.get(requests.image_id(fields))
+        return await self._answer(request, AttentionRequest(image))
+
     async def stop(self, request: Request) -> Response:
         job = self.worker.find(request.path_params["id"])
         if job is None:
@@ -220,7 +227,7 @@ class _Api:
 
     # --- jobs -----------------------------------------------------------------------------------------------------------
 
-    async def _answer(self, request: Request, wanted: DrawRequest | ChatRequest) -> Response:
+    async def _answer(self, request: Request, wanted: Wanted) -> Response:
         """Queue a job, and reply with its events or its results. A client that leaves takes its job along."""
         events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -242,8 +249,10 @@ class _Api:
                     raise replies.as_error(values["error"])
                 if name == "done":
                     results = values["results"]
-                    if isinstance(wanted, DrawRequest):
-                        reply = await anyio.to_thread.run_sync(replies.images_reply, wanted, results)
+                    if isinstance(wanted, AttentionRequest):
+                        reply = replies.attention_reply(results)
+                    elif isinstance(wanted, DrawRequest):
+                        reply = await anyio.to_thread.run_sync(replies.images_reply, wanted, results, values["ids"])
                     else:
                         reply = await anyio.to_thread.run_sync(replies.chat_reply, job, wanted, self.pipeline.name, results)
                     return JSONResponse(reply, headers={"cache-control": "no-store"})

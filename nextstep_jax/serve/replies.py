@@ -10,9 +10,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from nextstep_jax.data.image_output import encode_image
 from nextstep_jax.errors import InputError
 from nextstep_jax.generation.generated_image import GeneratedImage
+from nextstep_jax.generation.word_attention import WordAttention, contrast
 from nextstep_jax.serve.requests import FORMATS, ChatRequest, DrawRequest, RequestError
 from nextstep_jax.serve.worker import Job
 
@@ -36,9 +39,12 @@ def sse(data: dict[str, Any] | str, name: str | None = None) -> str:
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
-def images_reply(request: DrawRequest, images: Sequence[GeneratedImage]) -> dict[str, Any]:
-    """The reply to a request for images that is not streamed."""
-    data = [{"b64_json": _base64(request, image), "nextstep": image.record} for image in images]
+def images_reply(request: DrawRequest, images: Sequence[GeneratedImage], ids: Sequence[str | None]) -> dict[str, Any]:
+    """The reply to a request for images that is not streamed; `ids` of those whose attention can be asked for."""
+    data = [
+        {"b64_json": _base64(request, image), "nextstep": image.record, "nextstep_id": id}
+        for image, id in zip(images, ids, strict=True)
+    ]
     return {"created": int(time.time()), "data": data, "usage": _usage(request, len(images)), **_about(request, images[0])}
 
 
@@ -53,8 +59,8 @@ def image_events(job: Job, request: DrawRequest, name: str, values: dict[str, An
         return _named(f"{stream}.partial_image", about | {"created_at": int(time.time())})
     if name == "done":
         events = []
-        for j, image in enumerate(values["results"]):
-            about = {"b64_json": _base64(request, image), "index": j, "created_at": int(time.time())}
+        for j, (image, id) in enumerate(zip(values["results"], values["ids"], strict=True)):
+            about = {"b64_json": _base64(request, image), "index": j, "created_at": int(time.time()), "nextstep_id": id}
             about |= {"usage": _usage(request, 1), "nextstep": image.record} | _about(request, image)
             events.append(_named(f"{stream}.completed", about))
         return "".join(events)
@@ -98,6 +104,17 @@ def _usage(request: DrawRequest, count: int) -> dict[str, Any]:
     read, drawn = request.text_tokens + request.image_tokens, request.h * request.w * count
     details = {"text_tokens": request.text_tokens, "image_tokens": request.image_tokens}
     return {"input_tokens": read, "output_tokens": drawn, "total_tokens": read + drawn, "input_tokens_details": details}
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+def attention_reply(attention: WordAttention) -> dict[str, Any]:
+    """Words, and in base64 their weights [W, n] as little-endian float32 and what is shown of them as uint8."""
+    shown = np.round(255 * contrast(attention.weights)).astype(np.uint8)
+    weights = attention.weights.astype("<f4")
+    as_text = {"shown": shown, "weights": weights}
+    return {"words": attention.words} | {name: base64.b64encode(a.tobytes()).decode() for name, a in as_text.items()}
 
 
 # --- chat -------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from nextstep_jax.data import images as image_files
 from nextstep_jax.errors import InputError
 from nextstep_jax.generation.arguments import require_bool, require_float, require_int, require_str
 from nextstep_jax.generation.config import GenerationConfig
-from nextstep_jax.generation.generated_image import Pixels
+from nextstep_jax.generation.generated_image import GeneratedImage, Pixels
 from nextstep_jax.generation.pipeline import Pipeline
 from nextstep_jax.seeds import MAX_SEED
 
@@ -92,9 +92,9 @@ class DrawRequest:
     unfamiliar: Sequence[str]
 
     @property
-    def batch_key(self) -> tuple | None:
-        """Requests with equal keys can be drawn side by side. None: this one is drawn alone."""
-        return None if self.sources or self.settings.thinking else (self.h, self.w, self.n, self.settings)
+    def batch_key(self) -> tuple:
+        """Requests with equal keys can be drawn side by side."""
+        return self.h, self.w, self.n, self.settings, tuple(pixels.shape for pixels in self.sources)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +114,14 @@ class ChatRequest:
     tokens: bool
     text_tokens: int
     image_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionRequest:
+    """The attention of an image, drawn from text without thinking, to the words of its prompt."""
+
+    image: GeneratedImage
+    stream: bool = False
 
 
 # --- bodies -----------------------------------------------------------------------------------------------------------
@@ -310,6 +318,15 @@ def _data_url(url: Any, index: int) -> bytes:
     except (binascii.Error, ValueError) as error:
         raise RequestError("image_url: the data URL is not base64", param="messages") from error
     return read_upload(data, f"image {index}")
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+def image_id(fields: Mapping[str, Any]) -> str:
+    """The id of the image that a request for attention names."""
+    _refuse_unknown(fields, ("image",), ())
+    return _text(fields, "image")
 
 
 # --- fields -----------------------------------------------------------------------------------------------------------

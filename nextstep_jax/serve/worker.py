@@ -1,10 +1,12 @@
 """The one thread that owns the device, and the queue before it.
 
-A job is one request. Requests for images that differ in prompt and seed alone are drawn side by side, each the image it would
-be alone up to rounding (`Pipeline.generate`: an image depends on its prompt, its seed and its index).
+A job is one request. Requests for images that differ in prompt, seed and the content of input images alone are drawn side by
+side, each the image it would be alone up to rounding (`Pipeline.generate`: an image depends on its prompt, its seed and its
+index).
 """
 
 import collections
+import functools
 import logging
 import secrets
 import threading
@@ -15,12 +17,15 @@ from typing import Any
 import numpy as np
 
 from nextstep_jax.errors import InputError
+from nextstep_jax.generation.config import GenerationConfig
 from nextstep_jax.generation.generated_image import GeneratedImage
 from nextstep_jax.generation.interleaved import generate_interleaved
 from nextstep_jax.generation.loaded_model import PartialImages
 from nextstep_jax.generation.pipeline import MAX_BATCH, Pipeline
+from nextstep_jax.generation.word_attention import word_attention
+from nextstep_jax.serve.kept import KeptImages
 from nextstep_jax.serve.preview import token_colors
-from nextstep_jax.serve.requests import ChatRequest, DrawRequest, RequestError
+from nextstep_jax.serve.requests import AttentionRequest, ChatRequest, DrawRequest, RequestError
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +34,7 @@ GATHER_SECONDS = 0.02  # how long the oldest job waits for others to be drawn be
 MAX_SECONDS = 300.0  # of one job on the device
 
 Event = tuple[str, dict[str, Any]]
+Request = DrawRequest | ChatRequest | AttentionRequest
 
 
 class Stopped(Exception):
@@ -39,10 +45,10 @@ class Job:
     """A request on its way. `send` is called with each event, on the device's thread or, while it waits, on any other.
 
     Events: queued {position}, started {h, w}, thinking {text}, tokens {image, first, rgb}, partial {image, index, pixels},
-    text {text}, part {part}; and as the last one done {results} or failed {error}.
+    text {text}, part {part}; and as the last one done {results, and for images their ids} or failed {error}.
     """
 
-    def __init__(self, request: DrawRequest | ChatRequest, send: Callable[[Event], None]):
+    def __init__(self, request: Request, send: Callable[[Event], None]):
         self.request, self.id = request, secrets.token_urlsafe(12)
         self._send, self._over = send, threading.Event()
         self.cancelled = threading.Event()
@@ -63,11 +69,14 @@ class Worker:
 
     Args:
       preview: weights of `preview.preview_weights`, None for a model that draws nothing.
+
+    Attributes:
+      kept: the last images that can be asked about.
     """
 
     def __init__(self, pipeline: Pipeline, preview: np.ndarray | None):
         self.pipeline, self.ready, self.seconds = pipeline, False, 1.0
-        self._preview = preview
+        self._preview, self.kept = preview, KeptImages()
         self._waiting: collections.deque[Job] = collections.deque()
         self._running: list[Job] = []
         self._changed = threading.Condition()
@@ -196,34 +205,51 @@ class Worker:
         request = jobs[0].request
         if isinstance(request, ChatRequest):
             self._chat(jobs[0], request, check)
+        elif isinstance(request, AttentionRequest):
+            self._attention(jobs[0], request.image)
         else:
-            self._draw(jobs, request, check)
+            self._draw(jobs, [job.request for job in jobs if isinstance(job.request, DrawRequest)], check)
 
-    def _draw(self, jobs: list[Job], request: DrawRequest, check: Callable[[], None]) -> None:
-        """Jobs of one batch key; `request` is the first one's."""
-        pipeline, n, side = self.pipeline, request.n, self.pipeline.token_pixels
-        watchers = [_Watcher(job, job.request, n * i, self._preview) for i, job in enumerate(jobs)]
+    def _draw(self, jobs: list[Job], wanted: list[DrawRequest], check: Callable[[], None]) -> None:
+        """Jobs of one batch key and their requests."""
+        pipeline, n, first = self.pipeline, wanted[0].n, wanted[0]
+        watchers = [_Watcher(job, wanted[i], n * i, self._preview) for i, job in enumerate(jobs)]
         for job in jobs:
-            job.send("started", h=request.h, w=request.w)
+            job.send("started", h=first.h, w=first.w)
 
         def on_chunk(done: int, total: int, partial: PartialImages) -> None:
             check()
             for watcher in watchers:
                 watcher.show(done, total, partial)
 
-        def on_thinking(text: str) -> None:
+        def on_thinking(job: Job, text: str) -> None:
             check()
-            jobs[0].send("thinking", text=text)
+            job.send("thinking", text=text)
 
-        size: dict[str, Any] = {"height": request.h * side, "width": request.w * side}
-        shared: dict[str, Any] = size | {"n": n, "settings": request.settings, "on_chunk": on_chunk, "on_thinking": on_thinking}
-        if request.sources:
-            images = pipeline.edit(request.sources, request.prompt, seed=request.seed, **shared)
+        shared: dict[str, Any] = {
+            "height": first.h * pipeline.token_pixels,
+            "width": first.w * pipeline.token_pixels,
+            "n": n,
+            "seed": [request.seed for request in wanted],
+            "settings": first.settings,
+            "on_chunk": on_chunk,
+            "on_thinking": [functools.partial(on_thinking, job) for job in jobs],
+        }
+        prompts = [request.prompt for request in wanted]
+        if first.sources:
+            images = pipeline.edit_batch([request.sources for request in wanted], prompts, **shared)
         else:
-            requests = [job.request for job in jobs]
-            images = pipeline.generate([r.prompt for r in requests], seed=[r.seed for r in requests], **shared)
+            images = pipeline.generate(prompts, **shared)
+        # Only the words of a text say what the model read: not the images of an edit, nor its thoughts.
+        askable = pipeline.vocabulary is not None and not (first.sources or first.settings.thinking)
         for i, job in enumerate(jobs):
-            job.send("done", results=images[n * i : n * i + n])
+            results = images[n * i : n * i + n]
+            job.send("done", results=results, ids=[self.kept.add(image) if askable else None for image in results])
+
+    def _attention(self, job: Job, image: GeneratedImage) -> None:
+        settings, side = GenerationConfig(**image.record["settings"]), self.pipeline.token_pixels
+        h, w = image.pixels.shape[0] // side, image.pixels.shape[1] // side
+        job.send("done", results=word_attention(self.pipeline, image.record["prompt"], settings, image.tokens, h, w))
 
     def _chat(self, job: Job, request: ChatRequest, check: Callable[[], None]) -> None:
         drawn = 0

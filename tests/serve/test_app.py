@@ -19,13 +19,17 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from nextstep_jax.data.image_output import encode_image
+from nextstep_jax.generation.generated_image import GeneratedImage
 from nextstep_jax.generation.pipeline import Pipeline
+from nextstep_jax.generation.word_attention import contrast, word_attention
 from nextstep_jax.serve import worker as worker_module
 from nextstep_jax.serve.app import create_app
-from nextstep_jax.serve.requests import RequestError
+from nextstep_jax.serve.kept import KeptImages
+from nextstep_jax.serve.requests import RequestError, draw_request
 from nextstep_jax.serve.worker import Job, Worker
 
 GENERATIONS, EDITS, CHAT = "/v1/images/generations", "/v1/images/edits", "/v1/chat/completions"
+ATTENTION = "/v1/nextstep/attention"
 PNG = encode_image(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
 
 
@@ -87,6 +91,37 @@ def test_edits(client, tiny_pipeline):
     assert reply.json()["usage"]["input_tokens_details"]["image_tokens"] == 16
     events = stream(client.post(EDITS, files=files, data=fields | {"stream": "true"}).text)
     assert events[-1][0] == "image_edit.completed"
+
+
+def test_attention_to_words(client, tiny_pipeline):
+    for seed in (4, 5):
+        reply = client.post(GENERATIONS, json={"prompt": "a red circle", "seed": seed})
+        id = reply.json()["data"][0]["nextstep_id"]
+        (image,) = tiny_pipeline.generate("a red circle", seed=seed)
+        found = client.post(ATTENTION, json={"image": id}).json()
+        expected = word_attention(tiny_pipeline, "a red circle", tiny_pipeline.settings(), image.tokens, 4, 4)
+        weights = np.frombuffer(base64.b64decode(found["weights"]), "<f4").reshape(-1, 16)
+        shown = np.frombuffer(base64.b64decode(found["shown"]), np.uint8).reshape(-1, 16)
+        assert found["words"] == expected.words
+        np.testing.assert_allclose(weights, expected.weights, rtol=1e-5)
+        assert np.abs(shown - 255 * contrast(expected.weights)).max() <= 0.51
+    for body, status in (({"image": "none"}, 404), ({}, 400), ({"image": id, "word": 1}, 400)):
+        assert client.post(ATTENTION, json=body).status_code == status
+
+
+def test_images_are_kept_few_and_not_for_long():
+    now = [0.0]
+    kept = KeptImages(lambda: now[0])
+    images = [GeneratedImage(np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1)), {"index": i}) for i in range(40)]
+    ids = [kept.add(image) for image in images[:33]]
+    assert kept.get(ids[1]) is images[1] and kept.get(ids[32]) is images[32]
+    now[0] = 599
+    ids.append(kept.add(images[33]))
+    now[0] = 601
+    assert kept.get(ids[33]) is images[33]
+    for id in (ids[0], ids[32], "", "x"):
+        with pytest.raises(RequestError, match="no such image"):
+            kept.get(id)
 
 
 def test_chat(client, tiny_pipeline):
@@ -289,6 +324,36 @@ def test_eight_clients_at_once_get_their_own_images(live_server, tiny_pipeline, 
     for body, reply in zip(asked, replies, strict=True):
         (alone,) = generate(tiny_pipeline, body["prompt"], seed=body["seed"])
         assert np.abs(pixels(reply["data"][0]["b64_json"]).astype(int) - alone.pixels).max() <= 1
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_edits_are_drawn_side_by_side(tiny_pipeline, preview, monkeypatch, thinking):
+    """Three edits that wait together are one batch; each is the edit it would be alone, with its own thoughts."""
+    sizes, edit_batch = [], Pipeline.edit_batch
+
+    def counted(self, images, instructions, **kwargs):
+        sizes.append(len(instructions))
+        return edit_batch(self, images, instructions, **kwargs)
+
+    generator = np.random.default_rng(1)
+    photos = [encode_image(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in range(3)]
+    asked = list(zip(photos, ("a red circle", "blue", "a"), (3, 4, 5), strict=True))
+    settings = tiny_pipeline.settings(edit=True, thinking=thinking)
+    alone = [tiny_pipeline.edit(photo, text, seed=seed, settings=settings)[0] for photo, text, seed in asked]
+    monkeypatch.setattr(Pipeline, "edit_batch", counted)
+    worker, events = Worker(tiny_pipeline, preview), [[] for _ in asked]
+    for (photo, text, seed), seen in zip(asked, events, strict=True):
+        fields = {"prompt": text, "seed": seed, "nextstep": {"thinking": thinking}}
+        worker.submit(Job(draw_request(tiny_pipeline, fields, [photo]), seen.append))
+    worker._work(worker._take(), time.monotonic() + 60)
+    assert sizes == [3]
+    for seen, image in zip(events, alone, strict=True):
+        name, values = seen[-1]
+        assert name == "done" and values["ids"] == [None]
+        assert values["results"][0].record == image.record
+        np.testing.assert_allclose(values["results"][0].tokens, image.tokens, atol=1e-4)
+        thoughts = [values["text"] for name, values in seen if name == "thinking"]
+        assert bool(thoughts) == thinking and (not thoughts or thoughts[-1] == image.record["thinking"])
 
 
 @pytest.mark.parametrize("how", ["leaves", "deletes"])

@@ -13,6 +13,7 @@ from PIL import Image
 
 from nextstep_jax.data.image_output import encode_image
 from nextstep_jax.generation.pipeline import Pipeline
+from nextstep_jax.generation.word_attention import contrast, word_attention
 
 CHROMIUM = pathlib.Path("/usr/bin/chromium")
 pytestmark = pytest.mark.xdist_group("browser")
@@ -116,6 +117,24 @@ def test_edit_history_and_continue(page):
     assert finished(page) == "done"
     page.reload()
     page.wait_for_selector("#history button >> nth=1")
+
+
+def test_attention_to_words(page, tiny_pipeline):
+    page.fill("#seed", "7")
+    page.click("#draw")
+    assert finished(page) == "done"
+    page.click("text=Attention to words")
+    page.hover(".words button:has-text('circle')")
+    (image,) = tiny_pipeline.generate("a red circle", seed=7)
+    shown = contrast(word_attention(tiny_pipeline, "a red circle", tiny_pipeline.settings(), image.tokens, 4, 4).weights)
+    alpha = page.evaluate("() => Array.from(document.querySelector('.heat').getContext('2d').getImageData(0, 0, 4, 4).data)")
+    np.testing.assert_allclose(np.asarray(alpha)[3::4] / 255, 0.9 * (1 - shown[2]), atol=0.01)
+    assert "of a token's attention" in page.locator(".words button >> nth=2").get_attribute("title")
+    page.locator(".stack canvas >> nth=0").hover(position={"x": 5, "y": 5})
+    levels = page.evaluate(
+        "() => [...document.querySelectorAll('.words button')].map((b) => b.style.getPropertyValue('--level'))"
+    )
+    np.testing.assert_allclose([float(level.removesuffix("%")) for level in levels], 100 * shown[:, 0], atol=1)
 
 
 def test_stop(page, live_server, slow):

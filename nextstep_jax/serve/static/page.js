@@ -42,12 +42,13 @@ function newCanvas(h, w) {
   canvas.setAttribute("role", "img"); canvas.setAttribute("aria-label", "Image being drawn");
   const context = canvas.getContext("2d");
   context.fillStyle = "#808080"; context.fillRect(0, 0, canvas.width, canvas.height);
-  figure.append(canvas); $("results").append(figure);
-  return { canvas, context, figure, w, done: 0 };
+  const stack = document.createElement("div");
+  stack.className = "stack"; stack.append(canvas); figure.append(stack); $("results").append(figure);
+  return { stack, canvas, context, figure, w, done: 0 };
 }
 
 function paintTokens(drawing, first, rgb) {
-  const bytes = Uint8Array.from(atob(rgb), (c) => c.charCodeAt(0)), half = about.token_pixels / 2;
+  const bytes = bytesOf(rgb), half = about.token_pixels / 2;
   for (let k = 0; k * 12 < bytes.length; k++) {
     const x = ((first + k) % drawing.w) * 2 * half, y = Math.floor((first + k) / drawing.w) * 2 * half;
     for (let q = 0; q < 4; q++) {
@@ -70,20 +71,23 @@ async function paintImage(drawing, url, partial) {
   }
 }
 
-async function complete(drawing, b64, record) {
+async function complete(drawing, b64, record, id) {
   const url = "data:image/png;base64," + b64;
   await paintImage(drawing, url);
   drawing.canvas.setAttribute("aria-label", record.prompt); drawing.canvas.dataset.done = "true";
   const caption = document.createElement("figcaption"), link = document.createElement("a");
   link.href = url; link.download = `image-${record.seed}-${record.index}.png`; link.textContent = "Download";
   caption.append(`seed ${record.seed}, image ${record.index}. `, link); drawing.figure.append(caption);
+  if (id) offerAttention(drawing, id);
   if (record.thinking) { $("thoughts").hidden = false; $("thought").textContent = record.thinking; }
   last = await (await fetchData(url)).blob;
   await remember(last, record);
 }
 
+function bytesOf(base64) { return Uint8Array.from(atob(base64), (c) => c.charCodeAt(0)); }
+
 function fetchData(url) {
-  const bytes = Uint8Array.from(atob(url.slice(url.indexOf(",") + 1)), (c) => c.charCodeAt(0));
+  const bytes = bytesOf(url.slice(url.indexOf(",") + 1));
   return { blob: new Blob([bytes], { type: "image/png" }) };
 }
 
@@ -113,7 +117,7 @@ async function run(kind) {
       } else if (event.type?.endsWith(".partial_image")) {
         await paintImage(drawings[event.index], "data:image/png;base64," + event.b64_json, true);
       } else if (event.type?.endsWith(".completed")) {
-        await complete(drawings[event.index], event.b64_json, event.nextstep);
+        await complete(drawings[event.index], event.b64_json, event.nextstep, event.nextstep_id);
       } else if (event.error) {
         failure = event.error;
       } else if (event.choices) {
@@ -152,6 +156,52 @@ function send(kind) {
     body = { ...rest, modalities: ["text", "image"], messages: [{ role: "user", content: prompt }], nextstep: own };
   }
   return call(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body), signal });
+}
+
+// --- attention --------------------------------------------------------------------------------------------------------
+
+function offerAttention(drawing, id) {
+  const button = document.createElement("button");
+  button.type = "button"; button.textContent = "Attention to words"; drawing.figure.append(button);
+  button.onclick = async () => {
+    button.disabled = true;
+    const asked = { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ image: id }) };
+    try { showAttention(drawing, await (await call("/v1/nextstep/attention", asked)).json()); button.remove(); }
+    catch (error) { say(error.message, true); button.disabled = false; }
+  };
+}
+
+// A word pointed at: the image greys where little attention went to it. The image pointed at: its words are tinted.
+function showAttention(drawing, { words, shown, weights }) {
+  const levels = bytesOf(shown), raw = new Float32Array(bytesOf(weights).buffer), n = levels.length / words.length;
+  const heat = document.createElement("canvas"), line = document.createElement("p"), note = document.createElement("small");
+  heat.className = "heat"; heat.width = drawing.w; heat.height = n / drawing.w; heat.setAttribute("aria-hidden", "true");
+  const context = heat.getContext("2d"), percent = (value) => `${(100 * value).toPrecision(2)} %`;
+  const clear = () => { context.clearRect(0, 0, heat.width, heat.height); for (const word of line.children) word.style.removeProperty("--level"); };
+  line.className = "words";
+  words.forEach((text, i) => {
+    const word = document.createElement("button");
+    word.type = "button"; word.textContent = text;
+    word.title = `at most ${percent(Math.max(...raw.subarray(i * n, i * n + n)))} of a token's attention`;
+    word.onpointerenter = word.onfocus = () => {
+      clear();
+      for (let k = 0; k < n; k++) {
+        context.fillStyle = `rgb(128 128 128 / ${0.9 * (1 - levels[i * n + k] / 255)})`;
+        context.fillRect(k % heat.width, Math.floor(k / heat.width), 1, 1);
+      }
+    };
+    word.onpointerleave = word.onblur = clear;
+    line.append(word);
+  });
+  drawing.canvas.onpointermove = (event) => {
+    const box = drawing.canvas.getBoundingClientRect(), at = (value, count) => Math.min(count - 1, Math.max(0, Math.floor(value * count)));
+    const k = at((event.clientY - box.top) / box.height, heat.height) * heat.width + at((event.clientX - box.left) / box.width, heat.width);
+    [...line.children].forEach((word, i) => word.style.setProperty("--level", `${levels[i * n + k] / 2.55}%`));
+    drawing.canvas.title = words.map((word, i) => `${word} ${percent(raw[i * n + k])}`).join(", ");
+  };
+  drawing.canvas.onpointerleave = clear;
+  note.textContent = "Point at a word or at the image. Attention says where the model looked, not why it drew what it drew.";
+  drawing.stack.append(heat); drawing.figure.append(line, note);
 }
 
 function busy(now) {
