@@ -288,7 +288,9 @@ changed with --config.KEY=VALUE.
 @click.argument("source")
 @click.argument("out", type=click.Path(path_type=pathlib.Path))
 @CURATION_CONFIG
-@click.option("--endpoint", metavar="openai:URL#MODEL", help="Language model for the recipe's questions.")
+@click.option("--endpoint", metavar="openai:URL#MODEL", default="", help="Language model for the recipe's questions.")
+@click.option("--answers", metavar="FOLDER", help="Keep the model's answers here; what is there is not asked again.")
+@click.option("--max-requests", type=_COUNT, metavar="N", help="Stop when a worker has made N requests.")
 @click.option(
     "--workers",
     type=_COUNT,
@@ -307,7 +309,22 @@ changed with --config.KEY=VALUE.
 @_source_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
-def curate(ctx: click.Context, /, source, out, config, endpoint, workers, beam, shard_samples, limit, as_json, **reading):
+def curate(
+    ctx: click.Context,
+    /,
+    source,
+    out,
+    config,
+    endpoint,
+    answers,
+    max_requests,
+    workers,
+    beam,
+    shard_samples,
+    limit,
+    as_json,
+    **reading,
+):
     from nextstep_jax.data.curation import beam_job, job, recipe
     from nextstep_jax.data.worker_pool import map_jobs
     from nextstep_jax.launch.config_files import load_config, split_overrides
@@ -315,8 +332,8 @@ def curate(ctx: click.Context, /, source, out, config, endpoint, workers, beam, 
     settings = load_config(config).to_dict()
     for path, text in split_overrides(ctx.args)[1]:
         recipe.override(settings, path, text)
-    if endpoint is not None:
-        recipe.with_endpoint(settings, endpoint)
+    asking = {"answers": answers, "max_requests": max_requests}
+    recipe.with_endpoint(settings, endpoint, **{name: value for name, value in asking.items() if value is not None})
     report = job.curate(
         _open(source, **reading),
         recipe.read_recipe(settings),

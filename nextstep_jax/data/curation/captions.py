@@ -6,21 +6,23 @@ from typing import ClassVar
 
 import numpy as np
 
-from nextstep_jax.chat import ChatEndpoint, Question
+from nextstep_jax.chat import Question
+from nextstep_jax.data.curation.questions import Asks
 from nextstep_jax.data.curation.stages import Dropped, Make, Values
 from nextstep_jax.data.records import Sample
 from nextstep_jax.errors import InputError
 
 LANGUAGES = {"en": "English", "zh": "Chinese"}
 STYLES = {
-    "short": ("in one short sentence", 60),
-    "dense": ("in detail in one paragraph: subjects, attributes, positions, text in the image, style, light, background", 400),
-    "tags": ("as a comma-separated list of at most fifteen tags", 80),
+    "short": "in one short sentence",
+    "dense": "in detail in one paragraph: subjects, attributes, positions, text in the image, style, light, background",
+    "tags": "as a comma-separated list of at most fifteen tags",
 }
+MAX_TOKENS = 400
 
 
 @dataclasses.dataclass(frozen=True)
-class Recaption:
+class Recaption(Asks):
     """A pair gets the captions STYLE.LANGUAGE as caption variants; the first of them takes the place of its caption, which
     stays as the variant "original". A caption that the model does not give leaves the sample out.
 
@@ -42,9 +44,7 @@ class Recaption:
                 raise InputError(f"{name} must be some of {', '.join(known)}, found {', '.join(given) or 'none'}")
 
     def prepare(self) -> Make:
-        if not self.endpoint:
-            raise InputError("endpoint of a recaption is not set (expected openai:URL#MODEL)")
-        endpoint = ChatEndpoint(self.endpoint)
+        ask = self.open(self.endpoint, "recaption")
 
         def make(sample: Sample, signals: Mapping[str, Values], rng: np.random.Generator) -> Iterable[Sample]:
             if sample.kind != "pair":
@@ -52,10 +52,9 @@ class Recaption:
             original = "".join(part.text for part in sample.texts).strip()
             image = sample.images[0].pixels(sample.key)
             wanted = [(style, language) for style in self.styles for language in self.languages]
+            questions = [Question(self._question(style, language, original), [image]) for style, language in wanted]
             found = {}
-            for style, language in wanted:
-                question = Question(self._question(style, language, original), [image])
-                reply = endpoint.ask([question], STYLES[style][1])[0]
+            for (style, language), reply in zip(wanted, ask(questions, MAX_TOKENS), strict=True):
                 if not reply or not reply.strip():
                     raise Dropped("no caption", f"{sample.key}: the model gave no {style} caption in {LANGUAGES[language]}")
                 found[f"{style}.{language}"] = reply.strip()
@@ -69,6 +68,6 @@ class Recaption:
     def _question(self, style: str, language: str, original: str) -> str:
         known = f' It was published with this text, which may be wrong or beside the point: "{original}".'
         return (
-            f"Describe this image in {LANGUAGES[language]}, {STYLES[style][0]}. Say only what can be seen."
+            f"Describe this image in {LANGUAGES[language]}, {STYLES[style]}. Say only what can be seen."
             f"{known if self.show_original and original else ''} Answer with the description alone."
         )

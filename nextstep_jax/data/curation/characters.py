@@ -7,9 +7,10 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 
-from nextstep_jax.chat import ChatEndpoint, Question
+from nextstep_jax.chat import Question
 from nextstep_jax.data.curation.faces import cluster, open_face_finder
 from nextstep_jax.data.curation.model_signals import parse_answer
+from nextstep_jax.data.curation.questions import Asks
 from nextstep_jax.data.curation.stages import Dropped, Make, Values
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
 from nextstep_jax.errors import InputError
@@ -93,7 +94,7 @@ QUESTIONS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckList:
+class CheckList(Asks):
     """A sample stays only if a model with vision says yes to every question about it; the first that it does not say yes to
     is the reason. It sees all images, and the texts with the images' numbers.
 
@@ -111,16 +112,14 @@ class CheckList:
             raise InputError("questions of a check list must be one or more")
 
     def prepare(self) -> Make:
-        if not self.endpoint:
-            raise InputError("endpoint of a check list is not set (expected openai:URL#MODEL)")
-        endpoint = ChatEndpoint(self.endpoint, concurrency=len(self.questions))
+        ask = self.open(self.endpoint, "check list")
 
         def make(sample: Sample, signals: Mapping[str, Values], rng: np.random.Generator) -> Iterable[Sample]:
             images = [part.pixels(sample.key) for part in sample.images]
             asked = [
                 Question(f"{_written(sample)}\n{question}\nAnswer with yes or no only.", images) for question in self.questions
             ]
-            for question, reply in zip(self.questions, endpoint.ask(asked, 16), strict=True):
+            for question, reply in zip(self.questions, ask(asked, 16), strict=True):
                 verdict = None if reply is None else parse_answer(reply, "yes_no")
                 if verdict is None:
                     raise Dropped("check list not answered", f"{sample.key}: {question} ({reply!r:.100})")

@@ -8,7 +8,9 @@
 May be killed at any moment; the same command continues. The result does not depend on `workers`.
 """
 
+import concurrent.futures
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -20,7 +22,7 @@ from nextstep_jax.data.curation.image_signals import PerceptualHash
 from nextstep_jax.data.curation.recipe import Condition, Duplicates, Recipe
 from nextstep_jax.data.curation.report import make_report, write_sheet
 from nextstep_jax.data.curation.scores import SCORES, ScoringState, Unusable, score_shard
-from nextstep_jax.data.curation.stages import Dropped, Transform, Values, description, generator, prepare
+from nextstep_jax.data.curation.stages import Dropped, Make, Transform, Values, description, generator, prepare
 from nextstep_jax.data.shard_job import Finished, Skipped
 from nextstep_jax.data.source import Source
 from nextstep_jax.data.worker_pool import map_jobs
@@ -198,17 +200,31 @@ def _made(
     numbers: Mapping[int, Mapping[str, float]],
 ) -> Iterator[records.Sample | Skipped]:
     makes = prepare(state.transforms, "transform")
-    for index in kept:
-        sample = state.source[index]
-        sample = dataclasses.replace(sample, metadata={**sample.metadata, "curation": dict(numbers[index])})
-        try:
-            made = [sample]
-            for name, make in makes.items():
-                made = [new for old in made for new in make(old, signals[index], generator(old, name))]
-        except Dropped as dropped:
-            yield Skipped(index, dropped.reason, str(dropped))
-        else:
-            yield from made
+    for first in range(0, len(kept), _AT_ONCE):
+        made: dict[int, list[records.Sample] | Skipped] = {}
+        for index in kept[first : first + _AT_ONCE]:
+            sample = state.source[index]
+            made[index] = [dataclasses.replace(sample, metadata={**sample.metadata, "curation": dict(numbers[index])})]
+        for name, make in makes.items():
+            transform = functools.partial(_transformed, name, make)
+            samples = [(index, found, signals[index]) for index, found in made.items() if not isinstance(found, Skipped)]
+            with concurrent.futures.ThreadPoolExecutor(getattr(state.transforms[name], "concurrency", 1)) as pool:
+                made |= zip((index for index, _, _ in samples), pool.map(transform, *zip(*samples, strict=True)), strict=True)
+        for found in made.values():
+            yield from [found] if isinstance(found, Skipped) else found
+
+
+_AT_ONCE = 16  # samples in memory
+
+
+def _transformed(
+    name: str, make: Make, index: int, samples: Sequence[records.Sample], signals: Mapping[str, Values]
+) -> list[records.Sample] | Skipped:
+    """What a transform makes of what became of one sample of the source."""
+    try:
+        return [new for old in samples for new in make(old, signals, generator(old, name))]
+    except Dropped as dropped:
+        return Skipped(index, dropped.reason, str(dropped))
 
 
 def _numbers(signals: Mapping[str, Values]) -> dict[str, float]:

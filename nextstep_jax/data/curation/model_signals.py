@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from nextstep_jax.chat import ChatEndpoint, Question
+from nextstep_jax.chat import Question
+from nextstep_jax.data.curation.questions import Asks
 from nextstep_jax.data.curation.stages import Measure, Values, require_package, worst_of_images
 from nextstep_jax.data.curation.text_signals import text_of
 from nextstep_jax.data.ocr import open_reader
@@ -60,7 +61,7 @@ class Nsfw:
 
 
 @dataclasses.dataclass(frozen=True)
-class Judgement:
+class Judgement(Asks):
     """What a model with vision answers to a question about the images ("score"), and the texts where the question has {text}.
 
     An answer that is not what was asked for counts as not found out, never as a number.
@@ -70,28 +71,24 @@ class Judgement:
       answer: "yes_no" (1 or 0) or "scale" (0 to 10, divided by 10).
       endpoint: openai:URL#MODEL, any endpoint that speaks OpenAI's chat completions.
       max_tokens: length of an answer.
-      concurrency: questions asked at once by one worker.
     """
 
     question: str = ""
     answer: Literal["yes_no", "scale"] = "scale"
     endpoint: str = ""
     max_tokens: int = 16
-    concurrency: int = 8
     version: ClassVar[int] = 1
 
     def prepare(self) -> Measure:
         if not self.question:
             raise InputError("question of a judgement is not set")
-        if not self.endpoint:
-            raise InputError("endpoint of a judgement is not set (expected openai:URL#MODEL)")
-        endpoint = ChatEndpoint(self.endpoint, concurrency=1)
+        ask = self.open(self.endpoint, "judgement")
         form = "Answer with yes or no only." if self.answer == "yes_no" else "Answer with one number from 0 to 10 only."
 
         def measure(sample: Sample) -> Values:
             text = f"{self.question.replace('{text}', text_of(sample))}\n{form}"
             images = [part.pixels(sample.key) for part in sample.images]
-            reply = endpoint.ask([Question(text, images)], self.max_tokens)[0]
+            reply = ask([Question(text, images)], self.max_tokens)[0]
             return {"score": None if reply is None else parse_answer(reply, self.answer)}
 
         return measure

@@ -208,12 +208,15 @@ def override(settings: dict[str, Any], path: str, text: str) -> None:
     settings[name] = parse(Any, text, f"config.{path}")
 
 
-def with_endpoint(settings: dict[str, Any], endpoint: str) -> None:
-    """Give the stages that ask a language model, and name no endpoint of their own, this one."""
+def with_endpoint(settings: dict[str, Any], endpoint: str = "", **asking: Any) -> None:
+    """Give the stages that ask a language model, and name no endpoint of their own, this one; and all of them the settings
+    `asking`, of `questions.Asks`.
+    """
     for group in ("signals", "transforms"):
         for entry in settings.get(group, {}).values():
-            if isinstance(entry, dict) and entry.get("endpoint") == "":
-                entry["endpoint"] = endpoint
+            if isinstance(entry, dict) and "endpoint" in entry:
+                entry["endpoint"] = entry["endpoint"] or endpoint
+                entry.update(asking)
 
 
 def _stage(entry: Any, kinds: Mapping[str, type], name: str, path: str) -> Any:

@@ -6,8 +6,9 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 
-from nextstep_jax.chat import ChatEndpoint, Question
+from nextstep_jax.chat import Question
 from nextstep_jax.data.curation.image_signals import gray, perceptual_hash
+from nextstep_jax.data.curation.questions import Asks
 from nextstep_jax.data.curation.stages import Dropped, Make, Values
 from nextstep_jax.data.curation.text_signals import words_of
 from nextstep_jax.data.ocr import open_reader
@@ -117,7 +118,7 @@ def _consists_of(word: str, known: Set[str]) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Storyline:
+class Storyline(Asks):
     """Every image of an interleaved sample gets a caption in front of it that goes on from those before; what was said there
     (subtitles) is shown to the model. An image whose caption is not given drops the sample.
 
@@ -133,9 +134,7 @@ class Storyline:
     version: ClassVar[int] = 1
 
     def prepare(self) -> Make:
-        if not self.endpoint:
-            raise InputError("endpoint of a storyline is not set (expected openai:URL#MODEL)")
-        endpoint = ChatEndpoint(self.endpoint)
+        ask = self.open(self.endpoint, "storyline")
 
         def make(sample: Sample, signals: Mapping[str, Values], rng: np.random.Generator) -> Iterable[Sample]:
             captions: list[str] = []
@@ -146,7 +145,7 @@ class Storyline:
                     said = part.text
                     continue
                 question = Question(self._question(captions, said), [part.pixels(sample.key)])
-                reply = endpoint.ask([question], 200)[0]
+                reply = ask([question], 200)[0]
                 if not reply or not reply.strip():
                     raise Dropped("no caption", f"{sample.key}: the model gave no caption for image {len(captions)}")
                 captions.append(reply.strip())

@@ -25,6 +25,9 @@ Measure = Callable[[Sample], Values]
 # A sample, all that was measured of it, and a generator of its own -> what takes its place.
 Make = Callable[[Sample, Mapping[str, Values], np.random.Generator], Iterable[Sample]]
 
+# Metadata of a stage's fields that its results do not depend on.
+NO_RESULT = {"result": False}
+
 
 class Dropped(InputError):
     """A sample that a transform leaves out; `reason` is one of a few, to be counted."""
@@ -81,7 +84,8 @@ def require_kinds(kinds: Collection[str], known: Collection[str], per_image: int
 
 def description(stage: Any) -> dict[str, Any]:
     """What a stage's results depend on, as JSON values; of a stage with `model_files`, their bytes too."""
-    found = {"stage": type(stage).__name__, "version": stage.version, **dataclasses.asdict(stage)}
+    found = {"stage": type(stage).__name__, "version": stage.version}
+    found |= {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage) if f.metadata != NO_RESULT}
     paths: list[pathlib.Path] = stage.model_files() if hasattr(stage, "model_files") else []
     if paths:
         found["model_files"] = {path.name: _file_digest(path, files.fingerprint(path)) for path in paths}

@@ -1,0 +1,131 @@
+"""Questions of stages: several in flight and no more, none twice, a budget; whole recipes with a stand-in for the model."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from nextstep_jax.chat import Question
+from nextstep_jax.data.curation import job, stages
+from nextstep_jax.data.curation.model_signals import Judgement
+from nextstep_jax.data.curation.questions import Asks
+from nextstep_jax.data.curation.recipe import read_recipe, with_endpoint
+from nextstep_jax.data.curation.stages import description
+from nextstep_jax.data.shards import ArrayRecordSource
+from nextstep_jax.data.sources import open_source
+from nextstep_jax.errors import InputError
+from tests.stand_in import StandIn, chat_reply
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between attempts
+    stand_in = StandIn()
+    yield stand_in
+    stand_in.close()
+
+
+def asked(body) -> str:
+    return body["messages"][-1]["content"][0]["text"]
+
+
+def echo(path, body, count):
+    system = f" in {body['messages'][0]['content']}" if len(body["messages"]) > 1 else ""
+    return chat_reply(f"to {asked(body)}{system}")
+
+
+def test_as_many_questions_are_in_flight_as_allowed_and_answers_keep_their_order(server):
+    together, lock = threading.Barrier(3), threading.Lock()
+    now = most = 0
+
+    def answer(path, body, count):
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        together.wait(60)  # passes only where three are asked at once
+        with lock:
+            now -= 1
+        return echo(path, body, count)
+
+    server.answer = answer
+    ask = Asks(concurrency=3).open(f"openai:{server.url}/v1#m", "test")
+    questions = [Question(str(n)) for n in range(9)]
+    assert ask(questions, 10) == [f"to {n}" for n in range(9)] and most == 3
+
+
+def test_what_was_answered_is_not_asked_again(server, tmp_path):
+    server.answer = echo
+    image = np.zeros((4, 4, 3), np.uint8)
+    questions = [Question("a", [image]), Question("a", [image + 1]), Question("b", [image]), Question("a", [image], "system")]
+    answers = tmp_path / "answers"
+    for _ in range(2):
+        ask = Asks(answers=str(answers)).open(f"openai:{server.url}/v1#m", "test")
+        assert ask(questions, 10) == ["to a", "to a", "to b", "to a in system"]
+        assert len(server.bodies) == 4
+    Asks(answers=str(answers)).open(f"openai:{server.url}/v1#other", "test")(questions[:1], 10)
+    ask(questions[:1], 11)
+    assert len(server.bodies) == 6
+    for kept in answers.glob("*/*.json"):
+        kept.write_text("{}")  # no answer: asked again
+    assert ask(questions[:1], 10) == ["to a"] and len(server.bodies) == 7
+
+
+def test_no_answer_is_not_kept(server, tmp_path):
+    server.answer = lambda path, body, count: chat_reply(None)
+    ask = Asks(answers=str(tmp_path / "answers")).open(f"openai:{server.url}/v1#m", "test")
+    assert ask([Question("a")], 10) == [None] and not list((tmp_path / "answers").rglob("*.json"))
+
+
+def test_settings_of_asking_are_no_part_of_the_result():
+    first = Judgement("?", endpoint="openai:http://localhost/v1#m")
+    second = Judgement("?", endpoint="openai:http://localhost/v1#m", concurrency=2, answers="folder", max_requests=7)
+    assert description(first) == description(second) != description(Judgement("!", endpoint=first.endpoint))
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+def recipe(server, **asking):
+    settings = {
+        "name": "captions",
+        "signals": {"judgement": {"question": "Is it good?", "answer": "yes_no", "endpoint": ""}},
+        "duplicates": {},
+        "cuts": {"all": ("judgement.score == 1",)},
+        "transforms": {"recaption": {"endpoint": "", "languages": ("en",), "styles": ("dense", "short")}},
+    }
+    with_endpoint(settings, f"openai:{server.url}/v1#m", **asking)
+    return read_recipe(settings)
+
+
+def test_captions_stand_with_their_images_and_those_missing_are_counted(server, tmp_path):
+    """Every question says the caption, and so does every answer; of one sample there is none."""
+
+    def answer(path, body, count):
+        text = asked(body)
+        if "Is it good" in text:
+            return chat_reply("yes")
+        caption = text.split('the point: "')[1].split('". Answer')[0]
+        return chat_reply(None if caption == silent else f"as {caption}")
+
+    source = open_source("shapes:pair:train:40")
+    captions = [source[n].texts[0].text for n in range(40)]
+    silent = next(caption for caption in captions if captions.count(caption) == 1)
+    server.answer = answer
+    report = job.curate(source, recipe(server), tmp_path / "out", shard_samples=25)
+    kept = ArrayRecordSource(tmp_path / "out" / "all")
+    assert [kept[n].texts[0].text for n in range(39)] == [f"as {caption}" for caption in captions if caption != silent]
+    assert report["cuts"]["all"]["kept"] == 40 and report["cuts"]["all"]["written"] == 39
+    assert "no caption" in str(report["cuts"]["all"])
+
+
+def test_a_job_without_requests_left_goes_on_with_what_was_answered(server, tmp_path):
+    server.answer = lambda path, body, count: chat_reply("yes" if "Is it good" in asked(body) else "a caption")
+    source, answers = open_source("shapes:pair:train:20"), str(tmp_path / "answers")
+    for _ in range(2):
+        stages._prepare.cache_clear()  # as in a new process
+        with pytest.raises(InputError, match="the 12 requests of max_requests are used up; the same command goes on"):
+            job.curate(source, recipe(server, answers=answers, max_requests=12), tmp_path / "out")
+    stages._prepare.cache_clear()
+    report = job.curate(source, recipe(server, answers=answers), tmp_path / "out")
+    assert report["cuts"]["all"]["written"] == 20 and len(server.bodies) == 20 + 40
