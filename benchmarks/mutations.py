@@ -153,6 +153,42 @@ MUTATIONS = [
         "objectives/test_policy_gradient.py",
     ),
     Mutation(
+        "objectives/policy_gradient.py",
+        "(1 + beta) * old_velocity - beta * velocity",
+        "(1 - beta) * old_velocity + beta * velocity",
+        "objectives/test_policy_gradient.py",
+    ),
+    Mutation(
+        "objectives/policy_gradient.py",
+        "return jnp.clip(0.5 + advantage",
+        "return jnp.clip(0.5 - advantage",
+        "objectives/test_policy_gradient.py",
+    ),
+    Mutation(
+        "objectives/policy_gradient.py",
+        "valid & (spread > 0) & (spread",
+        "valid & (spread",
+        "objectives/test_policy_gradient.py",
+    ),
+    Mutation(
+        "objectives/policy_gradient.py",
+        "<= max_mean)",
+        "<= 2 * max_mean)",
+        "objectives/test_policy_gradient.py",
+    ),
+    Mutation(
+        "objectives/policy_gradient.py",
+        '"cps": 2 * one * step.d * step.d',
+        '"cps": 2 * one * step.d',
+        "objectives/test_policy_gradient.py",
+    ),
+    Mutation(
+        "objectives/policy_gradient.py",
+        "places = lengths[:, None] - 1 +",
+        "places = lengths[:, None] +",
+        "generation/test_rollouts.py",
+    ),
+    Mutation(
         "objectives/reconstruction.py",
         "return 0.5 * (jnp.square(posterior.mean)",
         "return (jnp.square(posterior.mean)",
@@ -321,6 +357,61 @@ MUTATIONS = [
     Mutation(
         "checkpoints/lock.py", "if self._last_touch() != first:", "if self._last_touch() == first:", "checkpoints/test_lock.py"
     ),
+    # --- online stages ------------------------------------------------------------------------------------------------
+    Mutation(
+        "generation/rollouts.py",
+        "    key = jax.random.fold_in(key, step)\n\n    def of_prompt",
+        "\n    def of_prompt",
+        "generation/test_rollouts.py",
+    ),
+    Mutation(
+        "generation/rollouts.py",
+        "quiet.at[trained].set(fresh)",
+        "quiet",
+        "generation/test_rollouts.py",
+    ),
+    Mutation(
+        "training/online.py",
+        "policy = state.averaged_params if isinstance(config.loss, NftLossConfig) else state.params",
+        "policy = state.averaged_params",
+        "training/test_online.py::test_grpo_draws_with_the_parameters_and_not_with_their_average",
+    ),
+    Mutation(
+        "training/online.py",
+        "weight=jnp.repeat(kept.astype(jnp.float32), images)",
+        "weight=jnp.tile(kept.astype(jnp.float32), images)",
+        "training/test_online.py::test_each_image_keeps_its_groups_advantage_weight_and_prompt",
+    ),
+    Mutation(
+        "training/online.py",
+        "advantage, kept = advantage[first], kept[first]",
+        "advantage, kept = advantage[:groups], kept[first]",
+        "training/test_online.py::test_each_image_keeps_its_groups_advantage_weight_and_prompt",
+    ),
+    Mutation(
+        "training/online.py",
+        "losses + settings.kl_weight * distance",
+        "losses",
+        "training/test_online.py::test_grpo_begins_on_policy_and_reports_what_it_saw",
+    ),
+    Mutation(
+        "training/evals.py",
+        "-step), default=None)",
+        "step), default=None)",
+        "training/test_evals.py",
+    ),
+    Mutation(
+        "checkpoints/training.py",
+        " - periodic - {self.pinned}",
+        " - periodic",
+        "training/test_evals.py",
+    ),
+    Mutation(
+        "training/loop.py",
+        "watch.best if watch and watch.best else reached",
+        "reached",
+        "training/test_evals.py",
+    ),
     # --- rewards ------------------------------------------------------------------------------------------------------
     Mutation(
         "rewards/combine.py",
@@ -386,7 +477,9 @@ def problems() -> list[str]:
         count = (ROOT / PACKAGE / mutation.file).read_text(encoding="utf-8").count(mutation.old)
         if count != 1:
             found.append(f"{mutation.file}: {mutation.old!r} is there {count} times")
-        found += [f"no tests/{test}" for test in mutation.tests.split() if not (ROOT / "tests" / test).exists()]
+        found += [
+            f"no tests/{test}" for test in mutation.tests.split() if not (ROOT / "tests" / test.partition("::")[0]).exists()
+        ]
     return found
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from nextstep_jax.data.sequence import image_prefix
 from nextstep_jax.errors import InputError
+from nextstep_jax.generation.rollouts import PromptRows, Rollouts
 from nextstep_jax.rewards import loading
 from nextstep_jax.rewards.endpoint import EndpointReward
 from nextstep_jax.training import loop, online
@@ -89,6 +90,8 @@ def test_grpo_begins_on_policy_and_reports_what_it_saw(config, tmp_path):
     assert np.all(values["groups/kept"] == 1) and np.all(values["reward_std/one"] > 0)
     np.testing.assert_array_equal(values["reward/one"], values["reward/total"])
     assert np.all(values["gradient_norm"] > 0)
+    distances = 0.01 * values["online/drift"]
+    np.testing.assert_allclose(values["loss"], values["online/policy_loss"] + distances, atol=0.01 * distances.max())
 
 
 @pytest.mark.parametrize("objective", ["nft", "grpo"])
@@ -268,3 +271,42 @@ def test_thoughts_of_a_prompt_stand_between_its_words_and_the_image(tiny_config,
     assert ids[end + 1 :] == image_prefix(special, 2, 2)
     with pytest.raises(InputError, match="do not fit the window of"):
         frame_prompts(asked, "left", 64, 64, tiny_config, tiny_vocabulary)
+
+
+def test_each_image_keeps_its_groups_advantage_weight_and_prompt(config):
+    """Three groups of two, the middle one unanimous; and with room for two groups, the first and the last are learned from."""
+    run = config("nft")
+    run.loss.kl_weight, run.rollouts.images = 0.0, 2
+    tokens = np.arange(6 * 4, dtype=np.float32).reshape(6, 4, 1) * np.ones(64, np.float32)
+    numbers = np.repeat(np.arange(3, dtype=np.int32), 2)
+    rows = PromptRows(10 + numbers[:, None] + np.zeros((6, 8), np.int32), np.full(6, 3, np.int32), numbers)
+    empty = np.zeros((6, 4, 0, 64), np.float32)
+    drawn = online.Drawn(rows, Rollouts(tokens, empty, empty), np.zeros(0, np.int32), tokens)
+    totals = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 0.25]], np.float32)
+    scores = Scores(totals, np.ones(3, bool), {"one": totals})
+
+    def complete(groups):
+        run.data.train_prompts = groups
+        resolved = resolve(run)
+        make = online.make_complete(resolved, online.generation_settings(resolved))
+        return make(None, None, drawn, scores, jnp.int32(0), jax.random.key(0))
+
+    every, first = complete(0), complete(2)
+    np.testing.assert_array_equal(every.weight, [1, 1, 0, 0, 1, 1])
+    np.testing.assert_allclose(every.advantage, [1, -1, 0, 0, -1, 1], atol=1e-3)
+    np.testing.assert_array_equal(first.weight, [1, 1, 1, 1])
+    np.testing.assert_allclose(first.advantage, [1, -1, -1, 1], atol=1e-3)
+    kept = [0, 1, 4, 5]
+    np.testing.assert_array_equal(first.tokens, tokens[kept])
+    np.testing.assert_array_equal(first.rows.text_ids[:, 0], 10 + numbers[kept])
+    np.testing.assert_allclose(
+        first.points, first.t[..., None] * first.tokens[:, :, None] + (1 - first.t)[..., None] * first.noise
+    )
+
+
+def test_grpo_draws_with_the_parameters_and_not_with_their_average(config, tmp_path):
+    run = config("grpo")
+    run.steps = 3
+    plain = train(run, tmp_path / "plain")
+    run.ema_decay = 0.9
+    assert distance(plain.params, train(run, tmp_path / "averaged").params) == 0
