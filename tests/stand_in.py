@@ -6,7 +6,7 @@ import threading
 
 
 class StandIn:
-    """Answers each POST by `answer(path, body, count) -> (status, bytes)`; keeps what it was sent."""
+    """Answers each POST by `answer(path, body, count) -> (status, bytes or an iterator of pieces)`; keeps what it was sent."""
 
     def __init__(self):
         self.bodies: list = []
@@ -30,9 +30,12 @@ class StandIn:
                 self.send_header("Content-Type", "application/json")
                 if 300 <= status < 400:
                     self.send_header("Location", f"{stand_in.url}/elsewhere")
-                self.send_header("Content-Length", str(len(content)))
+                pieces = [content] if isinstance(content, bytes) else content
+                if pieces is not content:
+                    self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
-                self.wfile.write(content)
+                for piece in pieces:
+                    self.wfile.write(piece)
 
             def log_message(self, *arguments):
                 """The test prints what matters."""

@@ -7,6 +7,7 @@ POST {"requests": [{"prompt": text, "image": base64 of a PNG, "metadata": {...}}
 import json
 import logging
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 4
 BUSY = (429, 500, 502, 503, 504)  # may be another status soon
 MAX_REPLY = 1 << 20  # bytes
+MAX_TIMEOUTS = 4  # how often `timeout` may pass in all while an answer trickles in
 
 
 class EndpointReward:
@@ -28,7 +30,7 @@ class EndpointReward:
     something else than scores, counts as not scored.
 
     Args:
-      timeout: seconds without a byte before an answer is given up.
+      timeout: seconds without a byte before an answer is given up; one that comes in pieces has four times as long in all.
       pause: seconds before the third attempt; the second comes at once, each later one after twice the pause.
 
     Raises:
@@ -39,12 +41,13 @@ class EndpointReward:
         try:
             import requests
             from requests.adapters import HTTPAdapter
+            from urllib3.exceptions import HTTPError
             from urllib3.util import Retry
         except ImportError as error:
             raise InputError(f"reward {url} needs the package requests: pip install 'nextstep_jax[rewards]'") from error
         self.name = url
         self._timeout = timeout
-        self._failed = requests.RequestException
+        self._failed = (requests.RequestException, HTTPError, _BusyError)
         self._session = requests.Session()
         retry = Retry(
             total=ATTEMPTS - 1,
@@ -65,7 +68,7 @@ class EndpointReward:
         try:
             scores = parse_scores(self._post(body), len(requests))
             problem = "the answer holds no scores"
-        except (self._failed, _BusyError) as error:
+        except self._failed as error:
             scores, problem = None, str(error)
         if scores is None:
             logger.warning("reward %s: %d images were not scored (%s)", self.name, len(requests), problem)
@@ -74,16 +77,19 @@ class EndpointReward:
 
     def _post(self, body: dict) -> bytes:
         options: dict[str, Any] = {"json": body, "timeout": self._timeout, "stream": True, "allow_redirects": False}
+        options["headers"] = {"Accept-Encoding": "identity"}
         with self._session.post(self.name, **options) as response:
             if response.status_code in BUSY:
                 raise _BusyError(f"status {response.status_code} in {ATTEMPTS} attempts")
             if response.status_code != 200:
                 raise InputError(f"reward {self.name}: the server answered with status {response.status_code}")
-            reply = b""
-            for part in response.iter_content(1 << 16):
+            reply, end = b"", time.monotonic() + MAX_TIMEOUTS * self._timeout
+            while part := response.raw.read1(1 << 16):
                 reply += part
                 if len(reply) > MAX_REPLY:
                     return b""
+                if time.monotonic() > end:
+                    raise _BusyError(f"the answer was not whole after {MAX_TIMEOUTS * self._timeout:g} s")
             return reply
 
 

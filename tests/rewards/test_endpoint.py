@@ -63,6 +63,18 @@ def test_a_slow_server_and_none_at_all_score_nothing(server, requests_of):
     assert EndpointReward("http://127.0.0.1:9", pause=0.01)(requests_of(1)) == [None]
 
 
+def test_an_answer_that_trickles_in_for_too_long_scores_nothing(server, requests_of):
+    def trickle():
+        for _ in range(100):
+            time.sleep(0.01)
+            yield b" "
+        yield scored([{"reward": 1}])[1]
+
+    server.answer = lambda path, body, count: (200, trickle())
+    assert EndpointReward(server.url, timeout=0.1, pause=0.01)(requests_of(1)) == [None]
+    assert EndpointReward(server.url, timeout=10, pause=0.01)(requests_of(1)) == [{"reward": 1.0}]
+
+
 def test_an_answer_cut_off_and_one_without_end_score_nothing(server, requests_of):
     server.answer = lambda path, body, count: None
     assert EndpointReward(server.url, pause=0.01)(requests_of(1)) == [None]
