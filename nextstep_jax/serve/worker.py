@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 MAX_WAITING = 64
 GATHER_SECONDS = 0.02  # how long the oldest job waits for others to be drawn beside it
+WATCH_SECONDS = 1 / 30  # between messages with new tokens: what the eye can follow
 MAX_SECONDS = 300.0  # of one job on the device
 
 Event = tuple[str, dict[str, Any]]
@@ -284,7 +285,7 @@ class Worker:
 
 
 class _Watcher:
-    """Sends a job what is new of its images after each chunk.
+    """Sends a job what is new of its images after each chunk, at most once in `WATCH_SECONDS`.
 
     Args:
       row: of the job's first image in the batch.
@@ -294,11 +295,14 @@ class _Watcher:
     def __init__(self, job: Job, request: DrawRequest | ChatRequest, row: int, preview: np.ndarray | None, image: int = 0):
         self._job, self._request, self._row, self._preview, self._image = job, request, row, preview, image
         self._count = request.n if isinstance(request, DrawRequest) else 1
-        self.first, self._decoded = 0, 0
+        self.first, self._decoded, self._next = 0, 0, 0.0
 
     def show(self, done: int, total: int, partial: PartialImages) -> None:
         wanted = self._request.partial_images if isinstance(self._request, DrawRequest) else 0
         decode = self._decoded < wanted and done < total and done * (wanted + 1) >= total * (self._decoded + 1)
+        now = time.monotonic()
+        if now < self._next and done < total and not decode:
+            return
         for j in range(0 if self._job.cancelled.is_set() else self._count):
             tokens, image = partial.tokens[self._row + j], self._image + j
             if self._request.tokens and self._preview is not None:
@@ -307,7 +311,7 @@ class _Watcher:
             if decode:
                 (pixels,) = partial.decode(tokens[None], partial.h, partial.w)
                 self._job.send("partial", image=image, index=self._decoded, pixels=pixels)
-        self.first, self._decoded = done, self._decoded + decode
+        self.first, self._decoded, self._next = done, self._decoded + decode, now + WATCH_SECONDS
 
 
 def _batch_key(job: Job) -> tuple | None:

@@ -4,11 +4,9 @@ import base64
 import concurrent.futures
 import io
 import json
-import struct
 import threading
 import time
 import urllib.request
-import zlib
 
 import numpy as np
 import openai
@@ -27,6 +25,7 @@ from nextstep_jax.serve.app import create_app
 from nextstep_jax.serve.kept import KeptImages
 from nextstep_jax.serve.requests import RequestError, draw_request
 from nextstep_jax.serve.worker import Job, Worker
+from tests.serve.uploads import png_header
 
 GENERATIONS, EDITS, CHAT = "/v1/images/generations", "/v1/images/edits", "/v1/chat/completions"
 ATTENTION = "/v1/nextstep/attention"
@@ -66,7 +65,8 @@ def test_settings_reach_the_pipeline(client):
     assert (found["cfg"], found["steps"], found["negative_prompt"], found["schedule"]) == (3.0, 4, "blue", "linear")
 
 
-def test_a_stream_shows_tokens_partial_images_and_the_image(client, tiny_pipeline):
+def test_a_stream_shows_tokens_partial_images_and_the_image(client, tiny_pipeline, monkeypatch):
+    monkeypatch.setattr(worker_module, "WATCH_SECONDS", 0)
     asked = {"prompt": "a red circle", "seed": 1, "stream": True, "partial_images": 2, "nextstep": {"tokens": True}}
     reply = client.post(GENERATIONS, json=asked)
     assert reply.headers["content-type"].startswith("text/event-stream")
@@ -79,6 +79,13 @@ def test_a_stream_shows_tokens_partial_images_and_the_image(client, tiny_pipelin
     assert all(len(base64.b64decode(data["rgb"])) == 12 for data in tokens)
     (image,) = tiny_pipeline.generate("a red circle", seed=1)
     np.testing.assert_array_equal(pixels(events[-1][1]["b64_json"]), image.pixels)
+
+
+def test_tokens_come_no_faster_than_the_eye_follows(client, monkeypatch):
+    monkeypatch.setattr(worker_module, "WATCH_SECONDS", 1e9)
+    asked = {"prompt": "a red circle", "seed": 1, "stream": True, "nextstep": {"tokens": True}}
+    tokens = [data for name, data in stream(client.post(GENERATIONS, json=asked).text) if name == "nextstep.token"]
+    assert [(data["first"], len(base64.b64decode(data["rgb"])) // 12) for data in tokens] == [(0, 1), (1, 15)]
 
 
 def test_edits(client, tiny_pipeline):
@@ -179,14 +186,6 @@ def test_images_that_cannot_be_drawn(client, change, status, message):
     body = json.dumps({"prompt": "a red circle"} | change)
     reply = client.post(GENERATIONS, content=body, headers={"content-type": "application/json"})
     assert reply.status_code == status and message in reply.json()["error"]["message"]
-
-
-def png_header(width, height):
-    """A file that says it is large, with nothing in it."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    data = b"IDAT" + zlib.compress(b"\0" * 1000)
-    chunks = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (header, data, b"IEND"))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 @pytest.mark.parametrize(

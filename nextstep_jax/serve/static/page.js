@@ -97,6 +97,7 @@ async function run(kind) {
   if (kind === "edit" && !last) return say("Draw or choose an image first", true);
   if (!$("lock").checked) $("seed").value = Math.floor(Math.random() * 2 ** 31);
   controller = new AbortController(); busy(true);
+  if (matchMedia("(max-width: 720px)").matches) document.querySelector("section").scrollIntoView();
   $("results").replaceChildren(); $("thoughts").hidden = true; $("thought").textContent = "";
   let drawings = [], paragraph = null, failure = null, grid = null;
   try {
@@ -196,7 +197,7 @@ function showAttention(drawing, { words, shown, weights }) {
   drawing.canvas.onpointermove = (event) => {
     const box = drawing.canvas.getBoundingClientRect(), at = (value, count) => Math.min(count - 1, Math.max(0, Math.floor(value * count)));
     const k = at((event.clientY - box.top) / box.height, heat.height) * heat.width + at((event.clientX - box.left) / box.width, heat.width);
-    [...line.children].forEach((word, i) => word.style.setProperty("--level", `${levels[i * n + k] / 2.55}%`));
+    [...line.children].forEach((word, i) => word.style.setProperty("--level", `${levels[i * n + k] * 60 / 255}%`));
     drawing.canvas.title = words.map((word, i) => `${word} ${percent(raw[i * n + k])}`).join(", ");
   };
   drawing.canvas.onpointerleave = clear;
