@@ -236,6 +236,7 @@ def _in_words(found: Mapping[str, Any]) -> str:
     "--area", type=AREA, default=256, show_default=True, help="Side, in pixels, of the square whose area the images get."
 )
 @click.option("--square", is_flag=True, help="Crop to that square, instead of to the nearest of 17 aspect ratios.")
+@click.option("--keep-size", is_flag=True, help="Neither crop nor resize: sides are multiples of 16 pixels already.")
 @click.option(
     "--crop",
     default="center",
@@ -253,7 +254,7 @@ def _in_words(found: Mapping[str, Any]) -> str:
 )
 @click.option("--threads", type=_COUNT, default=2, show_default=True, help="Threads that read images.")
 @click.option("--json", "as_json", is_flag=True, help="Print the counts as JSON.")
-def encode(directory, out, checkpoint, area, square, crop, batch, dtype, threads, as_json):
+def encode(directory, out, checkpoint, area, square, keep_size, crop, batch, dtype, threads, as_json):
     """Encode the images of the dataset DIRECTORY into the dataset of latents OUT; after an interruption, the
     same command continues."""
     from nextstep_jax.data import encode as encoding
@@ -265,6 +266,7 @@ def encode(directory, out, checkpoint, area, square, crop, batch, dtype, threads
         out,
         area=area,
         square=square,
+        keep_size=keep_size,
         crop=crop,
         batch=batch,
         dtype=dtype,

@@ -68,6 +68,16 @@ def evaluate():
     help="File of prompts, one per line.  [default: held-out ones]",
 )
 @click.option("--per-category", type=click.IntRange(min=1), help="Held-out prompts of each category.  [default: 40]")
+@click.option(
+    "--category", "categories", multiple=True, metavar="NAME", help="Only this category, such as stories; again for another."
+)
+@click.option(
+    "--canvas",
+    type=click.Choice(["64x64", "80x48", "48x80", "96x64", "64x96", "128x64"]),
+    default="64x64",
+    show_default=True,
+    help="Width and height of the images asked for, in pixels.",
+)
 @SEED
 @click.option("--sampler", type=SAMPLER, help="Flow sampler.  [default: the checkpoint's]")
 @click.option("--steps", type=click.IntRange(min=1), help="Sampling steps per token.  [default: the checkpoint's]")
@@ -83,7 +93,7 @@ def evaluate():
 @DTYPE
 @_JSON
 @click.option("--sheet", type=_PATH, metavar="PAGE.html", help="Also write a page of prompts, images and verdicts.")
-def shapes(checkpoint, prompts_file, per_category, seed, dtype, json_file, sheet, **changes):
+def shapes(checkpoint, prompts_file, per_category, categories, canvas, seed, dtype, json_file, sheet, **changes):
     """ShapeEval: images, edits and captions of the built-in dataset's world, judged by reading their pixels."""
     from nextstep_jax.data.files import write_bytes, write_json
     from nextstep_jax.evaluation import shapes as shape_eval
@@ -94,14 +104,23 @@ def shapes(checkpoint, prompts_file, per_category, seed, dtype, json_file, sheet
     for path in (json_file, sheet):
         if path is not None:
             require_writable(path)
+    width, height = map(int, canvas.split("x"))
     if prompts_file is not None:
+        if categories:
+            raise InputError("--category chooses among held-out prompts and cannot go with --prompts")
         prompts = shape_eval.read_prompts(prompts_file)
     else:
-        prompts = shape_eval.default_prompts(per_category or shape_eval.PER_CATEGORY, seed=seed)
+        count = per_category or shape_eval.PER_CATEGORY
+        prompts = shape_eval.default_prompts(count, categories=categories, seed=seed, canvas=(width, height))
     pipeline = load_pipeline(checkpoint, dtype).with_overrides(changes)
-    made_with = _made_with(checkpoint) | {"seed": seed, "dtype": dtype, "settings": dataclasses.asdict(pipeline.settings())}
+    made_with = _made_with(checkpoint) | {
+        "seed": seed,
+        "dtype": dtype,
+        "canvas": canvas,
+        "settings": dataclasses.asdict(pipeline.settings()),
+    }
     with updating_bar("generating", unit="prompt") as update:
-        responses = generate_responses(pipeline, prompts, seed, update)
+        responses = generate_responses(pipeline, prompts, seed, update, (width, height))
     report = shape_eval.evaluate(prompts, responses)
     if json_file is not None:
         write_json(json_file, shapes_score(prompts, report, made_with))

@@ -39,7 +39,7 @@ def test_the_seed_draws_the_prompts_too(run, monkeypatch):
 
     asked = []
 
-    def respond(pipeline, prompts, seed, update):
+    def respond(pipeline, prompts, seed, update, canvas):
         asked.append(([(prompt.text, prompt.scene) for prompt in prompts], seed))
         return ["" if prompt.category == "captions" else np.zeros((64, 64, 3), np.uint8) for prompt in prompts]
 
@@ -50,10 +50,33 @@ def test_the_seed_draws_the_prompts_too(run, monkeypatch):
     assert asked[0][0] != asked[1][0] == asked[2][0]
 
 
+def test_stories_and_other_canvases(run, tmp_path):
+    score = tmp_path / "score.json"
+    code, out, err = run(
+        "shapes", "--category", "stories", "--per-category", 1, "--json", score, "--sheet", tmp_path / "page.html"
+    )
+    assert code == 0 and out.startswith("stories"), err
+    assert (
+        json.loads(score.read_text())["groups"].keys() == {"stories"} and "image/jpeg" in (tmp_path / "page.html").read_text()
+    )
+    options = ["--canvas", "96x64", "--category", "words", "--category", "colors", "--per-category", 1, "--json", score]
+    code, out, err = run("shapes", *options)
+    scores = json.loads(score.read_text())
+    assert code == 0 and [*scores["groups"]] == ["words", "colors"] and scores["export"]["canvas"] == "96x64", err
+    (prompts := tmp_path / "prompts.txt").write_text("a red circle\n")
+    for refused, message in (
+        (["--category", "edits", "--canvas", "80x48"], "edits can't be asked for on 80x48 pixels"),
+        (["--category", "dances"], "no such category: 'dances'"),
+        (["--category", "words", "--prompts", prompts], "cannot go with --prompts"),
+    ):
+        code, _, err = run("shapes", *refused)
+        assert code == 2 and message in err
+
+
 def test_options_reach_pictures_and_edits(run, tmp_path, monkeypatch):
     from nextstep_jax.evaluation import responses
 
-    def respond(pipeline, prompts, seed, update):
+    def respond(pipeline, prompts, seed, update, canvas):
         for settings in (pipeline.settings(), pipeline.settings(edit=True)):
             assert (settings.thinking, settings.steps) == (False, 3)
         return [np.zeros((64, 64, 3), np.uint8) for _ in prompts]

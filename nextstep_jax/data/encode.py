@@ -25,6 +25,7 @@ def encode(
     *,
     area: int = 256,
     square: bool = False,
+    keep_size: bool = False,
     crop: str = "center",
     batch: int = 8,
     dtype: str = "bfloat16",
@@ -40,6 +41,7 @@ def encode(
     Args:
       area: side of the square whose area the buckets have, in pixels.
       square: that square is the only bucket, as in the paper's stage 1.
+      keep_size: no buckets: every image stays as it is, and has sides that are multiples of 16 pixels.
       crop: which part of an image is kept: its "center", or one drawn at "random".
       batch: images a call.
       dtype: of the stored latents.
@@ -60,13 +62,15 @@ def encode(
         raise InputError(f"batch and threads must be at least 1, found {batch} and {threads}")
     if crop not in ("center", "random"):
         raise InputError(f"crop must be center or random, found {crop!r}")
+    if keep_size and square:
+        raise InputError("keep_size and square cannot both be asked for")
     images.buckets(area)
     source = shards.ArrayRecordSource(directory)
     if source.index["latents"] is not None:
         raise InputError(f"{directory}: holds latents already")
-    latents = {"area": area, "dtype": dtype, **(encoder or {})}
+    latents = {**({"keep_size": True} if keep_size else {"area": area}), "dtype": dtype, **(encoder or {})}
     latents |= ({"square": True} if square else {}) | ({"crop": crop} if crop != "center" else {})
-    fit = functools.partial(_pixels, area=area, square=square, crop=crop)
+    fit = _as_it_is if keep_size else functools.partial(_pixels, area=area, square=square, crop=crop)
     plan = {"source": source.name, "samples": len(source), "latents": latents}
     done, start = [], 0
     bar = progress_bar(source.name, "sample", len(source), progress)
@@ -113,6 +117,13 @@ def _pixels(part: records.ImagePart, name: str, numbers: tuple[int, int], *, are
     size = (area, area) if square else images.bucket_for(width=image.width, height=image.height, area=area)
     draw = draws("crop", *numbers)
     return np.asarray(images.resize_crop(image, *size, (0.5, 0.5) if crop == "center" else (draw.random(), draw.random())))
+
+
+def _as_it_is(part: records.ImagePart, name: str, numbers: tuple[int, int]) -> np.ndarray:
+    image = images.load(part.data, name)
+    if image.width % images.TOKEN or image.height % images.TOKEN:
+        raise InputError(f"{name}: sides must be multiples of {images.TOKEN} pixels, found {image.width}x{image.height}")
+    return np.asarray(image)
 
 
 class _Waiting:

@@ -85,18 +85,16 @@ def export_cards(out: pathlib.Path, results: pathlib.Path, limit: int = LIMIT) -
 
 
 def shapes_cards(
-    prompts: Sequence[shapes.Prompt], responses: Sequence[np.ndarray | str], report: Mapping[str, Any]
+    prompts: Sequence[shapes.Prompt], responses: Sequence[shapes.Response], report: Mapping[str, Any]
 ) -> list[Card]:
     """Cards of ShapeEval: the image shown with a prompt, if any, and the response."""
     reasons = {failure["index"]: failure["reason"] for failure in report["failures"]}
     cards = []
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         pictures = [] if prompt.scene is None else [thumbnail(shapes.render(prompt.scene))]
-        said = ""
-        if isinstance(response, str):
-            said = f"says: {response}"
-        else:
-            pictures.append(thumbnail(response))
+        parts = response if isinstance(response, list) else [response]
+        said = " ".join(f"says: {part}" for part in parts if isinstance(part, str))
+        pictures += [thumbnail(part) for part in parts if not isinstance(part, str)]
         words = "; ".join(filter(None, (reasons.get(i), said)))
         verdict = Verdict("correct", float(i not in reasons), words)
         cards.append(Card(str(i), prompt.text or "(caption)", (prompt.category,), pictures, (verdict,)))

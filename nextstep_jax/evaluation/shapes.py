@@ -2,8 +2,8 @@
 
 Like GenEval: prompts by category (single object, two objects, counting, colors, position, attribute binding,
 words), each right or wrong; the score of a category is its fraction of right responses, the overall score the mean over these
-categories. Edits and captions are scored separately. Responses are judged from their pixels (rewards/scene_reader.py) and words
-alone.
+categories. Edits and captions are scored separately, and so are stories, which are asked for by name. Responses are judged from
+their pixels (rewards/scene_reader.py) and words alone.
 
 The image must hold what was asked for and nothing else. What a prompt leaves open may be anything.
 """
@@ -28,9 +28,25 @@ PLACE_SLACK = 5.0  # pixels that an object may have moved that should have staye
 MAX_FILE = 4 << 20  # bytes of a file of prompts
 
 
-def default_prompts(per_category: int = PER_CATEGORY, *, seed: int = 0) -> list[shapes.Prompt]:
-    """The benchmark: held-out prompts of every category, edits and captions among them."""
-    return [p for category in shapes.PROMPT_CATEGORIES for p in shapes.prompts("heldout", category, per_category, seed=seed)]
+def default_prompts(
+    per_category: int = PER_CATEGORY,
+    *,
+    categories: Sequence[str] = (),
+    seed: int = 0,
+    canvas: tuple[int, int] = shapes.SQUARE,
+) -> list[shapes.Prompt]:
+    """The benchmark: held-out prompts of every category, edits and captions among them.
+
+    Args:
+      categories: only these, of which "stories" can be one.
+      canvas: (width, height) in pixels of the images asked for; on another than the square there are no edits, captions and
+        stories.
+
+    Raises:
+      InputError: an unknown category, or one that does not go with the canvas.
+    """
+    names = categories or (shapes.PROMPT_CATEGORIES if canvas == shapes.SQUARE else shapes.CATEGORIES)
+    return [p for name in names for p in shapes.prompts("heldout", name, per_category, seed=seed, canvas=canvas)]
 
 
 def read_prompts(path: str | pathlib.Path) -> list[shapes.Prompt]:
@@ -63,8 +79,10 @@ def failure(prompt: shapes.Prompt, response: Any) -> str | None:
     """Why a response is wrong, in words, or None if it is right.
 
     Args:
-      response: the image, uint8 [64, 64, 3]; for "captions" the text.
+      response: the image, uint8 [height, width, 3]; for "captions" the text; for "stories" texts and images in order.
     """
+    if prompt.category == "stories":
+        return story_failure(prompt.truth, response)
     if prompt.category == "captions":
         return caption_failure(prompt.scene, response)
     if prompt.category == "edits":
@@ -99,7 +117,42 @@ def edit_failure(edit: shapes.Edit, before: shapes.Scene, after: shapes.Scene) -
     return f"{problems[0]}, {found}" if problems else None
 
 
-def evaluate(prompts: Sequence[shapes.Prompt], responses: Sequence[np.ndarray | str]) -> dict[str, Any]:
+def story_failure(beginning: shapes.Description, parts: Sequence[str | np.ndarray]) -> str | None:
+    """Why a story is wrong, or None if it is right.
+
+    A right story has two to `shapes.MAX_STORY` images and a sentence after each: what to do for the next image, which shows
+    what is asked for and is otherwise as the image before; after the last image what there is. Any other text is wrong, plans
+    included.
+
+    Args:
+      beginning: what the first image must show; its sentence is no part of the story.
+      parts: images, uint8 [64, 64, 3], and texts, in order.
+    """
+    if not parts or [isinstance(part, str) for part in parts] != [False, True] * (len(parts) // 2):
+        kinds = ", ".join("text" if isinstance(part, str) else "image" for part in parts)
+        return f"expected images with a text after each, found {kinds or 'nothing'}"
+    scenes = [parse_scene(part) for part in parts if not isinstance(part, str)]
+    *steps, end = (part for part in parts if isinstance(part, str))
+    if not 2 <= len(scenes) <= shapes.MAX_STORY:
+        return f"expected 2 to {shapes.MAX_STORY} images, found {len(scenes)}"
+    reason = shapes.contradiction(beginning, scenes[0])
+    if reason:
+        return f"image 1: {reason}"
+    try:
+        for number, (text, before, after) in enumerate(zip(steps, scenes, scenes[1:], strict=False), 2):
+            edit, last = shapes.parse_step(text)
+            reason = edit_failure(edit, before, after)
+            if last and number < len(scenes):
+                reason = reason or "a step follows the last one"
+            if reason:
+                return f"image {number}: {reason}"
+        reason = shapes.contradiction(shapes.parse_closing(end), scenes[-1])
+        return f"the end: {reason}" if reason else None
+    except InputError as error:
+        return str(error)
+
+
+def evaluate(prompts: Sequence[shapes.Prompt], responses: Sequence[shapes.Response]) -> dict[str, Any]:
     """Score responses, one per prompt in the same order (several for one prompt: repeat it).
 
     Returns:

@@ -14,8 +14,8 @@ import math
 
 import numpy as np
 
-from nextstep_jax.data.shapes import BACKGROUNDS, CANVAS, COLORS, SHAPES, WORDS, Object, Scene, Word
-from nextstep_jax.data.shapes.scene import GLYPHS, LETTER_PITCH, RADII, shape_mask, word_mask
+from nextstep_jax.data.shapes import BACKGROUNDS, COLORS, SHAPES, WORDS, Object, Scene, Word
+from nextstep_jax.data.shapes.scene import CANVASES, GLYPHS, LETTER_PITCH, RADII, SQUARE, shape_mask, word_mask
 from nextstep_jax.errors import InputError
 
 UNKNOWN = "unknown"
@@ -31,19 +31,20 @@ _GROUNDS = np.array(list(BACKGROUNDS.values()), np.float32)
 
 
 def parse_scene(pixels: np.ndarray) -> Scene:
-    """What is in an image: uint8 [64, 64, 3].
+    """What is in an image: uint8 [height, width, 3], of a size that scenes have.
 
     Objects come largest first; centers are measured, not on the lattice. Background, color or shape may be "unknown".
     """
     pixels = np.asarray(pixels)
-    if pixels.shape != (CANVAS, CANVAS, 3) or pixels.dtype != np.uint8:
-        raise InputError(f"an image must be uint8 [{CANVAS}, {CANVAS}, 3], found {pixels.dtype} {list(pixels.shape)}")
+    if pixels.ndim != 3 or pixels.shape[1::-1] not in (SQUARE, *CANVASES) or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        known = ", ".join(f"[{height}, {width}, 3]" for width, height in (SQUARE, *CANVASES))
+        raise InputError(f"an image must be uint8 of the shape {known}, found {pixels.dtype} {list(pixels.shape)}")
     image = pixels.astype(np.float32)
     background, ground = _background(image)
     layers = _Layers.of(image, ground)
     word, layers = _read_word(layers)
     objects = [_read_object(region, layers, image) for region in _regions(layers)]
-    return Scene(tuple(objects), background, word)
+    return Scene(tuple(objects), background, word, pixels.shape[1::-1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +52,10 @@ class _Layers:
     """Each pixel as a mixture of background and one palette color.
 
     Attributes:
-      coverage: [64, 64, colors] in [0, 1], how far each pixel lies from the background towards each color.
-      fits: [64, 64, colors] bool, whether the pixel could be such a mixture.
-      label: [64, 64], the color whose mixtures come nearest.
-      foreground: [64, 64] bool, whether the pixel differs from the background.
+      coverage: [height, width, colors] in [0, 1], how far each pixel lies from the background towards each color.
+      fits: [height, width, colors] bool, whether the pixel could be such a mixture.
+      label: [height, width], the color whose mixtures come nearest.
+      foreground: [height, width] bool, whether the pixel differs from the background.
     """
 
     coverage: np.ndarray
@@ -68,12 +69,12 @@ class _Layers:
         along = offset @ rays.T / (rays * rays).sum(1)
         bounded = np.clip(along, 0, 1.15)
         distance = (offset * offset).sum(-1)
-        # |offset - bounded * ray|^2 without the [64, 64, colors, 3] array.
+        # |offset - bounded * ray|^2 without the [height, width, colors, 3] array.
         residual = distance[..., None] - 2 * bounded * (offset @ rays.T) + bounded * bounded * (rays * rays).sum(1)
         return cls(np.clip(along, 0, 1), residual < MAX_COLOR_ERROR**2, residual.argmin(-1), distance > MIN_CONTRAST**2)
 
     def of_color(self, color: int) -> np.ndarray:
-        """[64, 64] coverage by one color, 0 where it cannot be."""
+        """[height, width] coverage by one color, 0 where it cannot be."""
         return np.where(self.fits[..., color], self.coverage[..., color], 0)
 
 
@@ -101,7 +102,7 @@ def _read_word(layers: _Layers) -> tuple[Word | None, _Layers]:
     best_score, best = MIN_WORD_CORRELATION, None
     for color in _present(layers):
         coverage = np.pad(layers.of_color(color), _MARGIN)
-        for words, templates in _word_templates():
+        for words, templates in _word_templates(coverage.shape):
             scores = templates.scores(coverage)
             i, row, column = np.unravel_index(scores.argmax(), scores.shape)
             if scores[i, row, column] > best_score:
@@ -163,10 +164,10 @@ class _Templates:
 
 
 @functools.cache
-def _word_templates() -> tuple[tuple[tuple[str, ...], _Templates], ...]:
-    """For each length the words and their templates."""
-    groups = [tuple(word for word in WORDS if len(word) == length) for length in sorted({len(word) for word in WORDS})]
-    shape = (CANVAS + 2 * _MARGIN, CANVAS + 2 * _MARGIN)
+def _word_templates(shape: tuple[int, int]) -> tuple[tuple[tuple[str, ...], _Templates], ...]:
+    """For each length that coverages of a shape have room for: the words and their templates."""
+    lengths = sorted({len(word) for word in WORDS if LETTER_PITCH * len(word) + 2 <= shape[1]})
+    groups = [tuple(word for word in WORDS if len(word) == length) for length in lengths]
     return tuple((words, _Templates.of([word_mask(word) for word in words], shape)) for words in groups)
 
 
@@ -185,7 +186,7 @@ def _is_letter(cell: np.ndarray, letter: str) -> bool:
 
 
 def _regions(layers: _Layers) -> list[tuple[int, np.ndarray]]:
-    """(color, mask [64, 64]) of each connected region of one color, largest first, specks left out.
+    """(color, mask [height, width]) of each connected region of one color, largest first, specks left out.
 
     A region with two substantial colors is two objects that touch.
     """
@@ -240,9 +241,8 @@ def _read_object(region: tuple[int, np.ndarray], layers: _Layers, image: np.ndar
     # Edges count by their coverage, made steeper to undo blur.
     near = np.where(mask, layers.coverage[..., color], np.where(_dilate(_dilate(mask)), layers.of_color(color), 0))
     soft = np.clip(2 * near - 0.5, 0, 1)
-    steps = np.arange(CANVAS) + 0.5
     area = soft.sum()
-    x, y = float((soft.sum(0) * steps).sum() / area), float((soft.sum(1) * steps).sum() / area)
+    y, x = (float((soft.sum(1 - axis) * (np.arange(soft.shape[axis]) + 0.5)).sum() / area) for axis in (0, 1))
     best = max(_fit(shape, soft, area, x, y) for shape in SHAPES)
     overlap, shape, radius, center = best
     size = "small" if radius < (RADII["small"] + RADII["large"]) / 2 else "large"

@@ -16,6 +16,7 @@ _PATHS = {
     "edits": "edit",
     "thinking": "thinking",
     "interleaved": "interleaved",
+    "stories": "interleaved",
     "candidates": "candidates",
     "self_cot": "self_cot",
 }
@@ -71,7 +72,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.data.update({"root": "shapes-data", "vocabulary": SHAPES, "batch_size": 4, "seq_len": 256, "epochs": 0})
     config.data.validation = ConfigDict()
     for name, settings in config.data.sources.items():
-        settings.update({"path": _PATHS[name], "kind": ""})
+        settings.update({"path": "pair" if name.startswith("pair_") else _PATHS[name], "kind": ""})
     return config
 
 

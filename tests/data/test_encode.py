@@ -175,6 +175,24 @@ def test_a_square_is_what_stage_1_crops_to(dataset, tmp_path):
     assert seen[1].shape[1:3] == images.bucket_for(width=80, height=48, area=32) != (32, 32)
 
 
+def test_images_can_keep_their_size(dataset, tmp_path):
+    """Whole, unlike in a bucket; where sides are not of whole tokens, the image is named."""
+    with pytest.raises(InputError, match=r"3: image 0: sides must be multiples of 16 pixels, found 40x40"):
+        encode(dataset, Encoder(), tmp_path / "out", keep_size=True)
+    with pytest.raises(InputError, match="keep_size and square"):
+        encode(dataset, Encoder(), tmp_path / "both", keep_size=True, square=True)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 128, 3), np.uint8)
+    entry = shards.write_shard(
+        dataset / shards.shard_name(0), [records.pack(Sample((ImagePart.from_pixels(noise),), "pair", "wide"))]
+    )
+    shards.write_index(dataset, "tiny", [entry], images=1, kinds={"pair": 1})
+    encode(dataset, Encoder(), tmp_path / "kept", keep_size=True, dtype="float32")
+    source = ArrayRecordSource(tmp_path / "kept")
+    assert source.index["latents"] == {"dtype": "float32", "keep_size": True}
+    expected = (noise / 127.5 - 1).reshape(8, 8, 16, 8, 3).mean((1, 3))
+    np.testing.assert_allclose(source[0].images[0].latents()[..., :3], expected, atol=1e-5)
+
+
 def test_random_crops_differ_and_come_again(dataset, tmp_path):
     """Columns count up: a crop shows where it was taken."""
     ramp = np.broadcast_to(np.arange(200, dtype=np.uint8)[None, :, None], (20, 200, 3))

@@ -8,8 +8,8 @@ import re
 import numpy as np
 import pytest
 
-from nextstep_jax.data import records, shapes
-from nextstep_jax.data.shapes import edits, holdout, language, layout, meaning, samples, scene
+from nextstep_jax.data import images, records, shapes
+from nextstep_jax.data.shapes import edits, holdout, language, layout, meaning, samples, scene, stories
 from nextstep_jax.errors import InputError
 
 COUNT = 400
@@ -350,10 +350,12 @@ def test_letters_spell_no_word_and_come_in_every_color(drawn):
 
 
 def test_the_dataset_has_not_changed_unnoticed(drawn):
-    digest = hashlib.blake2b(digest_size=8)
-    for _, sample, scenes in drawn:
-        digest.update(repr((sample.key, [part.text for part in sample.texts], scenes)).encode())
-    assert digest.hexdigest() == "38c44f61e153e29a"
+    digests = {False: hashlib.blake2b(digest_size=8), True: hashlib.blake2b(digest_size=8)}
+    for kind, sample, scenes in drawn:
+        later = kind.startswith("pair_") or kind == "story"
+        digests[later].update(repr((sample.key, [part.text for part in sample.texts], scenes)).encode())
+    assert digests[False].hexdigest() == "38c44f61e153e29a"
+    assert digests[True].hexdigest() == "a1feafe546aeafa1"
 
 
 def test_parts_and_losses_of_each_kind():
@@ -371,11 +373,73 @@ def test_parts_and_losses_of_each_kind():
     for index in range(10):
         kind, parts = form("interleaved", index)
         assert kind == "interleaved" and len(parts) in (6, 8) and parts == [("text", True), ("image", True)] * (len(parts) // 2)
+        kind, parts = form("story", index)
+        count = len(parts) // 2
+        assert kind == "interleaved" and count in (2, 3, 4, 5)
+        assert parts == [("text", True), ("image", True)] * count + [("text", True)]
+    for width, height in shapes.CANVASES:
+        assert form(f"pair_{width}x{height}") == form("pair")
+        image = shapes.sample(f"pair_{width}x{height}", 0).images[0]
+        assert images.load(image.data, "image").size == (width, height)
+
+
+def test_stories_say_what_happens_and_then_what_there_is(drawn):
+    """A step changes what it says and nothing else, and only the last says that it is."""
+    for sample, scenes in [(sample, scenes) for kind, sample, scenes in drawn if kind == "story"]:
+        first, *steps, end = (part.text for part in sample.texts)
+        assert shapes.contradiction(stories.parse_beginning(first), scenes[0]) is None
+        assert shapes.contradiction(shapes.parse_closing(end), scenes[-1]) is None
+        for number, (text, before, after) in enumerate(zip(steps, scenes[:-1], scenes[1:], strict=True), 1):
+            edit, last = shapes.parse_step(text)
+            assert last == (number == len(steps))
+            changed = set(before.objects) ^ set(after.objects)
+            limit = {"background": 0, "add": 1, "remove": 1}.get(edit.operation, 2)
+            assert len(changed) == limit and (before.background == after.background) == (edit.operation != "background")
+            if edit.operation != "add":
+                assert shapes.apply_edit(edit, before, random.Random(0)) == after
+    assert {len(scenes) for kind, _, scenes in drawn if kind == "story"} == {2, 3, 4, 5}
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "problem"),
+    [
+        (stories.parse_beginning, "draw a red circle.", "expected a beginning"),
+        (shapes.parse_step, "make the circle smaller.", "expected a step"),
+        (shapes.parse_step, "then make the circle happy.", "found 'happy'"),
+        (shapes.parse_closing, "there is a red circle.", "expected a closing sentence"),
+        (shapes.parse_closing, "now there is a red circle", "a full stop"),
+        (shapes.parse_closing, "now there is a red.", "found '.'"),
+    ],
+)
+def test_sentences_that_belong_in_no_story_are_refused(read, text, problem):
+    with pytest.raises(InputError, match=re.escape(problem)):
+        read(text)
+
+
+@pytest.mark.parametrize("canvas", shapes.CANVASES)
+def test_scenes_of_other_canvases_are_well_formed(canvas):
+    rng, usual = random.Random(f"{canvas}"), 0
+    width, height = canvas
+    for number in range(140):
+        category = shapes.CATEGORIES[number % len(shapes.CATEGORIES)]
+        drawn = layout.random_scene(category, rng, shapes.SPLITS[number % 2], canvas)
+        assert drawn.canvas == canvas
+        for thing in drawn.items:
+            (x, y), (w, h) = thing.center, thing.half_extent
+            assert w <= x <= width - w and h <= y <= height - h
+        assert all(x % 16 == y % 16 == 0 for x, y in (thing.center for thing in drawn.objects))
+        assert not any(scene.overlap(a, b) for a, b in itertools.combinations(drawn.items, 2))
+        if category == "position":
+            usual += {thing.center for thing in drawn.objects} in [{*pair} for pair in layout.layouts(2, canvas)]
+    assert usual >= 8
+    middle = (width / 2, height / 2)
+    assert scene.in_region(middle, "middle", canvas=canvas) and not scene.in_region(middle, "left", canvas=canvas)
+    assert scene.in_region((16, height / 2), "left", 6, canvas) and scene.in_region((width / 2, 16), "top", 6, canvas)
 
 
 def test_pictures_agree_with_their_captions(drawn):
     for kind, sample, scenes in drawn:
-        if kind in ("pair", "caption"):
+        if kind.startswith("pair") or kind == "caption":
             said = shapes.parse(sample.texts[0].text)
             assert shapes.contradiction(said, scenes[0]) is None, sample.texts[0].text
             if kind == "caption":

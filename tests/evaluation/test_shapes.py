@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from nextstep_jax.data import shapes
-from nextstep_jax.data.shapes import edits, language, layout, meaning, samples
+from nextstep_jax.data.shapes import edits, language, layout, meaning, samples, stories
 from nextstep_jax.errors import InputError
 from nextstep_jax.evaluation import shapes as shape_eval
 from nextstep_jax.rewards.scene_reader import UNKNOWN, parse_scene
@@ -351,3 +351,103 @@ def test_prompt_files_are_read_line_by_line(tmp_path):
         shape_eval.read_prompts(path)
     with pytest.raises(InputError, match="missing.txt"):
         shape_eval.read_prompts(tmp_path / "missing.txt")
+
+
+# --- other canvases and stories ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("degrade", ["clean", "like_a_tokenizer"])
+@pytest.mark.parametrize("canvas", shapes.CANVASES)
+def test_other_canvases_are_judged_as_the_square_is(canvas, degrade):
+    rng = random.Random(f"canvas {canvas}")
+    for seed in range(3 * len(shapes.CATEGORIES)):
+        category = shapes.CATEGORIES[seed % len(shapes.CATEGORIES)]
+        scene = layout.random_scene(category, rng, canvas=canvas)
+        truth = meaning.describe(scene, rng, colors=1, background=1, region=1)
+        image = DEGRADE[degrade](shapes.render(scene), seed)
+        assert image.shape == (*canvas[::-1], 3) and parse_scene(image).canvas == canvas
+        prompt = shapes.Prompt("", category, truth)
+        assert shape_eval.failure(prompt, image) is None, scene
+        assert shape_eval.failure(prompt, shapes.render(wrong_color(scene, rng))), scene
+
+
+def test_prompts_for_another_canvas_fit_on_it():
+    prompts = shape_eval.default_prompts(8, canvas=(80, 48))
+    assert [prompt.category for prompt in prompts] == [name for name in shapes.CATEGORIES for _ in range(8)]
+    assert all(sum(mention.count for mention in prompt.truth.mentions) <= 2 for prompt in prompts)
+    with pytest.raises(InputError, match="edits can't be asked for on 80x48 pixels"):
+        shape_eval.default_prompts(1, categories=["edits"], canvas=(80, 48))
+    with pytest.raises(InputError, match="on 16x16 pixels"):
+        shape_eval.default_prompts(1, canvas=(16, 16))
+
+
+def told(seed, count=4):
+    """A prompt and a story that is right: [image, text, image, ..., closing sentence]."""
+    rng = random.Random(seed)
+    steps = stories.story(rng, (count,))
+    parts = [part for text, scene in steps for part in (text, shapes.render(scene))]
+    return shapes.Prompt(parts[0], "stories", stories.parse_beginning(parts[0])), [
+        *parts[1:],
+        stories.closing(steps[-1][1], rng),
+    ]
+
+
+@pytest.mark.parametrize("degrade", ["clean", "like_a_tokenizer"])
+def test_right_stories_pass(degrade):
+    for seed in range(12):
+        prompt, parts = told(seed, 2 + seed % 4)
+        seen = [part if isinstance(part, str) else DEGRADE[degrade](part, seed) for part in parts]
+        assert shape_eval.failure(prompt, seen) is None, parts[1::2]
+
+
+def _blank(parts):
+    return [*parts[:2], np.full((64, 64, 3), 22, np.uint8), *parts[3:]]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        _blank,
+        lambda parts: parts[:-1],  # an image last
+        lambda parts: parts[1:],
+        lambda parts: [],
+        lambda parts: parts[:1] + parts[-1:],  # one image
+        lambda parts: [*parts[:2], parts[0], *parts[3:]],  # a step that was not done
+        lambda parts: [*parts[:-1], "now there is a red circle, a blue star, a pink cross and a green diamond."],
+        lambda parts: [*parts[:-1], parts[-1][:-1]],  # cut off
+        lambda parts: [*parts[:-1], "finally, remove the star."],
+        lambda parts: [parts[0], "1 empty empty 1 empty. circle red 2 small", *parts[2:]],
+        lambda parts: [parts[0], "finally, " + parts[1].partition(" ")[2], *parts[2:]],
+        lambda parts: [parts[0], parts[1].partition(" ")[2], *parts[2:]],
+        lambda parts: parts[:-1] + ["then make the background gray.", parts[-2]] * 2 + parts[-1:],
+    ],
+)
+def test_wrong_stories_fail(spoil):
+    for seed in range(4):
+        prompt, parts = told(seed)
+        assert shape_eval.failure(prompt, spoil(parts)), parts[1::2]
+
+
+def test_the_rest_of_a_story_must_be_left_alone():
+    background = "then change the background to gray."
+    thing = shapes.Object("star", "red", "small", (32, 32))
+    first, after = shapes.Scene((thing,)), shapes.Scene((thing,), "gray")
+    moved_too = dataclasses.replace(after, objects=(dataclasses.replace(thing, center=(16, 32)),))
+    prompt = shapes.Prompt("", "stories", stories.parse_beginning("first, draw a red star on a white background."))
+    for scene, right in ((after, True), (moved_too, False), (first, False)):
+        parts = [shapes.render(first), background, shapes.render(scene), "now there is a red star."]
+        assert (shape_eval.failure(prompt, parts) is None) == right
+    parts[1:3] = ["then remove the circle.", shapes.render(first)]
+    assert "an edit needs exactly one" in shape_eval.failure(prompt, parts)
+    gone = [shapes.render(first), "finally, remove the star.", shapes.render(shapes.Scene())]
+    assert shape_eval.failure(prompt, [*gone, "now there is nothing."]) is None
+    assert shape_eval.failure(prompt, [*gone, "now there is a red star."])
+
+
+def test_stories_are_asked_for_by_name():
+    assert "stories" not in {prompt.category for prompt in shape_eval.default_prompts(1)}
+    prompts = shape_eval.default_prompts(5, categories=["stories"])
+    assert [prompt.category for prompt in prompts] == ["stories"] * 5 and len({prompt.text for prompt in prompts}) == 5
+    prompt, parts = told(0)
+    report = shape_eval.evaluate([prompt, prompt], [parts, parts[:-1]])
+    assert report["overall"] is None and report["categories"]["stories"] == {"n": 2, "correct": 1, "score": 0.5}

@@ -1,4 +1,4 @@
-"""The built-in dataset: images of colored shapes and short words, 64 x 64 pixels, with captions, edits and stories.
+"""The built-in dataset: colored shapes and short words in small images, with captions, edits and stories.
 
     scene.py     the palette, what a scene is, and how it is drawn
     holdout.py   the combinations training never sees
@@ -6,6 +6,7 @@
     meaning.py   what a caption says, and whether a scene agrees
     language.py  captions and their parser
     edits.py     edits, their instructions and parser
+    stories.py   stories, and how their sentences are read
     thinking.py  what a model thinks before it draws an edit
     samples.py   training samples and evaluation prompts
 
@@ -21,6 +22,7 @@ from nextstep_jax.data.shapes.samples import (
     PROMPT_CATEGORIES,
     SPLITS,
     Prompt,
+    Response,
     prompts,
     require_known,
     sample,
@@ -28,17 +30,34 @@ from nextstep_jax.data.shapes.samples import (
     understand,
     vocabulary_words,
 )
-from nextstep_jax.data.shapes.scene import BACKGROUNDS, CANVAS, COLORS, SHAPES, SIZES, WORDS, Object, Scene, Word, render
+from nextstep_jax.data.shapes.scene import (
+    BACKGROUNDS,
+    CANVAS,
+    CANVASES,
+    COLORS,
+    SHAPES,
+    SIZES,
+    SQUARE,
+    WORDS,
+    Object,
+    Scene,
+    Word,
+    render,
+)
+from nextstep_jax.data.shapes.stories import MAX_STORY, parse_closing, parse_step
 
 __all__ = [
     "BACKGROUNDS",
     "CANVAS",
+    "CANVASES",
     "CATEGORIES",
     "COLORS",
     "KINDS",
+    "MAX_STORY",
     "PROMPT_CATEGORIES",
     "SHAPES",
     "SIZES",
+    "SQUARE",
     "SPLITS",
     "WORDS",
     "Description",
@@ -46,6 +65,7 @@ __all__ = [
     "Mention",
     "Object",
     "Prompt",
+    "Response",
     "Scene",
     "Word",
     "apply_edit",
@@ -54,7 +74,9 @@ __all__ = [
     "held_out_in",
     "held_out_relations",
     "parse",
+    "parse_closing",
     "parse_edit",
+    "parse_step",
     "prompts",
     "render",
     "require_known",

@@ -54,9 +54,18 @@ def random_edit(scene: Scene, operation: str, rng: random.Random) -> Edit | None
         return Edit(operation, target, _other(SIZES, thing.size, rng))
     if operation == "move":
         # Not to where it nearly is already, so that the move can be seen.
-        regions = [region for region in REGIONS if not in_region(thing.center, region, slack=8)]
+        regions = [region for region in REGIONS if not in_region(thing.center, region, slack=8, canvas=scene.canvas)]
         return Edit(operation, target, rng.choice(regions)) if regions else None
     return Edit(operation, target)
+
+
+def random_change(scene: Scene, operation: str, rng: random.Random) -> tuple[Scene | None, Edit | None]:
+    """A random edit and the scene after it, in which no two objects are alike; (None, None) if this draw gives none."""
+    edit = random_edit(scene, operation, rng)
+    after = None if edit is None else apply_edit(edit, scene, rng)
+    if after is None or len({(thing.shape, thing.color) for thing in after.objects}) < len(after.objects):
+        return None, None
+    return after, edit
 
 
 def reference(scene: Scene, thing: Object, rng: random.Random) -> Mention | None:
@@ -85,8 +94,8 @@ def apply_edit(edit: Edit, scene: Scene, rng: random.Random) -> Scene | None:
         return dataclasses.replace(scene, background=edit.value)
     if edit.operation == "add":
         for size in (edit.target.size,) if edit.target.size else rng.sample(SIZES, 2):
-            free = free_centers(size, scene.items)
-            free = [c for c in free if edit.value is None or in_region(c, edit.value)]
+            free = free_centers(size, scene.items, scene.canvas)
+            free = [c for c in free if edit.value is None or in_region(c, edit.value, canvas=scene.canvas)]
             if free:
                 added = Object(edit.target.shape, edit.target.color, size, rng.choice(free))
                 return dataclasses.replace(scene, objects=(*scene.objects, added))
@@ -102,7 +111,8 @@ def apply_edit(edit: Edit, scene: Scene, rng: random.Random) -> Scene | None:
         return None
     if edit.operation == "move":
         x, y = thing.center
-        free = [c for c in free_centers(changed.size, others) if in_region(c, edit.value)]
+        free = free_centers(changed.size, others, scene.canvas)
+        free = [c for c in free if in_region(c, edit.value, canvas=scene.canvas)]
         if not free:
             return None
         changed = dataclasses.replace(changed, center=min(free, key=lambda c: (c[0] - x) ** 2 + (c[1] - y) ** 2))

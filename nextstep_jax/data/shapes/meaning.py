@@ -93,7 +93,7 @@ def describe(
         entries.sort(key=lambda entry: min(thing.center[::-1] for thing in entry[1]))
     mentions = tuple(mention for mention, _ in entries)
     if len(things) == 1 and scene.word is None and rng.random() < region:
-        said_region = next((name for name in REGIONS if in_region(things[0].center, name)), None)
+        said_region = next((name for name in REGIONS if in_region(things[0].center, name, canvas=scene.canvas)), None)
     said_background = scene.background if not things or rng.random() < background else None
     return Description(mentions, said_relation, said_region, said_background)
 
@@ -114,7 +114,8 @@ def contradiction(description: Description, scene: Scene) -> str | None:
         return f"expected {_plain(wanted)}, found {inventory(scene)}"
     if description.relation and not any(relation(*order) == description.relation for order in matches):
         return f"the {wanted[0]} is not {description.relation} the {wanted[1]}"
-    if description.region and not any(in_region(order[0].center, description.region, REGION_SLACK) for order in matches):
+    region = description.region
+    if region and not any(in_region(order[0].center, region, REGION_SLACK, scene.canvas) for order in matches):
         return f"the {wanted[0]} is not in the region {description.region!r}"
     return None
 

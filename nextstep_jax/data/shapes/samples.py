@@ -3,11 +3,13 @@
 Kinds of sample:
 
     pair         a caption, then its image
+    pair_80x48   the same on a canvas of 80 x 48 pixels; so for each of scene.CANVASES
     caption      an image, then a caption of it (the image is no target)
     edit         an image, an instruction, the image afterwards (only the last is a target)
     thinking     an instruction, an image, thinking text between the thinking tokens, the image afterwards (both are
                  targets; thinking.py)
     interleaved  a story: step by step, text and image in turn
+    story        a story of two to five images, after which it says what there is now, and ends
     text         sentences without an image
     table        the first part of a thinking text, but of three to five objects and without an image; then these objects in
                  another order, which is a target and takes nothing but lookups
@@ -22,6 +24,8 @@ import hashlib
 import random
 from typing import Any
 
+import numpy as np
+
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
 from nextstep_jax.data.shapes.edits import (
     EDIT_VERBS,
@@ -32,7 +36,7 @@ from nextstep_jax.data.shapes.edits import (
     find,
     instruct,
     parse_edit,
-    random_edit,
+    random_change,
 )
 from nextstep_jax.data.shapes.holdout import CATEGORIES, held_out_in
 from nextstep_jax.data.shapes.language import (
@@ -44,7 +48,6 @@ from nextstep_jax.data.shapes.language import (
     RELATION_WORDS,
     SIZE_WORDS,
     caption,
-    enumerate_phrases,
     noun_phrase,
     parse,
     realize,
@@ -52,13 +55,28 @@ from nextstep_jax.data.shapes.language import (
 )
 from nextstep_jax.data.shapes.layout import random_category, random_kind, random_scene, scatter
 from nextstep_jax.data.shapes.meaning import INVERSE, Mention, describe
-from nextstep_jax.data.shapes.scene import BACKGROUNDS, COLORS, GLYPHS, SHAPES, WORDS, Scene, in_region, relation, render
+from nextstep_jax.data.shapes.scene import (
+    BACKGROUNDS,
+    CANVAS,
+    CANVASES,
+    COLORS,
+    GLYPHS,
+    SHAPES,
+    SQUARE,
+    WORDS,
+    Scene,
+    in_region,
+    relation,
+    render,
+)
+from nextstep_jax.data.shapes.stories import MAX_STORY, closing, inventory_in_words, parse_beginning, story
 from nextstep_jax.data.shapes.thinking import table, thinking_text
 from nextstep_jax.errors import InputError
 
-KINDS = ("pair", "caption", "edit", "thinking", "interleaved", "text", "table", "letters")
+_PAIRS = {"pair": SQUARE} | {f"pair_{width}x{height}": (width, height) for width, height in CANVASES}
+KINDS = (*_PAIRS, "caption", "edit", "thinking", "interleaved", "story", "text", "table", "letters")
 SPLITS = ("train", "heldout")
-PROMPT_CATEGORIES = (*CATEGORIES, "edits", "captions")
+PROMPT_CATEGORIES = (*CATEGORIES, "edits", "captions")  # of the benchmark; "stories" can be asked for beside them
 
 _OLD_KINDS = {"plan": "thinking"}
 # The seeds of some names' random streams: published scores refer to the prompts that these draw.
@@ -84,13 +102,16 @@ _PROMPT_DETAIL: dict[str, dict[str, float]] = {
 }
 
 
+Response = np.ndarray | str | list[np.ndarray | str]  # an image, a caption, or a story
+
+
 @dataclasses.dataclass(frozen=True)
 class Prompt:
     """A prompt, and the truth to judge the response by.
 
     Attributes:
-      text: what to say to the model; empty for "captions".
-      category: one of PROMPT_CATEGORIES.
+      text: what to say to the model; empty for "captions"; for "stories" the first sentence.
+      category: one of PROMPT_CATEGORIES, or "stories".
       truth: the meaning of the text, a Description or an Edit; for "captions" None, since there the scene decides.
       scene: the Scene to show with it (`render` draws it): the source of an edit, the image to caption.
     """
@@ -109,9 +130,9 @@ def sample(kind: str, index: int, *, split: str = "train", seed: int = 0) -> Sam
     require_known(kind, split)
     rng = _generator(f"{_STREAMS.get(kind, kind)}/{index}", split, seed)
     parts: tuple[TextPart | ImagePart, ...]
-    if kind == "pair":
+    if kind in _PAIRS:
         category = random_category(rng)
-        scene = random_scene(category, rng, split)
+        scene = random_scene(category, rng, split, _PAIRS[kind])
         parts = (TextPart(realize(describe(scene, rng, **_CAPTION_DETAIL[category]), rng)), _image(scene))
     elif kind == "caption":
         scene = random_scene(random_category(rng), rng, split)
@@ -125,7 +146,10 @@ def sample(kind: str, index: int, *, split: str = "train", seed: int = 0) -> Sam
             thoughts = TextPart(f"<|begin_of_thinking|>{thinking_text(before, after)}<|end_of_thinking|>")
             parts = (instruction, source, thoughts, _image(after))
     elif kind == "interleaved":
-        parts = tuple(part for text, scene in _story(rng) for part in (TextPart(text), _image(scene)))
+        parts = _told(story(rng, (3, 4)))
+    elif kind == "story":
+        steps = story(rng, range(2, MAX_STORY + 1))
+        parts = (*_told(steps), TextPart(closing(steps[-1][1], rng)))
     elif kind == "table":
         first, again = table(rng)
         parts = (TextPart(first, loss=False), TextPart(again))
@@ -133,7 +157,10 @@ def sample(kind: str, index: int, *, split: str = "train", seed: int = 0) -> Sam
         parts = (_image(_letters(rng)),)
     else:
         parts = (TextPart(_sentences(rng)),)
-    stored_as = {"caption": "pair", "letters": "pair", "thinking": "edit", "table": "text"}.get(kind, kind)
+    stored_as = {"caption": "pair", "letters": "pair", "thinking": "edit", "story": "interleaved", "table": "text"}.get(
+        kind, kind
+    )
+    stored_as = "pair" if kind in _PAIRS else stored_as
     return Sample(parts, stored_as, f"shapes/{split}/{seed}/{kind}/{index}")
 
 
@@ -151,23 +178,41 @@ def sample_scene(index: int, *, split: str = "train", seed: int = 0) -> Scene:
     return random_scene(random_category(rng), rng, split)
 
 
-def prompts(split: str, category: str, n: int, *, seed: int = 0) -> list[Prompt]:
-    """`n` different prompts of a category; those of "heldout" ask for held-out combinations. For "captions", n scenes."""
-    if category not in PROMPT_CATEGORIES:
-        raise InputError(f"no such category: {category!r}; there are {', '.join(PROMPT_CATEGORIES)}")
+def prompts(split: str, category: str, n: int, *, seed: int = 0, canvas: tuple[int, int] = SQUARE) -> list[Prompt]:
+    """`n` different prompts of a category; those of "heldout" ask for held-out combinations. For "captions", n scenes.
+
+    Args:
+      canvas: (width, height) in pixels of the images asked for, with room for what they ask for. Edits, captions and stories
+        are of squares.
+
+    Raises:
+      InputError: an unknown category or split, too few different prompts, or another canvas for what is of squares.
+    """
+    if category not in (*PROMPT_CATEGORIES, "stories"):
+        raise InputError(f"no such category: {category!r}; there are {', '.join((*PROMPT_CATEGORIES, 'stories'))}")
+    if canvas != SQUARE and (category not in CATEGORIES or canvas not in CANVASES):
+        sizes = ", ".join(f"{width}x{height}" for width, height in (SQUARE, *CANVASES))
+        raise InputError(
+            f"{category} can't be asked for on {canvas[0]}x{canvas[1]} pixels (expected {sizes}; edits, captions "
+            f"and stories are of {CANVAS}x{CANVAS})"
+        )
+    stream = _STREAMS.get(category, category) + ("" if canvas == SQUARE else f"/{canvas[0]}x{canvas[1]}")
     found: dict[tuple, Prompt] = {}
     index = misses = 0
     while len(found) < n:
         if misses > 1000:
             raise InputError(f"expected {n} different prompts of the category {category!r}, found only {len(found)}")
-        rng = _generator(f"prompt/{_STREAMS.get(category, category)}/{index}", split, seed)
+        rng = _generator(f"prompt/{stream}/{index}", split, seed)
         if category == "edits":
             before, edit, _ = _random_change(OPERATIONS[len(found) % len(OPERATIONS)], rng, split)
             prompt = Prompt(instruct(edit, rng), category, edit, before)
         elif category == "captions":
             prompt = Prompt("", category, None, random_scene(CATEGORIES[len(found) % len(CATEGORIES)], rng, split))
+        elif category == "stories":
+            text = story(rng, (2,))[0][0]
+            prompt = Prompt(text, category, parse_beginning(text))
         else:
-            scene = random_scene(category, rng, split)
+            scene = random_scene(category, rng, split, canvas)
             truth = describe(scene, rng, **(_CAPTION_DETAIL[category] | _PROMPT_DETAIL.get(category, {})))
             prompt = Prompt(realize(truth, rng), category, truth)
         misses = misses + 1 if (prompt.text, prompt.scene) in found else 0
@@ -226,6 +271,10 @@ def _generator(what: str, split: str, seed: int) -> random.Random:
     return random.Random(int.from_bytes(digest, "little"))
 
 
+def _told(steps: list[tuple[str, Scene]]) -> tuple[TextPart | ImagePart, ...]:
+    return tuple(part for text, scene in steps for part in (TextPart(text), _image(scene)))
+
+
 def _image(scene: Scene, loss: bool = True) -> ImagePart:
     return ImagePart.from_pixels(render(scene), loss=loss)
 
@@ -241,7 +290,7 @@ def _random_change(operation: str, rng: random.Random, split: str) -> tuple[Scen
         if objects is None or len({kind[:2] for kind in kinds}) < len(kinds):
             continue
         before = Scene(objects, rng.choice(tuple(BACKGROUNDS)))
-        after, edit = _change(before, operation, rng)
+        after, edit = random_change(before, operation, rng)
         if after is None or edit is None:
             continue
         held = edit_held_out(edit, before, after)
@@ -270,15 +319,6 @@ def _suitable_scene(edit: Edit, rng: random.Random) -> Scene:
     raise InputError("no scene was found that this edit applies to")
 
 
-def _change(scene: Scene, operation: str, rng: random.Random) -> tuple[Scene | None, Edit | None]:
-    """A random edit and the scene after it, in which no two objects are alike; (None, None) if this draw gives none."""
-    edit = random_edit(scene, operation, rng)
-    after = None if edit is None else apply_edit(edit, scene, rng)
-    if after is None or len({(thing.shape, thing.color) for thing in after.objects}) < len(after.objects):
-        return None, None
-    return after, edit
-
-
 def _letters(rng: random.Random) -> Scene:
     """A scene of a word, with two to four other letters in its place, in any color."""
     scene, text = random_scene("words", rng), WORDS[0]
@@ -286,31 +326,6 @@ def _letters(rng: random.Random) -> Scene:
         text = "".join(rng.choices(tuple(GLYPHS), k=rng.choice((2, 3, 4))))
     assert scene.word is not None  # as every scene of the category
     return dataclasses.replace(scene, word=dataclasses.replace(scene.word, text=text, color=rng.choice(tuple(COLORS))))
-
-
-def _story(rng: random.Random) -> list[tuple[str, Scene]]:
-    """Three or four images, each one edit further, and the sentence before each. Fit for training."""
-    while True:
-        scene = Scene((), rng.choice(tuple(BACKGROUNDS)))
-        count = rng.choice((3, 4))
-        steps = []
-        if rng.random() < 0.5:
-            steps.append((f"start with an empty {scene.background} background.", scene))
-        while len(steps) < count:
-            operation = "add" if not scene.objects or rng.random() < 0.5 else rng.choice(OPERATIONS)
-            after, edit = _change(scene, operation, rng)
-            if after is None or edit is None or edit_held_out(edit, scene, after) or held_out_in(after):
-                break
-            if not steps:
-                place = f" {rng.choice(REGION_WORDS[edit.value])}" if edit.value else ""
-                text = f"first, draw {noun_phrase(edit.target, rng)}{place} on a {scene.background} background."
-            else:
-                connective = "finally," if len(steps) == count - 1 else rng.choice(("then", "now", "next,", "after that,"))
-                text = f"{connective} {instruct(edit, rng)}."
-            scene = after
-            steps.append((text, scene))
-        if len(steps) == count:
-            return steps
 
 
 def _sentences(rng: random.Random) -> str:
@@ -329,16 +344,11 @@ def _sentences(rng: random.Random) -> str:
         return f"{said}, so {noun_phrase(second, rng, 'the')} is {back} {noun_phrase(first, rng, 'the')}."
     if form == "sum":
         scene = random_scene(rng.choice(("attribute binding", "counting")), rng)
-        return f"{_inventory(scene, rng)} are {NUMBERS[len(scene.objects) - 1]} shapes."
+        return f"{inventory_in_words(scene, rng)} are {NUMBERS[len(scene.objects) - 1]} shapes."
     if form == "comparison":
         shape, other = rng.choice(SHAPES), rng.choice(SHAPES)
         if rng.random() < 0.5:
             return f"a {rng.choice(SIZE_WORDS['large'])} {shape} is bigger than a {rng.choice(SIZE_WORDS['small'])} {other}."
         return f"a {rng.choice(SIZE_WORDS['small'])} {shape} is smaller than a {rng.choice(SIZE_WORDS['large'])} {other}."
     before, edit, after = _random_change(rng.choice(OPERATIONS[:-1]), rng, "train")
-    return f"there is {_inventory(before, rng)}. {instruct(edit, rng)}. now there is {_inventory(after, rng)}."
-
-
-def _inventory(scene: Scene, rng: random.Random) -> str:
-    mentions = describe(scene, rng, sizes=0).mentions
-    return enumerate_phrases([noun_phrase(mention, rng) for mention in mentions]) if mentions else "nothing"
+    return f"there is {inventory_in_words(before, rng)}. {instruct(edit, rng)}. now there is {inventory_in_words(after, rng)}."

@@ -1,7 +1,8 @@
 """What an image of the built-in dataset is made of, and how it is drawn.
 
-A scene is one to four flat shapes and perhaps a short word on a plain background, 64 x 64 pixels. Positions are in
-pixels from the top left corner, x to the right and y down; pixel i covers [i, i + 1), so the middle is (32, 32).
+A scene is one to four flat shapes and perhaps a short word on a plain background, 64 x 64 pixels unless it says otherwise.
+Positions are in pixels from the top left corner, x to the right and y down; pixel i covers [i, i + 1), so the middle of a
+square is (32, 32).
 
 Sizes follow from what an image tokenizer with 8 x 8-pixel latent cells keeps: a small object is 20 pixels across and a
 letter's strokes are 3 pixels wide. The dataset puts centers on corners of the cells of 16 x 16 pixels that one image token
@@ -19,6 +20,8 @@ from jaxtyping import Float, UInt8
 from nextstep_jax.errors import InputError
 
 CANVAS = 64
+SQUARE = (CANVAS, CANVAS)  # (width, height) in pixels, as of every canvas
+CANVASES = ((80, 48), (48, 80), (96, 64), (64, 96), (128, 64))  # the others that training images have
 GAP = 3  # pixels, at least, between the boxes around two things
 
 COLORS = {
@@ -107,6 +110,8 @@ class Scene:
     objects: tuple[Object, ...] = ()
     background: str = "white"
     word: Word | None = None
+    # Left out of the representation: scores name their prompts by a digest of it, and most are of squares.
+    canvas: tuple[int, int] = dataclasses.field(default=SQUARE, repr=False)
 
     @property
     def items(self) -> tuple[Object | Word, ...]:
@@ -139,21 +144,23 @@ def overlap(a: Object | Word, b: Object | Word) -> bool:
     return all(abs(p - q) < g + h + GAP for p, q, g, h in zip(a.center, b.center, a.half_extent, b.half_extent, strict=True))
 
 
-def in_region(center: tuple[float, float], region: str, slack: float = 0) -> bool:
+def in_region(center: tuple[float, float], region: str, slack: float = 0, canvas: tuple[int, int] = SQUARE) -> bool:
     """Whether a center lies in the named part of the image; `slack` pixels looser for readings than for drawing.
 
-    The middle is the square of 8 pixels; the sides begin 12 pixels from it, each ending at the diagonals.
+    The middle is the square of 8 pixels; the sides begin 12 pixels from its center, each ending at the diagonals. On another
+    canvas the parts are stretched as the canvas is.
     """
-    x, y = center[0] - CANVAS / 2, center[1] - CANVAS / 2
+    x, y = (CANVAS * (c / side - 0.5) for c, side in zip(center, canvas, strict=True))
     if region == "middle":
         return max(abs(x), abs(y)) <= 4 + slack
     along, across = {"left": (-x, y), "right": (x, y), "top": (-y, x), "bottom": (y, x)}[region]
     return along >= 12 - slack and along >= abs(across) - slack
 
 
-def render(scene: Scene) -> UInt8[np.ndarray, "64 64 3"]:
-    """Draw a scene: uint8 [64, 64, 3], anti-aliased. InputError for a name that is not in the palette."""
-    image = np.empty((CANVAS, CANVAS, 3), np.float32)
+def render(scene: Scene) -> UInt8[np.ndarray, "height width 3"]:
+    """Draw a scene: uint8 [height, width, 3], anti-aliased. InputError for a name that is not in the palette."""
+    width, height = scene.canvas
+    image = np.empty((height, width, 3), np.float32)
     image[:] = _named(BACKGROUNDS, scene.background, "background")
     for thing in scene.items:
         color = np.asarray(_named(COLORS, thing.color, "color"), np.float32)
