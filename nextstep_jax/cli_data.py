@@ -288,7 +288,7 @@ changed with --config.KEY=VALUE.
 {_SOURCE}""",
 )
 @click.argument("source")
-@click.argument("out", type=click.Path(path_type=pathlib.Path))
+@click.argument("out", type=PLACE)
 @CURATION_CONFIG
 @click.option("--endpoint", metavar="openai:URL#MODEL", default="", help="Language model for the recipe's questions.")
 @click.option("--answers", metavar="FOLDER", help="Keep the model's answers here; what is there is not asked again.")

@@ -48,6 +48,21 @@ def test_what_is_not_there_is_one_line(run, stand_ins, place, message):  # noqa:
         assert code == 2 and message in err and err.count("\n") == 1
 
 
+def test_curation_reads_and_writes_buckets(run, bucket, tmp_path):  # noqa: F811
+    """From a dataset in a bucket into the bucket; the same bytes as on a disk, and the same command again makes nothing."""
+    pytest.importorskip("cv2")
+    for place in (str(tmp_path), bucket):
+        assert run("data", "build", "shapes:pair:train:30", f"{place}/pairs")[0] == 0
+        for _ in range(2):
+            code, out, err = run("data", "curate", f"{place}/pairs", f"{place}/curated", "--config", "curate_control:laptop")
+            assert code == 0 and "sft: " in out, err
+    local, remote = tmp_path / "curated", storage.at(bucket) / "curated"
+    names = [str(path.relative_to(local)) for path in local.rglob("*") if path.is_file() and "progress" not in path.parts]
+    assert any(name.endswith(".array_record") for name in names) and "report.html" in names
+    for name in names:
+        assert (remote / name).read_bytes() == (local / name).read_bytes(), name
+
+
 def test_nothing_listens(monkeypatch):
     """In a process of its own: the line comes in seconds, and says what is waited for."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")

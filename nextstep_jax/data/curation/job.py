@@ -79,7 +79,7 @@ def curate(
     checks = {"min_side": recipe.min_side, "max_aspect": recipe.max_aspect}
     plan = {"job": "curation", "source": source.name, "samples": total, "shard_samples": shard_samples}
     with shard_job.locked(out, plan) as out:
-        for leftover in (out / SCORES).glob("*/.*.tmp-*"):  # of a job that was killed
+        for leftover in (out / SCORES).glob("*/.*.tmp-*"):  # of a job that was killed, on a disk
             leftover.unlink(missing_ok=True)
         state = ScoringState(source, out, recipe.signals, checks)
         scored = _run(runner, score_shard, state, jobs, workers, out, "measuring", progress)
