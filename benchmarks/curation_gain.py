@@ -1,9 +1,10 @@
-"""Does curation help? The built-in model's first stage, shrunk, trained on pairs of which one in five is rubbish.
+"""Does curation help? The built-in model, trained further on pairs of which one in five is rubbish.
 
-    python -m benchmarks.curation_gain DIR --seeds 0 [1 2] [--samples 20000] [--steps 2000]
+    python -m benchmarks.curation_gain DIR --seeds 0 [1 2] [--samples 20000] [--steps 250]
 
-Three arms, trained for the same number of steps from the same seed, and scored by ShapeEval on the same held-out prompts with
-the same noise:
+Three arms, trained for the same number of steps from the built-in model with the same seed, and scored by ShapeEval on the same
+held-out prompts with the same noise. (From nothing, 2,000 smaller steps come to 0.02 on good pairs and on rubbish alike, too
+little to tell them apart.)
 
     clean     the good pairs alone
     planted   the same and the rubbish: captions of other images (8 %), images that are blank (2 %), noise (2 %) or blurred
@@ -29,7 +30,7 @@ from PIL import Image, ImageFilter
 
 from benchmarks import post_training, shapes_embedder
 from nextstep_jax.cli_data import image_encoder
-from nextstep_jax.configs import shapes_nextstep
+from nextstep_jax.configs import shapes_sft
 from nextstep_jax.data import records, shapes
 from nextstep_jax.data.build import build
 from nextstep_jax.data.curation.job import curate
@@ -147,23 +148,16 @@ def recipe(embedder: pathlib.Path) -> Recipe:
 
 
 def settings(data: pathlib.Path, steps: int, seed: int) -> Any:
-    """The built-in model's first stage on pairs alone, in fewer and smaller steps."""
-    config = shapes_nextstep.base()
-    config.name, config.seed = "curation_gain", seed
-    config.model.transformer.update({"width": 96, "layers": 4, "heads": 3, "kv_heads": 1, "mlp_width": 256})
-    config.model.flow_head.update({"width": 128, "layers": 2})
-    config.image_tokenizer_checkpoint = BUILTIN
-    config.steps = steps
+    """The built-in model goes on with the pairs of `data` alone, as in the pieces of its second stage."""
+    config, recipe = shapes_sft.continued("multitask", "curation_gain"), shapes_sft.base()
+    config.seed, config.steps = seed, steps
+    config.optimizer = recipe.optimizer
+    config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 20})
+    config.max_target_fraction.image = recipe.max_target_fraction.image
     config.data.update({"root": str(data.parent), "batch_size": 6, "seq_len": 160})
-    for name in list(config.data.sources):
-        if name != "pairs":
-            del config.data.sources[name]
     config.data.sources.pairs = source(data.name, image_first=0.0, caption_dropout=0.1)
-    config.data.validation = type(config)()
+    config.checkpoint.every, config.log_every = 200, 50
     config.validation.every = config.samples.every = 0
-    config.evals.shapes.every = 0
-    config.checkpoint.every = 500
-    config.log_every = 100
     return config
 
 
@@ -199,7 +193,7 @@ def main() -> None:
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the training runs [0]")
     parser.add_argument("--samples", type=int, default=20_000, help="pairs, rubbish included [20000]")
-    parser.add_argument("--steps", type=int, default=2_000, help="of each run [2000]")
+    parser.add_argument("--steps", type=int, default=250, help="of each run [250]")
     parser.add_argument("--prompts", type=int, default=60, help="of each category [60]")
     arguments = parser.parse_args()
     configure_logging()
@@ -208,7 +202,7 @@ def main() -> None:
     for seed in arguments.seeds:
         for arm in ARMS:
             data = make_arm(arm, arguments.folder, arguments.samples)
-            run = arguments.folder / f"{arm}-{seed}"
+            run = arguments.folder / f"{arm}-{seed}-{arguments.steps}"
             if not (run / "export").exists():
                 train(settings(data, arguments.steps, seed), str(run), EVALUATORS)
             results = arguments.folder / "results" / run.name
