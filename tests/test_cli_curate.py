@@ -9,8 +9,7 @@ from nextstep_jax import cli
 from nextstep_jax.data.shards import ArrayRecordSource
 from tests.data.curation.onnx_files import write_face_models
 from tests.data.curation.scenes import photograph
-from tests.data.curation.test_characters import frame
-from tests.data.test_video_folder import write_video
+from tests.data.curation.test_characters import write_film
 
 
 @pytest.fixture
@@ -77,10 +76,7 @@ def test_a_wrong_command_line_is_one_line(run, tmp_path, arguments, message):
 def test_people_of_a_video_get_sequences(folder, run, tmp_path):
     """Eight shots; one person is in four of them and another in three, as subtitles say."""
     pytest.importorskip("av")
-    people = ((0,), (1,), (0, 1), (), (0,), (1,), (0,), ())
-    write_video(folder / "film.mp4", [frame(10 + n, *who) for n, who in enumerate(people) for _ in range(12)])
-    lines = (f"{n + 1}\n00:00:0{n},200 --> 00:00:0{n},800\nshot {n}\n" for n in range(len(people)))
-    (folder / "film.srt").write_text("\n".join(lines))
+    write_film(folder)
     for photo in folder.glob("?.*"):
         photo.unlink()
     models = write_face_models(tmp_path)

@@ -10,6 +10,7 @@ from nextstep_jax.data.records import ImagePart, Sample, TextPart
 from nextstep_jax.errors import InputError
 from tests.data.curation.onnx_files import FACE, face, write_face_models
 from tests.data.curation.scenes import photograph
+from tests.data.test_video_folder import write_video
 from tests.stand_in import StandIn, chat_reply
 
 pytest.importorskip("cv2")
@@ -30,6 +31,14 @@ def frame(seed: int, *people: int) -> np.ndarray:
         top, left = PLACES[person]
         gray[top : top + FACE, left : left + FACE] = face(person)
     return gray
+
+
+def write_film(folder) -> None:
+    """film.mp4 of eight shots of a second, and subtitles: the first person is in four of them, the second in three."""
+    people = ((0,), (1,), (0, 1), (), (0,), (1,), (0,), ())
+    write_video(folder / "film.mp4", [frame(10 + n, *who) for n, who in enumerate(people) for _ in range(12)])
+    lines = (f"{n + 1}\n00:00:0{n},200 --> 00:00:0{n},800\nshot {n}\n" for n in range(len(people)))
+    (folder / "film.srt").write_text("\n".join(lines))
 
 
 def sample_of(*parts) -> Sample:
