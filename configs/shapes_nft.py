@@ -4,7 +4,8 @@
     nextstep-jax evaluate shapes --per-category 140 --seed 2 --checkpoint runs/shapes_nft/export
 
 Each step: 16 training prompts, none of a held-out combination; 16 images of each, without guidance; those of prompts that came
-out neither all right nor all wrong move the model. Expected: not run to its end. Shrunk: `--config shapes_nft:laptop`.
+out neither all right nor all wrong move the model. Expected: 10 s a step on one core; after 51 steps ShapeEval without guidance
+has risen from 0.79 to 0.88 (docs/post_training.md). Not run to its end. Shrunk: `--config shapes_nft:laptop`.
 """
 
 from nextstep_jax.configs import shapes_sft
