@@ -467,6 +467,31 @@ MUTATIONS = [
         "result.prompt_sha256, job.image_sha256)",
         "evaluation/suites/test_judging.py",
     ),
+    # --- serving and notebooks ----------------------------------------------------------------------------------------
+    Mutation(
+        "serve/worker.py",
+        "if _batch_key(job) == key and rows + _rows(job) <= MAX_BATCH:",
+        "if rows + _rows(job) <= MAX_BATCH:",
+        "serve/test_app.py",
+    ),
+    Mutation("serve/worker.py", "images[n * i : n * i + n]", "images[n * i : n * i + n][::-1]", "serve/test_app.py"),
+    Mutation("serve/worker.py", "tokens[self.first : done]", "tokens[:done]", "serve/test_app.py"),
+    Mutation("serve/worker.py", "now < self._next and done < total and", "now < self._next and", "serve/test_app.py"),
+    Mutation("serve/kept.py", "< self._clock()", "> self._clock()", "serve/test_app.py"),
+    Mutation("serve/kept.py", "len(self._images) > KEPT_IMAGES", "len(self._images) > 99", "serve/test_app.py"),
+    Mutation("generation/word_attention.py", "length - count - 2", "length - count - 1", "generation/test_word_attention.py"),
+    Mutation(
+        "generation/word_attention.py", "of_row[:, ids].sum(1)", "of_row[:, ids].mean(1)", "generation/test_word_attention.py"
+    ),
+    Mutation(
+        "generation/word_attention.py", "relative - relative.mean(axis=0)", "relative", "generation/test_word_attention.py"
+    ),
+    Mutation("models/attention.py", ".mean((1, 2))[:, 0]", ".max((1, 2))[:, 0]", "generation/test_word_attention.py"),
+    Mutation(
+        "models/transformer.py", "return jnp.stack(found).mean(0)", "return found[-1]", "generation/test_word_attention.py"
+    ),
+    Mutation("notebook.py", "done * self._previews >= total * (self._shown + 1)", "True", "test_notebook.py"),
+    Mutation("notebook.py", "<figcaption>{html.escape(caption)}", "<figcaption>{caption}", "test_notebook.py"),
 ]
 
 

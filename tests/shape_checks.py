@@ -17,7 +17,8 @@ import numpy as np
 
 # The rooms whose public functions take and return arrays.
 CHECKED = [f"nextstep_jax.{room}" for room in ("flow", "models", "objectives", "evaluation", "rewards.combine")]
-CHECKED += [f"nextstep_jax.generation.{module}" for module in ("jacobi", "rollouts", "text", "token_loop", "tokenizer")]
+CHECKED += [f"nextstep_jax.generation.{module}" for module in ("jacobi", "rollouts", "text", "token_loop")]
+CHECKED += [f"nextstep_jax.generation.{module}" for module in ("tokenizer", "word_attention")]
 CHECKED += [f"nextstep_jax.data.{module}" for module in ("packing", "records", "shapes.scene")]
 _KINDS = (jaxtyping.Float, jaxtyping.Int, jaxtyping.Bool, jaxtyping.Real)
 

@@ -23,7 +23,7 @@ from nextstep_jax.generation.word_attention import contrast, word_attention
 from nextstep_jax.serve import worker as worker_module
 from nextstep_jax.serve.app import create_app
 from nextstep_jax.serve.kept import KeptImages
-from nextstep_jax.serve.requests import RequestError, draw_request
+from nextstep_jax.serve.requests import RequestError, chat_request, draw_request
 from nextstep_jax.serve.worker import Job, Worker
 from tests.serve.uploads import png_header
 
@@ -323,6 +323,29 @@ def test_eight_clients_at_once_get_their_own_images(live_server, tiny_pipeline, 
     for body, reply in zip(asked, replies, strict=True):
         (alone,) = generate(tiny_pipeline, body["prompt"], seed=body["seed"])
         assert np.abs(pixels(reply["data"][0]["b64_json"]).astype(int) - alone.pixels).max() <= 1
+
+
+def test_what_is_drawn_side_by_side(tiny_pipeline, monkeypatch):
+    """The oldest request and those like it, as many as fit; the others wait in their order."""
+    monkeypatch.setattr(worker_module, "GATHER_SECONDS", 0)
+    worker, small, wide = Worker(tiny_pipeline, None), PNG, encode_image(np.zeros((32, 128, 3), np.uint8))
+
+    def put(uploads=None, **fields):
+        worker.submit(Job(draw_request(tiny_pipeline, {"prompt": "a", "seed": 0} | fields, uploads), lambda event: None))
+
+    put(n=6)
+    put(n=6, seed=1, prompt="a red circle")
+    put(n=1)
+    put(n=6, guidance_scale=4.0)
+    put(n=6)  # the third of its kind does not fit into 16
+    put([small])
+    put([wide])
+    put([small], prompt="blue", seed=2)
+    worker.submit(Job(chat_request(tiny_pipeline, {"messages": [{"role": "user", "content": "a"}]}), lambda event: None))
+    put(n=6, size="64x32")
+    order = list(worker._waiting)
+    taken = [[order.index(job) for job in worker._take()] for _ in range(8)]
+    assert taken == [[0, 1], [2], [3], [4], [5, 7], [6], [8], [9]] and not worker._waiting
 
 
 @pytest.mark.parametrize("thinking", [False, True])

@@ -185,7 +185,7 @@ def test_a_png_given_restores_its_settings(page, tiny_pipeline, event):
     (image,) = tiny_pipeline.generate("blue", seed=12, settings=settings)
     data = encode_image(image.pixels, "PNG", image.record)
     assert page.evaluate(GIVE, [base64.b64encode(data).decode(), event])  # a drop must not open the file
-    page.wait_for_function("document.querySelector('#status').textContent === 'settings restored'")
+    page.locator("#status", has_text="settings restored").wait_for()
     values = {id: page.input_value(f"#{id}") for id in ("prompt", "seed", "cfg", "steps", "width")}
     assert values == {"prompt": "blue", "seed": "12", "cfg": "4.5", "steps": "7", "width": "64"}
     np.testing.assert_array_equal(canvas(page), image.pixels)
