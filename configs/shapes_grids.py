@@ -15,8 +15,8 @@ objects do not fit on 80x48 pixels, and nothing lies above anything there. The i
 of each canvas it returned all as they were. A story of these samples has two to five images and closes by saying what there is,
 since the model is taught to end after text and not after an image (data/sequence.py).
 
-Expected: not run to its end, and not what the model inside the package has. After 300 of the 3,000 steps, with a fifteenth to an
-eighth of the data above and the learning rate still near its peak, on few prompts (5 a category of images, 20 stories,
+Expected: not run to its end, and not what the model inside the package has. After 300 of the 3,000 steps, with a fifteenth
+to an eighth of the data above and the learning rate still near its peak, on few prompts (5 a category of images, 20 stories,
 `--seed 5`), beside the model inside the package:
 
     canvas or category     in the package    after 300 steps
