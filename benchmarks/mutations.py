@@ -420,6 +420,8 @@ MUTATIONS = [
         "rewards/test_combine.py",
     ),
     Mutation("rewards/cache.py", "digest.update(request.image.tobytes())", "digest.update(b'')", "rewards/test_cache.py"),
+    Mutation("rewards/endpoint.py", "if time.monotonic() > end:", "if False:", "rewards/test_endpoint.py"),
+    Mutation("rewards/endpoint.py", "if len(reply) > MAX_REPLY:", "if False:", "rewards/test_endpoint.py"),
     Mutation("rewards/endpoint.py", '"allow_redirects": False', '"allow_redirects": True', "rewards/test_endpoint.py"),
     Mutation("chat.py", "self.spent >= self.limit", "self.spent > self.limit", "test_chat.py"),
     Mutation("chat.py", "error.status_code in (408, 409, 429)", "error.status_code in (408, 409)", "test_chat.py"),
