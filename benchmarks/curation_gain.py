@@ -1,6 +1,6 @@
 """Does curation help? The built-in model, trained further on pairs of which one in five is rubbish.
 
-    python -m benchmarks.curation_gain DIR --seeds 0 [1 2] [--samples 20000] [--steps 250]
+    python -m benchmarks.curation_gain DIR --seeds 0 [1 2] [--samples 20000] [--steps 120]
 
 Three arms, trained for the same number of steps from the built-in model with the same seed, and scored by ShapeEval on the same
 held-out prompts with the same noise. (From nothing, 2,000 smaller steps come to 0.02 on good pairs and on rubbish alike, too
@@ -193,8 +193,8 @@ def main() -> None:
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the training runs [0]")
     parser.add_argument("--samples", type=int, default=20_000, help="pairs, rubbish included [20000]")
-    parser.add_argument("--steps", type=int, default=250, help="of each run [250]")
-    parser.add_argument("--prompts", type=int, default=60, help="of each category [60]")
+    parser.add_argument("--steps", type=int, default=120, help="of each run [120]")
+    parser.add_argument("--prompts", type=int, default=40, help="of each category [40]")
     arguments = parser.parse_args()
     configure_logging()
     asked = post_training.Asked(arguments.prompts, images=2, seed=7, cfg=None, readers=False)

@@ -2,7 +2,8 @@
 
     nextstep-jax data curate videos:FOLDER OUT --config curate_tutorials
 
-What is said comes from subtitles, VIDEO.srt or VIDEO.vtt; what OCR reads on a frame is added where it was not said.
+What is said comes from subtitles, VIDEO.srt or VIDEO.vtt; `nextstep-jax data transcribe FOLDER --model WHISPER` writes them
+where there are none. What OCR reads on a frame is added where it was not said.
 OUT/pretrain holds sequences of two to eight keyframes, each after its text. `:laptop` takes small videos.
 """
 

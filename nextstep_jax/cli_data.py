@@ -356,6 +356,19 @@ def curate(
     click.echo(f"{out / job.SHEET} shows what was kept and why not")
 
 
+@data.command(help="Write subtitles for the videos of FOLDER that have none, by a Whisper model.")
+@click.argument("folder", type=click.Path(path_type=pathlib.Path))
+@click.option("--model", required=True, metavar="FOLDER", help="A Whisper model as CTranslate2 has it.")
+@click.option("--language", metavar="CODE", help="What is spoken, such as en.  [default: found out]")
+@click.option("--json", "as_json", is_flag=True, help="Print the counts as JSON.")
+def transcribe(folder, model, language, as_json):
+    from nextstep_jax.data.transcribe import transcribe
+
+    counts = transcribe(folder, model, language, progress=not as_json)
+    found = f"{counts['transcribed']} of {counts['videos']} videos transcribed, {counts['lines']} lines"
+    click.echo(json.dumps(counts) if as_json else f"{folder}: {found}, {counts['skipped']} skipped")
+
+
 def image_encoder(checkpoint: str) -> tuple[Callable, dict[str, Any]]:
     """The encoding function of a checkpoint's image tokenizer (posterior mean, scaled), and what identifies it."""
     import hashlib

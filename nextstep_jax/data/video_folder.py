@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from nextstep_jax.data import files, image_output, images, records
@@ -84,6 +84,10 @@ class VideoFolder:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def without_subtitles(self) -> list[str]:
+        """Names of the videos that have none."""
+        return [name for name in self.names if name not in self._subtitles]
 
     def __getitem__(self, index: int) -> records.Sample:
         """Raises ImageError naming a video that cannot be decoded, CaptionError for subtitles that cannot be read, InputError
@@ -176,6 +180,21 @@ def keyframes(path: pathlib.Path, shots: Sequence[Shot], max_side: int) -> list[
 @contextlib.contextmanager
 def _opened(path: pathlib.Path) -> Iterator[tuple[float, Iterator[tuple[float, Any]]]]:
     """Frames a second, and (time in seconds, frame) of a video's first picture stream, decoded one by one."""
+    with _container(path) as container:
+        if not container.streams.video:
+            raise images.ImageError(f"{path}: a video without pictures")
+        stream = container.streams.video[0]
+        codec: Any = stream.codec_context
+        if codec is None:  # FFmpeg does not know it, which the types leave out
+            raise images.ImageError(f"{path}: a video of an unknown codec")
+        if codec.width * codec.height > images.MAX_PIXELS:
+            raise images.SizeError(f"{path}: {stream.width}x{stream.height} pixels, at most {images.MAX_PIXELS}")
+        yield float(stream.average_rate or 25), _frames(path, container.decode(stream))
+
+
+@contextlib.contextmanager
+def _container(path: pathlib.Path) -> Iterator[Any]:
+    """A video, opened by what its first bytes say. ImageError names one that is something else, or cannot be decoded."""
     import av
 
     with files.open_regular(path) as file:
@@ -185,19 +204,33 @@ def _opened(path: pathlib.Path) -> Iterator[tuple[float, Iterator[tuple[float, A
         raise images.ImageError(f"{path}: not an MP4, Matroska, WebM or AVI video")
     try:
         with av.open(str(path), format=kind, options=_OPTIONS, metadata_errors="replace") as container:
-            if not container.streams.video:
-                raise images.ImageError(f"{path}: a video without pictures")
-            stream = container.streams.video[0]
-            codec: Any = stream.codec_context
-            if codec is None:  # FFmpeg does not know it, which the types leave out
-                raise images.ImageError(f"{path}: a video of an unknown codec")
-            if codec.width * codec.height > images.MAX_PIXELS:
-                raise images.SizeError(f"{path}: {stream.width}x{stream.height} pixels, at most {images.MAX_PIXELS}")
-            yield float(stream.average_rate or 25), _frames(path, container.decode(stream))
+            yield container
     except InputError:
         raise
     except Exception as error:  # decoders raise anything at all on damaged bytes
         raise images.ImageError(f"{path}: damaged video ({' '.join(str(error).split())[:100]})") from error
+
+
+def read_audio(path: pathlib.Path, rate: int) -> Float[np.ndarray, " samples"]:
+    """The first sound stream of a video in [-1, 1], mono, `rate` samples a second; empty for a video without sound.
+
+    Raises:
+      ImageError: naming a video that cannot be decoded, SizeError one that is too long.
+    """
+    import av
+
+    with _container(path) as container:
+        if not container.streams.audio:
+            return np.zeros(0, np.float32)
+        resampler = av.AudioResampler(format="s16", layout="mono", rate=rate)
+        pieces, count = [], 0
+        for frame in itertools.chain(container.decode(container.streams.audio[0]), (None,)):  # None: what is left over
+            for piece in resampler.resample(frame):
+                pieces.append(piece.to_ndarray()[0])
+                count += len(pieces[-1])
+            if count > MAX_SECONDS * rate:
+                raise images.SizeError(f"{path}: longer than {MAX_SECONDS // 3600} hours")
+    return (np.concatenate(pieces) / 32768).astype(np.float32) if pieces else np.zeros(0, np.float32)
 
 
 def _frames(path: pathlib.Path, decoded: Iterator[Any]) -> Iterator[tuple[float, Any]]:
