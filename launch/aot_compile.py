@@ -1,7 +1,8 @@
 """Compile a stage's training step, or its token loop, for a TPU that is not here, and say what it will cost.
 
     nextstep-jax aot --config nextstep_14b_stage1 --topology v5p:4x4x4 [--slices 2]
-        [--what train|generate] [--tokens_per_chip 16384] [--json] [--config.key=value ...]
+        [--what train|generate] [--tokens_per_chip 16384] [--flags launch|none|NAME=VALUE,...] [--json]
+        [--config.key=value ...]
 
 Runs on any CPU machine with the extra `tpu` (libtpu holds the compiler). The program is the one that launch/train.py runs: the
 same loss, optimizer, EMA, shardings, donated state; nothing is executed. With --what generate it is the token loop at guidance
@@ -21,7 +22,8 @@ What it prints are the compiler's figures, not measurements:
   MFU             useful FLOPs / (seconds * chips * peak). Useful: training/flops.py, forward once and backward twice, for rows
                   of one sample each, half of it image tokens. Packed short samples see fewer pairs in the same time.
 
-The compiler's flags are its own defaults; those that the launchers set (xla_flags.py) count where LIBTPU_INIT_ARGS has them.
+The compiler gets the flags that the launchers set (xla_flags.py) unless --flags says otherwise: none for its own defaults,
+NAME=VALUE,... for others on top of the launchers'.
 
 Exit codes: 0 compiled, 1 it does not fit, 2 an option, config or topology that cannot be used.
 """
@@ -50,6 +52,7 @@ from ml_collections import ConfigDict
 
 from nextstep_jax.errors import InputError, NextStepError
 from nextstep_jax.launch.flag_parsing import parse
+from nextstep_jax.launch.xla_flags import compiler_options
 from nextstep_jax.sharding.mesh import make_mesh
 from nextstep_jax.sharding.topologies import CHIPS, generation, topology_devices
 from nextstep_jax.training.aot import compile_report, lower_generation, lower_train_step
@@ -62,6 +65,7 @@ _TOPOLOGY = flags.DEFINE_string("topology", None, "GENERATION:SHAPE, e.g. v5p:4x
 _SLICES = flags.DEFINE_integer("slices", 1, "How many of them, between slices along the mesh axis data.", **_OWN)
 _WHAT = flags.DEFINE_enum("what", "train", ["train", "generate"], "Which program.", **_OWN)
 _TOKENS = flags.DEFINE_integer("tokens_per_chip", 16384, "Sets the batch size; 0 leaves the config's.", **_OWN)
+_FLAGS = flags.DEFINE_string("flags", "launch", "Compiler flags: launch, none or NAME=VALUE,...", **_OWN)
 _JSON = flags.DEFINE_bool("json", False, "Print one line of JSON.", **_OWN)
 
 
@@ -73,7 +77,7 @@ def main(argv: list[str]) -> int:
     try:
         usage = "nextstep-jax aot --config NAME --topology v5p:4x4x4"
         config = parse(argv, FLAGS, ("config", "topology"), usage)
-        report = compile_for(config, _TOPOLOGY.value, _SLICES.value, _WHAT.value, _TOKENS.value)
+        report = compile_for(config, _TOPOLOGY.value, _SLICES.value, _WHAT.value, _TOKENS.value, _FLAGS.value)
     except NextStepError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -81,9 +85,11 @@ def main(argv: list[str]) -> int:
     return 0 if report["fits"] else 1
 
 
-def compile_for(config: ConfigDict, topology: str, slices: int, what: str, tokens_per_chip: int) -> dict:
-    """The report, JSON-able. InputError for what cannot be compiled."""
-    chip = CHIPS[generation(topology)]
+def compile_for(config: ConfigDict, topology: str, slices: int, what: str, tokens_per_chip: int, spec: str) -> dict:
+    """The report, JSON-able; `spec` says which compiler flags (`xla_flags.compiler_options`). InputError for what cannot be
+    compiled.
+    """
+    chip, options = CHIPS[generation(topology)], compiler_options(generation(topology), spec)
     devices = topology_devices(topology, slices)
     if config.objective != "multitask":
         raise InputError(f"only stages of the objective multitask are compiled ahead of time, found {config.objective!r}")
@@ -98,13 +104,14 @@ def compile_for(config: ConfigDict, topology: str, slices: int, what: str, token
     run = resolve(config)
     lowered = lower_train_step(run, mesh) if what == "train" else lower_generation(run, mesh)
     began = time.perf_counter()
-    compiled = compile_report(lowered, chip, mesh.size)
+    compiled = compile_report(lowered, chip, mesh.size, options)
     report = {
         "what": what,
         "topology": topology,
         "slices": slices,
         "chips": mesh.size,
         "mesh": dict(mesh.shape),
+        "flags": options,
         "remat": config.model.transformer.remat,
         "grad_accum_steps": config.grad_accum_steps,
         "tokens_per_chip": lowered.tokens / mesh.size,
@@ -116,7 +123,8 @@ def compile_for(config: ConfigDict, topology: str, slices: int, what: str, token
 def text(report: dict) -> str:
     """The report for people."""
     head = f"{report['what']} on {report['slices']} x {report['topology']}, {report['chips']} chips, mesh {report['mesh']}"
-    lines = [head, f"compiled in {report['compile_seconds']:.0f} s"]
+    used = " ".join(f"{name}={value}" for name, value in report["flags"].items()) or "the compiler's own"
+    lines = [head, f"flags: {used}", f"compiled in {report['compile_seconds']:.0f} s"]
     if not report["fits"]:
         lines.append(f"does not fit: {report['reason']}")
     if "bytes_by_kind" not in report:

@@ -1,7 +1,7 @@
 """Start a training where the accelerators are. Every command that is run is printed; with --dry-run it is only printed.
 
     nextstep-jax submit tpu-create --name N --zone Z --type v5p-128 [--spot]       queue for a slice of Cloud TPU VMs
-    nextstep-jax submit tpu-setup  --name N --zone Z [--bucket B]                  install this commit on its workers
+    nextstep-jax submit tpu-setup  --name N --zone Z                               install this commit on its workers
     nextstep-jax submit tpu-train  --name N --zone Z --type v5p-128 --config C --workdir W [-- --config.key=value]
     nextstep-jax submit xpk        --name N --zone Z --cluster K --type v5p-128 --image I --config C --workdir W [-- ...]
     nextstep-jax submit slurm      --nodes 8 --gpus 8 --config C --workdir W [--time 24:00:00] [-- ...]
@@ -24,7 +24,6 @@ from nextstep_jax.launch import xla_flags
 
 REPOSITORY = "nextstep_jax"  # folder on a worker, below its home
 ARCHIVE = "nextstep_jax.tar.gz"
-BUCKETS = "buckets"  # where tpu-setup mounts one
 RUNTIMES = {"v5e": "v2-alpha-tpuv5-lite", "v5p": "v2-alpha-tpuv5", "v6e": "v2-alpha-tpuv6e"}
 PREFIXES = {"v5litepod-": "v5e", "v5p-": "v5p", "v6e-": "v6e"}
 
@@ -74,7 +73,7 @@ def tpu_create(options: argparse.Namespace) -> list[Command]:
 
 
 def tpu_setup(options: argparse.Namespace) -> list[Command]:
-    """Copy this commit to every worker, install it there, and mount the bucket at ~/buckets/NAME."""
+    """Copy this commit to every worker and install it there."""
     archive = Command(["git", "archive", "--format=tar.gz", f"--output={ARCHIVE}", "HEAD"])
     copy = ["gcloud", "compute", "tpus", "tpu-vm", "scp", ARCHIVE, f"{options.name}:", *_where(options), "--worker=all"]
     install = [
@@ -84,12 +83,7 @@ def tpu_setup(options: argparse.Namespace) -> list[Command]:
         "python3.11 -m venv .venv",
         ".venv/bin/pip install -q -e '.[train,tpu]'",
     ]
-    commands = [archive, Command(copy), _on_workers(options, " && ".join(install))]
-    if options.bucket:
-        folder = f"{BUCKETS}/{options.bucket}"
-        mount = ["gcsfuse", "--implicit-dirs", "--metadata-cache-ttl-secs=0", options.bucket, folder]
-        commands.append(_on_workers(options, f"mkdir -p {shlex.quote(folder)} && {shlex.join(mount)}"))
-    return commands
+    return [archive, Command(copy), _on_workers(options, " && ".join(install))]
 
 
 def tpu_train(options: argparse.Namespace) -> list[Command]:
@@ -185,7 +179,7 @@ def parser() -> argparse.ArgumentParser:
     place("tpu-create", tpu_create, ("name", "zone", "type"), ("project",), trains=False).add_argument(
         "--spot", action="store_true", help="cheaper, and taken away at any time"
     )
-    place("tpu-setup", tpu_setup, ("name", "zone"), ("project", "bucket"), trains=False)
+    place("tpu-setup", tpu_setup, ("name", "zone"), ("project",), trains=False)
     place("tpu-train", tpu_train, ("name", "zone", "type"), ("project",))
     one = place("xpk", xpk, ("name", "cluster", "zone", "type", "image"), ("project",))
     one.add_argument("--slices", type=int, default=1)

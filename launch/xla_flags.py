@@ -1,8 +1,11 @@
 """The compiler flags that the launchers set, by generation of accelerator, with a word on each.
 
 TPU flags go into LIBTPU_INIT_ARGS, GPU flags into XLA_FLAGS; both refuse a flag that they do not know, so a renamed one stops a
-run at its start. All of these exist in jaxlib 0.10.2 and in the libtpu of that release. Their effect on speed was not measured.
+run at its start. Ahead-of-time compilation passes the same flags as options of the compiler. All of these exist in jaxlib
+0.10.2 and in the libtpu of that release. Their effect was estimated by the compiler, never measured on an accelerator.
 """
+
+from nextstep_jax.errors import InputError
 
 _OVERLAP = {
     # Weights split over `fsdp` are gathered layer by layer: run these collectives beside the matrix products, in steps.
@@ -45,6 +48,34 @@ FLAGS: dict[str, dict[str, str]] = {
         "xla_gpu_enable_triton_gemm": "false",
     },
 }
+
+
+_VMEM = "xla_tpu_scoped_vmem_limit_kib"
+_VMEM_KIB = 128 * 1024  # of a TPU core of these generations
+
+
+def compiler_options(generation: str, spec: str) -> dict[str, str]:
+    """Options for the compiler from a word on the command line.
+
+    Args:
+      generation: a key of FLAGS.
+      spec: "launch" for what the launchers set, "none", or NAME=VALUE,NAME=VALUE on top of what the launchers set.
+
+    Raises:
+      InputError: another spec, or more on-chip memory than there is. Names are the compiler's to refuse.
+    """
+    if spec == "none":
+        return {}
+    options = dict(FLAGS[generation])
+    for item in spec.split(",") if spec != "launch" else ():
+        name, equals, value = item.strip().removeprefix("--").partition("=")
+        if not (name and equals and value):
+            raise InputError(f"--flags must be launch, none or NAME=VALUE,NAME=VALUE, found {item!r}")
+        options[name] = value
+    limit = options.get(_VMEM, "0")
+    if not limit.isdigit() or int(limit) > _VMEM_KIB:  # the compiler takes any number
+        raise InputError(f"--flags: {_VMEM} must be a whole number up to {_VMEM_KIB}, found {limit!r}")
+    return options
 
 
 def environment(generation: str) -> dict[str, str]:

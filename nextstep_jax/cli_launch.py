@@ -50,9 +50,18 @@ def train(ctx: click.Context, /, config: str, workdir: str, distributed: bool, *
     show_default=True,
     help="Sets the batch size; 0 leaves the config's.",
 )
+@click.option(
+    "--flags",
+    default="launch",
+    show_default=True,
+    metavar="FLAGS",
+    help="Of the compiler: launch (what the launchers set), none, or NAME=VALUE,... on top of the launchers'.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 @click.pass_context
-def aot(ctx: click.Context, config: str, topology: str, slices: int, what: str, tokens_per_chip: int, as_json: bool):
+def aot(
+    ctx: click.Context, config: str, topology: str, slices: int, what: str, tokens_per_chip: int, flags: str, as_json: bool
+):
     """Compile a stage for TPUs ahead of time.
 
     Says whether the program fits into the chips' memory (exit code 1 if not), and how fast the compiler expects it to
@@ -62,7 +71,7 @@ def aot(ctx: click.Context, config: str, topology: str, slices: int, what: str, 
     from nextstep_jax.launch import aot_compile as program
 
     argv = ["nextstep-jax aot", f"--config={config}", f"--topology={topology}", f"--slices={slices}", f"--what={what}"]
-    argv += [f"--tokens_per_chip={tokens_per_chip}", *ctx.args]
+    argv += [f"--tokens_per_chip={tokens_per_chip}", f"--flags={flags}", *ctx.args]
     sys.exit(program.main([*argv, "--json"] if as_json else argv))
 
 

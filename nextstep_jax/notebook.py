@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import ipywidgets as widgets
 import numpy as np
-from IPython.display import DisplayHandle
+from IPython.display import HTML, DisplayHandle
 
 from nextstep_jax.data.image_output import png_url
 from nextstep_jax.errors import InputError
@@ -21,16 +21,9 @@ from nextstep_jax.seeds import MAX_SEED
 SIDE = 192  # CSS pixels of an image's width in a grid
 
 
-class Html(str):
-    """HTML that a notebook renders."""
-
-    def _repr_html_(self) -> str:
-        return self
-
-
 def grid(
     images: Sequence[GeneratedImage | Pixels], captions: Sequence[str] | None = None, columns: int = 4, side: int = SIDE
-) -> Html:
+) -> HTML:
     """Images in rows of `columns`, each `side` CSS pixels wide, with captions below.
 
     Args:
@@ -51,7 +44,7 @@ def grid(
         for image, caption in zip(images, captions, strict=True)
     )
     tracks = f"repeat({min(columns, len(images))},{side}px)"
-    return Html(f'<div style="display:grid;grid-template-columns:{tracks};gap:8px;align-items:start">{cells}</div>')
+    return HTML(f'<div style="display:grid;grid-template-columns:{tracks};gap:8px;align-items:start">{cells}</div>')
 
 
 class Watch:
@@ -66,15 +59,15 @@ class Watch:
             raise InputError(f"previews must be at least 1, found {previews}")
         self._previews, self._layout, self._shown = previews, {"columns": columns, "side": side}, 0
         self._handle: DisplayHandle | None = None
-        self._images = Html()
+        self._images = ""
 
     def __call__(self, done: int, total: int, partial: PartialImages) -> None:
         if done * self._previews >= total * (self._shown + 1):
             self._shown = done * self._previews // total
             pixels = partial()
-            self._images = grid(pixels, [""] * len(pixels), **self._layout)
+            self._images = grid(pixels, [""] * len(pixels), **self._layout).data
         bar = f'<progress value="{done}" max="{total}"></progress> {done} of {total} tokens'
-        shown = Html(f"<div>{bar}</div>{self._images}")
+        shown = HTML(f"<div>{bar}</div>{self._images}")
         if self._handle is None:
             self._handle = DisplayHandle()
             self._handle.display(shown)
@@ -130,14 +123,14 @@ class Controls(widgets.VBox):
         except InputError as error:
             self._status.value = str(error)
         else:
-            self._status.value, self._shown.value = "", grid(self.images)
+            self._status.value, self._shown.value = "", grid(self.images).data
         finally:
             self.draw.disabled = False
 
     def _on_chunk(self, done: int, total: int, partial: PartialImages) -> None:
         self._bar.max, self._bar.value = total, done
         pixels = partial()
-        self._shown.value = grid(pixels, [""] * len(pixels))
+        self._shown.value = grid(pixels, [""] * len(pixels)).data
 
 
 def _pixels(image: GeneratedImage | Pixels) -> Pixels:

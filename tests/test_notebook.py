@@ -32,11 +32,11 @@ def test_an_image_shows_itself_with_its_record(tiny_pipeline):
 
 def test_grid():
     images = [np.full((16, 32, 3), level, np.uint8) for level in range(5)]
-    page = grid(images, ["<b>&", *"bcde"], columns=3, side=50)
-    for shown, image in zip(shown_images(page._repr_html_()), images, strict=True):
+    page = grid(images, ["<b>&", *"bcde"], columns=3, side=50).data
+    for shown, image in zip(shown_images(page), images, strict=True):
         np.testing.assert_array_equal(shown, image)
     assert "repeat(3,50px)" in page and "<figcaption>&lt;b&gt;&amp;</figcaption>" in page and "<b>" not in page
-    assert "repeat(1," in grid(images[:1])
+    assert "repeat(1," in grid(images[:1]).data
     with pytest.raises(InputError, match="needs images"):
         grid([])
     with pytest.raises(InputError, match="one caption of each of 5 images, found 1"):
@@ -51,11 +51,11 @@ class Handle:
 
     def display(self, page):
         assert not self.shown
-        self.shown.append(page)
+        self.shown.append(page.data)
 
     def update(self, page):
         assert self.shown
-        self.shown.append(page)
+        self.shown.append(page.data)
 
 
 @pytest.mark.parametrize(("previews", "decoded"), [(16, 8), (4, 4), (1, 1)])

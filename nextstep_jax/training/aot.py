@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -146,14 +147,19 @@ def lower_generation(config: RunConfig, mesh: Mesh, prompt: int = 128) -> Lowere
     return Lowered(program, {k: bytes_per_device(v) for k, v in kinds.items()}, flops, 1)
 
 
-def compile_report(lowered: Lowered, chip: Chip, devices: int) -> dict[str, Any]:
+def compile_report(lowered: Lowered, chip: Chip, devices: int, options: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Compile, and what the compiler says of the program: see launch/aot_compile.py for what the entries mean. A program for
     which there is not enough memory has `fits` False, a reason, and the bytes it wanted; where the compiler refused it, it has
     nothing else.
+
+    Raises:
+      InputError: an option of the compiler that it does not know, or a value that it does not take.
     """
     try:
-        compiled = lowered.program.compile()
+        compiled = lowered.program.compile(dict(options or {}))
     except jax.errors.JaxRuntimeError as error:
+        if "INVALID_ARGUMENT" in str(error) and options:
+            raise InputError(f"compiler flags: {str(error).splitlines()[0]}") from error
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         wanted = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+[KMGT]) hbm", str(error))

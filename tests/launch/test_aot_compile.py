@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from nextstep_jax.launch import aot_compile
+from nextstep_jax.launch.xla_flags import FLAGS
 from nextstep_jax.sharding.topologies import CHIPS
 from nextstep_jax.training import aot
 
@@ -42,6 +43,7 @@ def test_the_training_step_compiles_for_a_tpu_and_fits():
     code, report = compile_for_tpu(*SHRUNK)
     assert code == 0 and report["fits"] is True
     assert (report["chips"], report["tokens_per_chip"]) == (4, 512)
+    assert report["flags"] == FLAGS["v5e"]
     assert report["compile_seconds"] > 0 and 0 < report["estimated_mfu"] < 1
     # Splash, forward and backward once in each layer: the rematerialized forward pass does not launch it again.
     assert report["attention_kernels"] == 4
@@ -104,6 +106,8 @@ def run(monkeypatch):
         (["--config", CONFIG, "--topology", "v5e:4x4", "--what", "dream"], "dream"),
         (["--config", CONFIG, "--topology", "v5e:4x4", "--config.steps=many"], "many"),
         (["--config", CONFIG, "--topology", "v5e:4x4", "again"], "unexpected argument 'again'"),
+        (["--config", CONFIG, "--topology", "v5e:4x4", "--flags", "fast"], "NAME=VALUE,NAME=VALUE, found 'fast'"),
+        (["--config", CONFIG, "--topology", "v6e:4x4", "--flags", "xla_tpu_scoped_vmem_limit_kib=999999"], "up to 131072"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(run, arguments, message, capsys):

@@ -35,11 +35,10 @@ def test_tpu_create_queues_for_a_slice(capsys):
     ]
 
 
-def test_tpu_setup_copies_the_commit_to_all_workers_and_mounts_the_bucket(capsys):
-    archive, copy, install, mount = dry_run(capsys, "tpu-setup", *TPU, "--bucket", "runs").splitlines()
+def test_tpu_setup_copies_the_commit_to_all_workers(capsys):
+    archive, copy, install = dry_run(capsys, "tpu-setup", *TPU).splitlines()
     assert archive.startswith("git archive") and "--worker=all" in copy
     assert ".venv/bin/pip install -q -e '.[train,tpu]'" in shlex.split(install)[-1]
-    assert "gcsfuse" in mount and shlex.split(mount)[-1].endswith("runs buckets/runs")
 
 
 def test_tpu_train_starts_every_worker_with_its_generations_flags(capsys):
