@@ -20,6 +20,8 @@ KERNEL_EFFICIENCY = 0.5
 # Bytes/s of one chip between slices: 200 Gbit/s a host of four chips.
 DCN_BYTES_PER_SECOND = 6.25e9
 
+_ASYNC_FUSION = "async_collective_fusion"  # names of the fusions that the TPU compiler runs a collective beside
+
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4, "s64": 8, "u64": 8}
 _BYTES |= {"f16": 2, "bf16": 2, "f32": 4, "f64": 8, "c64": 8}
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
@@ -41,6 +43,16 @@ class Collective(NamedTuple):
 
     count: float  # type: ignore[assignment]  # hides tuple.count, which nobody asks this for
     bytes: float
+
+
+class _Seen(NamedTuple):
+    """One collective of a computation: how often it runs, its bytes, whether computation goes on beside it, its devices."""
+
+    kind: str
+    times: float
+    size: float
+    overlaps: bool
+    group: int
 
 
 class Cost(NamedTuple):
@@ -72,11 +84,11 @@ class Cost(NamedTuple):
 def read_cost(hlo: str, chip: Chip, devices: int) -> Cost:
     """The cost of a program on `devices` chips, from `compiled.as_text()`."""
     computations, entry = parse(hlo)
-    runs, fused = count_runs(computations, entry)
-    flops = cycles = kernels = kernel_flops = 0.0
+    runs, fused, bodies = count_runs(computations, entry)
+    flops = cycles = kernels = kernel_flops = sent = 0.0
+    collectives: dict[tuple[str, str], _Seen] = {}
     counts: defaultdict[str, float] = defaultdict(float)
     sizes: defaultdict[str, float] = defaultdict(float)
-    blocking = overlapped = 0.0
     for name, instructions in computations.items():
         times, shapes = runs[name], {i.name: i.shape for i in instructions}
         for i in instructions if times else ():
@@ -92,17 +104,24 @@ def read_cost(hlo: str, chip: Chip, devices: int) -> Cost:
                 starts = kind != i.opcode
                 # The result of a start repeats its operand.
                 arrays = _parts(i.shape) if starts else (i.shape, *operands(i, shapes))
-                size = max(map(bytes_of, arrays), default=0.0)
                 if kind == "all-reduce" and fused[name]:
                     kind = "reduce-scatter"  # the TPU compiler writes it as a fusion of an all-reduce and a slice
-                counts[kind] += times
-                sizes[kind] += times * size
-                seconds = times * wire_seconds(kind, size, group_size(i.rest), chip, devices)
-                blocking, overlapped = blocking + seconds * (not starts), overlapped + seconds * starts
+                size, overlaps = max(map(bytes_of, arrays), default=0.0), starts or name.startswith(_ASYNC_FUSION)
+                # One that goes on beside several fusions is written into each of them, under one channel.
+                channel = re.search(r"channel_id=(\d+)", i.rest)
+                key = (bodies[name], channel[1] if channel else i.name)
+                found_size, found_overlaps = collectives[key][2:4] if key in collectives else (0.0, False)
+                collectives[key] = _Seen(kind, times, max(size, found_size), overlaps or found_overlaps, group_size(i.rest))
             if i.opcode == "send":
                 counts["send between slices"] += times
                 sizes["send between slices"] += times * bytes_of(i.shape)
-                overlapped += times * bytes_of(i.shape) / DCN_BYTES_PER_SECOND
+                sent += times * bytes_of(i.shape) / DCN_BYTES_PER_SECOND
+    blocking, overlapped = 0.0, sent
+    for one in collectives.values():
+        counts[one.kind] += one.times
+        sizes[one.kind] += one.times * one.size
+        seconds = one.times * wire_seconds(one.kind, one.size, one.group, chip, devices)
+        blocking, overlapped = blocking + seconds * (not one.overlaps), overlapped + seconds * one.overlaps
     return Cost(
         flops + kernel_flops,
         cycles / chip.clock,
@@ -130,10 +149,15 @@ def parse(hlo: str) -> tuple[dict[str, list[Instruction]], str]:
     return computations, entry
 
 
-def count_runs(computations: dict[str, list[Instruction]], entry: str) -> tuple[dict[str, float], dict[str, bool]]:
-    """How often each computation runs, and whether it is inside a fusion (its caller accounts for its time)."""
+def count_runs(
+    computations: dict[str, list[Instruction]], entry: str
+) -> tuple[dict[str, float], dict[str, bool], dict[str, str]]:
+    """How often each computation runs, whether it is inside a fusion (its caller accounts for its time), and the body of a loop
+    (or the entry) that it is part of.
+    """
     runs: defaultdict[str, float] = defaultdict(float)
     fused: defaultdict[str, bool] = defaultdict(bool)
+    bodies = {entry: entry}
     order, seen = [], set()
 
     def visit(name: str) -> None:
@@ -151,7 +175,8 @@ def count_runs(computations: dict[str, list[Instruction]], entry: str) -> tuple[
             for callee, times in _calls(i, computations):
                 runs[callee] += runs[name] * times
                 fused[callee] |= fused[name] or i.opcode == "fusion"
-    return runs, fused
+                bodies[callee] = callee if i.opcode == "while" else bodies[name]
+    return runs, fused, bodies
 
 
 def _calls(i: Instruction, computations: dict[str, list[Instruction]]) -> list[tuple[str, float]]:

@@ -54,6 +54,50 @@ def test_everything_in_a_loop_counts_as_often_as_it_runs():
     assert cost.seconds == pytest.approx(cost.compute_seconds + cost.kernel_seconds + cost.blocking_seconds)
 
 
+# A gather that goes on beside two fusions, as the TPU compiler writes it with the launchers' flags: it is begun in one fusion,
+# goes on in another and ends in a third, always under its channel. Another one, of channel 6, blocks.
+ASYNC = """\
+%fused_computation.1 (p: bf16[64,64]) -> bf16[256,64] {
+  %p = bf16[64,64]{1,0} parameter(0)
+  %g.1 = bf16[256,64]{1,0} all-gather(%p), channel_id=5, replica_groups=[1,4]<=[4], dimensions={0}
+}
+%async_collective_fusion.2 (p2: bf16[64,64]) -> bf16[256,64] {
+  %p2 = bf16[64,64]{1,0} parameter(0)
+  %g.2 = bf16[256,64]{1,0} all-gather(%p2), channel_id=5, replica_groups=[1,4]<=[4], dimensions={0}
+}
+%fused_computation.3 (p3: bf16[64,64]) -> bf16[256,64] {
+  %p3 = bf16[64,64]{1,0} parameter(0)
+  %g.3 = bf16[256,64]{1,0} all-gather(%p3), channel_id=5, replica_groups=[1,4]<=[4], dimensions={0}
+}
+%body (state: (s32[], bf16[64,64])) -> (s32[], bf16[64,64]) {
+  %x = bf16[64,64]{1,0} get-tuple-element(%state), index=1
+  %begun = bf16[256,64]{1,0} fusion(%x), kind=kCustom, calls=%fused_computation.1
+  %beside = bf16[256,64]{1,0} fusion(%x), kind=kOutput, calls=%async_collective_fusion.2
+  %ended = bf16[256,64]{1,0} fusion(%x), kind=kCustom, calls=%fused_computation.3
+  %g.4 = bf16[256,64]{1,0} all-gather(%x), channel_id=6, replica_groups=[1,4]<=[4], dimensions={0}
+}
+%condition (state: (s32[], bf16[64,64])) -> pred[] {
+  %limit = s32[] constant(3)
+}
+ENTRY %main (a: bf16[64,64]) -> bf16[64,64] {
+  %first = bf16[256,64]{1,0} fusion(%a), kind=kCustom, calls=%async_collective_fusion.0
+  %loop = (s32[], bf16[64,64]{1,0}) while(%t), condition=%condition, body=%body
+}
+%async_collective_fusion.0 (p0: bf16[64,64]) -> bf16[256,64] {
+  %p0 = bf16[64,64]{1,0} parameter(0)
+  %g.0 = bf16[256,64]{1,0} all-gather(%p0), channel_id=5, replica_groups=[1,4]<=[4], dimensions={0}
+}
+"""
+
+
+def test_a_collective_that_is_written_into_several_fusions_counts_once_a_run():
+    cost = hlo_cost.read_cost(ASYNC, CHIP, devices=4)
+    gathered = 256 * 64 * 2
+    assert cost.collectives == {"all-gather": (7, 7 * gathered)}  # channel 5 in the loop and before it, channel 6 in the loop
+    assert cost.overlapped_seconds == pytest.approx(4 * gathered * 3 / 4 / CHIP.links)
+    assert cost.blocking_seconds == pytest.approx(3 * gathered * 3 / 4 / CHIP.links)
+
+
 def test_flops_of_a_scanned_product_and_its_gradient():
     """XLA's own count sees the body of the scan once."""
 
