@@ -50,7 +50,9 @@ def test_shapes_are_a_source(kind):
     source = pickle.loads(pickle.dumps(ShapesSource(kind, "train", 3)))
     assert len(source) == 3
     assert source[2] == shapes.sample(kind, 2)
-    assert source[0].kind == {"caption": "pair", "letters": "pair", "thinking": "edit", "table": "text"}.get(kind, kind)
+    kinds = {"caption": "pair", "letters": "pair", "thinking": "edit", "table": "text", "story": "interleaved"}
+    of_square = kind.partition("_")[0]  # "pair_80x48"
+    assert source[0].kind == kinds.get(of_square, of_square)
     assert source.fingerprint(0, 2) != ShapesSource(kind, "heldout", 3).fingerprint(0, 2)
 
 
