@@ -76,9 +76,11 @@ def test_every_stage_learns(name, laptop, tmp_path):
             "edits": "edit",
             "thinking": "edit",
             "tables": "text",
+            "stories": "interleaved",
             "candidates": "preference",
         }
-        assert named == {kinds.get(name, name) for name, source in config.data.sources.items() if source.weight}
+        names = [name for name, source in config.data.sources.items() if source.weight]
+        assert named == {kinds.get(name, name.partition("_")[0]) for name in names}  # "pair_80x48" is a pair
         assert all(line["packing_waste"] < 0.5 and line["text_targets_dropped"] == 0 for line in lines)
 
 
