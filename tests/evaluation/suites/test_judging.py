@@ -98,7 +98,8 @@ def test_the_budget_ends_the_judgement_and_the_next_goes_on(server, suite, out):
 def test_an_endpoint_that_is_gone_is_not_asked_forever(server, suite, out, monkeypatch):
     monkeypatch.setattr(judging, "MAX_UNANSWERED", 3)
     server.answer = lambda path, body, count: (503, b"") if count > 2 else chat_reply("Score: 1")
-    with pytest.raises(NextStepError, match="did not answer 3 questions in a row"):
+    # Several questions may end at once, beyond the limit.
+    with pytest.raises(NextStepError, match=r"did not answer [3-9] questions in a row"):
         judging.judge(suite, out, out / "r.jsonl", judge_of(server))
     results = read_results(out / "r.jsonl", suite.name)
     assert sum(result.score == 1 for result in results.values()) == 2
