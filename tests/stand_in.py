@@ -53,6 +53,11 @@ class StandIn:
         self._server.server_close()
 
 
+def asked(body) -> str:
+    """The text of the question that a chat request ends with."""
+    return body["messages"][-1]["content"][0]["text"]
+
+
 def chat_reply(text: str | None) -> tuple[int, bytes]:
     """The answer of a chat completion that says `text`."""
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}

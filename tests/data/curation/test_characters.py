@@ -11,7 +11,7 @@ from nextstep_jax.errors import InputError
 from tests.data.curation.onnx_files import FACE, face, write_face_models
 from tests.data.curation.scenes import photograph
 from tests.data.test_video_folder import write_video
-from tests.stand_in import StandIn, chat_reply
+from tests.stand_in import asked, chat_reply
 
 pytest.importorskip("cv2")
 
@@ -115,17 +115,6 @@ def test_the_models_bytes_count(models):
 
 
 # --- the check list ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def server():
-    stand_in = StandIn()
-    yield stand_in
-    stand_in.close()
-
-
-def asked(body) -> str:
-    return body["messages"][0]["content"][0]["text"]
 
 
 def test_a_sequence_that_passes_the_check_list_stays_as_it_is(server):

@@ -15,7 +15,6 @@ from nextstep_jax.data.image_folder import FolderSource
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
 from nextstep_jax.errors import InputError
 from tests.data.curation.onnx_files import write_embedder, write_head
-from tests.stand_in import StandIn
 
 pytest.importorskip("onnxruntime")
 
@@ -23,13 +22,6 @@ pytest.importorskip("onnxruntime")
 @pytest.fixture
 def embedder(tmp_path):
     return write_embedder(tmp_path / "embedder")
-
-
-@pytest.fixture
-def server():
-    stand_in = StandIn()
-    yield stand_in
-    stand_in.close()
 
 
 def colored(*colors) -> list[np.ndarray]:

@@ -14,19 +14,12 @@ from nextstep_jax.data.curation.stages import description
 from nextstep_jax.data.shards import ArrayRecordSource
 from nextstep_jax.data.sources import open_source
 from nextstep_jax.errors import InputError
-from tests.stand_in import StandIn, chat_reply
+from tests.stand_in import asked, chat_reply
 
 
-@pytest.fixture
-def server(monkeypatch):
+@pytest.fixture(autouse=True)
+def without_waiting(monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between attempts
-    stand_in = StandIn()
-    yield stand_in
-    stand_in.close()
-
-
-def asked(body) -> str:
-    return body["messages"][-1]["content"][0]["text"]
 
 
 def echo(path, body, count):

@@ -10,7 +10,7 @@ from nextstep_jax.data.curation.sequences import DistinctFrames, ScreenText, Sto
 from nextstep_jax.data.curation.stages import Dropped
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
 from tests.data.curation.scenes import near_duplicates, photograph
-from tests.stand_in import StandIn, chat_reply
+from tests.stand_in import asked, chat_reply
 
 SEQUENCE = "abcdefghijklmnop"
 
@@ -75,16 +75,15 @@ def test_words_of_the_screen_that_were_not_said_are_added():
     assert texts == ["WEADDTHENUMBERS", "*", "STEPTWO", "*", "THENMULTIPLY", "*"]
 
 
-def test_a_storyline_goes_on_from_the_captions_before():
-    server = StandIn()
+def test_a_storyline_goes_on_from_the_captions_before(server):
     server.answer = lambda path, body, count: chat_reply(f"caption {count}") if count < 4 else chat_reply("")
     stage = Storyline(f"openai:{server.url}/v1#m", context=1)
     (made,) = make(stage, sample_of(1, "they say hello", 2, 3))
     assert outline(made) == ["caption 1", 1, "caption 2", 2, "caption 3", 3]
-    asked = [body["messages"][0]["content"][0]["text"] for body, _ in server.bodies]
-    assert "Captions before" not in asked[0] and asked[1].endswith("Captions before:\ncaption 1\nWhat is said: they say hello")
-    assert asked[2].endswith("Captions before:\ncaption 2")
+    questions = [asked(body) for body, _ in server.bodies]
+    assert "Captions before" not in questions[0]
+    assert questions[1].endswith("Captions before:\ncaption 1\nWhat is said: they say hello")
+    assert questions[2].endswith("Captions before:\ncaption 2")
     with pytest.raises(Dropped, match="no caption for image 0") as dropped:
         make(stage, sample_of(1))
     assert dropped.value.reason == "no caption"
-    server.close()

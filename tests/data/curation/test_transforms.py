@@ -12,7 +12,7 @@ from nextstep_jax.data.curation.model_signals import Judgement, Nsfw, Ocr, parse
 from nextstep_jax.data.curation.stages import Dropped, generator
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
 from tests.data.curation.scenes import photograph
-from tests.stand_in import StandIn, chat_reply
+from tests.stand_in import asked, chat_reply
 
 cv2 = pytest.importorskip("cv2")
 
@@ -92,17 +92,6 @@ def test_what_is_no_pair_is_left_out(stage):
 
 
 # --- language models --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def server():
-    stand_in = StandIn()
-    yield stand_in
-    stand_in.close()
-
-
-def asked(body) -> str:
-    return body["messages"][0]["content"][0]["text"]
 
 
 def test_captions_in_languages_and_styles(server):
