@@ -25,3 +25,8 @@ class DamagedDataError(NextStepError):
 
 class UnfamiliarWarning(UserWarning):
     """A prompt or a size that a model was not trained with. The command line prints it as one line."""
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """What another library's exception says, on one line of at most `most` characters."""
+    return " ".join(str(error).split())[:most]

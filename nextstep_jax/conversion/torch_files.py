@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from nextstep_jax.conversion.torch_pickle import Storage, View, is_sizes, read_pickle
-from nextstep_jax.errors import InputError
+from nextstep_jax.errors import InputError, one_line
 from nextstep_jax.untrusted import open_inside
 
 # Tables of contents, without the tensors' data: a checkpoint of 1000 tensors needs about 0.1 MiB of either. Parsed, a malicious
@@ -152,7 +152,7 @@ def _reading(path: pathlib.Path, complaint: str) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise InputError(f"{path}: {complaint} ({type(error).__name__}: {reason})") from error
 
 

@@ -25,7 +25,7 @@ from PIL import (
 from nextstep_jax.data import files
 from nextstep_jax.data.image_color import to_rgb
 from nextstep_jax.data.image_metadata import TURNS, orientation, split_png, xmp_orientation
-from nextstep_jax.errors import InputError
+from nextstep_jax.errors import InputError, one_line
 
 # The formats samples are stored in, as the files' own bytes.
 FORMATS = ("png", "jpeg", "webp")
@@ -191,7 +191,7 @@ def _check_size(image: Image.Image, name: str) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
+    return one_line(error, 120) or type(error).__name__
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------

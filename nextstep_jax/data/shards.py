@@ -28,7 +28,7 @@ from nextstep_jax import storage
 from nextstep_jax.data import files, records
 from nextstep_jax.data.shard_files import shard_files
 from nextstep_jax.data.source import Unused
-from nextstep_jax.errors import DamagedDataError, InputError
+from nextstep_jax.errors import DamagedDataError, InputError, one_line
 from nextstep_jax.progress import progress_bar
 
 FORMAT = "nextstep_jax dataset"
@@ -84,7 +84,7 @@ def write_shard(path: str | os.PathLike, data: Iterable[bytes]) -> Shard:
                 count += 1
             writer.close()
         except RuntimeError as error:  # how ArrayRecord reports a full disk or a folder that cannot be written
-            raise InputError(f"{path}: cannot be written ({' '.join(str(error).split())[:200]})") from error
+            raise InputError(f"{path}: cannot be written ({one_line(error)})") from error
         shard = Shard(path.name, count, temporary.stat().st_size, files.sha256(temporary))
     return shard
 
@@ -197,7 +197,7 @@ class ArrayRecordSource:
         try:
             data = self._reader(number).read([place])[0]
         except (RuntimeError, IndexError) as error:
-            raise DamagedDataError(f"{path}: record {place} cannot be read ({' '.join(str(error).split())[:200]})") from error
+            raise DamagedDataError(f"{path}: record {place} cannot be read ({one_line(error)})") from error
         return records.unpack(data, f"{path}: record {place}")
 
     def fingerprint(self, start: int, stop: int) -> str:

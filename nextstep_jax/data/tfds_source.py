@@ -7,7 +7,7 @@ import numpy as np
 
 from nextstep_jax.data import captions, records
 from nextstep_jax.data.source import Unused
-from nextstep_jax.errors import InputError
+from nextstep_jax.errors import InputError, one_line
 
 
 class TfdsSource:
@@ -64,7 +64,7 @@ class TfdsSource:
         except InputError:
             raise
         except Exception as error:  # TFDS has no base class of its own for these
-            raise InputError(f"{name}: cannot be opened by TFDS ({' '.join(str(error).split())[:300]})") from error
+            raise InputError(f"{name}: cannot be opened by TFDS ({one_line(error, 300)})") from error
         self.unused = Unused()
         for feature in features:
             if feature not in (image, caption):
@@ -79,7 +79,7 @@ class TfdsSource:
         try:
             example = self._data[index]
         except Exception as error:
-            raise InputError(f"{key}: cannot be read ({' '.join(str(error).split())[:200]})") from error
+            raise InputError(f"{key}: cannot be read ({one_line(error)})") from error
         texts = [self._to_text(value, key) for value in np.ravel(np.asarray(_get(example, self._caption), object))]
         if not texts or not texts[0].strip():
             raise records.CaptionError(f"{key}: empty caption")

@@ -6,7 +6,7 @@ import pathlib
 
 from nextstep_jax.data import files
 from nextstep_jax.data.video_folder import VideoFolder, read_audio
-from nextstep_jax.errors import InputError
+from nextstep_jax.errors import InputError, one_line
 from nextstep_jax.progress import progress_bar
 from nextstep_jax.untrusted import check_inside
 
@@ -41,7 +41,7 @@ def transcribe(
     try:
         whisper = faster_whisper.WhisperModel(str(folder), local_files_only=True)
     except Exception as error:  # whatever CTranslate2 and its readers raise
-        raise InputError(f"{model}: not a Whisper model of CTranslate2 ({' '.join(str(error).split())[:200]})") from error
+        raise InputError(f"{model}: not a Whisper model of CTranslate2 ({one_line(error)})") from error
     counts = {"videos": len(source), "transcribed": 0, "lines": 0, "skipped": 0}
     names = source.without_subtitles()
     with progress_bar("transcribing", "video", len(names), progress) as bar:

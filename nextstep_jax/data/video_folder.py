@@ -16,7 +16,7 @@ from PIL import Image
 
 from nextstep_jax.data import files, image_output, images, records
 from nextstep_jax.data.source import Unused
-from nextstep_jax.errors import InputError
+from nextstep_jax.errors import InputError, one_line
 from nextstep_jax.untrusted import check_inside
 
 EXTENSIONS = ("mp4", "m4v", "mov", "mkv", "webm", "avi")
@@ -128,7 +128,7 @@ def read_subtitles(path: pathlib.Path) -> list[tuple[float, float, str]]:
     try:
         events = pysubs2.SSAFile.from_string(text, format_=path.suffix[1:].lower())
     except Exception as error:  # a parser of untrusted text
-        raise records.CaptionError(f"{path}: not subtitles ({' '.join(str(error).split())[:100]})") from error
+        raise records.CaptionError(f"{path}: not subtitles ({one_line(error, 100)})") from error
     return [(event.start / 1000, event.end / 1000, " ".join(event.plaintext.split())) for event in events]
 
 
@@ -208,7 +208,7 @@ def _container(path: pathlib.Path) -> Iterator[Any]:
     except InputError:
         raise
     except Exception as error:  # decoders raise anything at all on damaged bytes
-        raise images.ImageError(f"{path}: damaged video ({' '.join(str(error).split())[:100]})") from error
+        raise images.ImageError(f"{path}: damaged video ({one_line(error, 100)})") from error
 
 
 def read_audio(path: pathlib.Path, rate: int) -> Float[np.ndarray, " samples"]:

@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from nextstep_jax.config import NextStepConfig
 from nextstep_jax.data import files
-from nextstep_jax.errors import InputError
+from nextstep_jax.errors import InputError, one_line
 
 EOS = "<|endoftext|>"
 # Our name -> the token, in the order in which the releases added them after the 151,665 entries of Qwen2.
@@ -266,7 +266,7 @@ def tokenizers_errors(message: str) -> Iterator[None]:
     except (InputError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        raise InputError(f"{message} ({' '.join(str(error).split())[:200]})") from error
+        raise InputError(f"{message} ({one_line(error)})") from error
 
 
 # --- making vocabularies ----------------------------------------------------------------------------------------------

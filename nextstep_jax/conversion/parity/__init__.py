@@ -15,7 +15,7 @@ from nextstep_jax.conversion.parity import generation, networks, samplers, seque
 from nextstep_jax.conversion.parity.goldens import Goldens
 from nextstep_jax.conversion.parity.reference import Reference
 from nextstep_jax.conversion.parity.report import Report
-from nextstep_jax.errors import InputError, NextStepError
+from nextstep_jax.errors import InputError, NextStepError, one_line
 
 PARTS = {
     "networks": networks.compare,
@@ -57,7 +57,7 @@ def run_parity(
             except NextStepError:
                 raise
             except _CONTRADICTIONS as error:
-                reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+                reason = f"{type(error).__name__}: {one_line(error)}"
                 raise InputError(f"{folder}: the files of part {name!r} do not fit together ({reason})") from error
     if set(parts) == set(PARTS):
         goldens.require_all_read()

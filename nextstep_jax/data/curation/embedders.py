@@ -19,7 +19,7 @@ from nextstep_jax.chat import data_url
 from nextstep_jax.data import files
 from nextstep_jax.data.curation.stages import require_package
 from nextstep_jax.data.vocabulary import tokenizers_errors
-from nextstep_jax.errors import InputError
+from nextstep_jax.errors import InputError, one_line
 
 _MAX_SIDE = 4096  # pixels of an embedder's input
 
@@ -89,7 +89,7 @@ class OnnxModel:
         try:
             self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # of its native code, of several kinds
-            raise InputError(f"{path}: not an ONNX model ({_line(error)})") from error
+            raise InputError(f"{path}: not an ONNX model ({one_line(error)})") from error
         self.inputs = [entry.name for entry in self._session.get_inputs()]
         self.outputs = [entry.name for entry in self._session.get_outputs()]
 
@@ -98,7 +98,7 @@ class OnnxModel:
         try:
             return np.asarray(self._session.run([output or self.outputs[0]], inputs)[0])
         except Exception as error:
-            raise InputError(f"{self.path}: cannot be run ({_line(error)})") from error
+            raise InputError(f"{self.path}: cannot be run ({one_line(error)})") from error
 
     def output(self, *names: str) -> str:
         """The first of `names` that the model has."""
@@ -193,7 +193,7 @@ class Preprocessing:
                 np.asarray(config.get(f"image_{name}", [0.5] * 3), np.float32).reshape(3) for name in ("mean", "std")
             )
         except (TypeError, ValueError) as error:
-            raise InputError(f"{path}: resample, image_mean or image_std cannot be used ({_line(error)})") from error
+            raise InputError(f"{path}: resample, image_mean or image_std cannot be used ({one_line(error)})") from error
         self._size, self._crop = size, crop
 
     def __call__(self, pixels: UInt8[np.ndarray, "height width 3"]) -> Float[np.ndarray, "1 3 h w"]:
@@ -212,10 +212,6 @@ class Preprocessing:
             image = image.crop((left, top, left + columns, top + rows))
         values = (np.asarray(image, np.float32) / 255 - self._mean) / self._std
         return np.ascontiguousarray(values.transpose(2, 0, 1)[None])
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 # --- endpoints --------------------------------------------------------------------------------------------------------
@@ -252,6 +248,6 @@ class EmbeddingEndpoint:
         except self._openai.APIStatusError as error:
             if error.status_code in (408, 409, 429) or error.status_code >= 500:
                 return None
-            raise InputError(f"{self.name}: the endpoint refused the request ({_line(error)})") from error
+            raise InputError(f"{self.name}: the endpoint refused the request ({one_line(error)})") from error
         except (self._openai.APIError, InputError, KeyError, IndexError, TypeError, ValueError):
             return None

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from nextstep_jax.data.curation.embedders import unit
 from nextstep_jax.data.curation.stages import require_package
-from nextstep_jax.errors import InputError
+from nextstep_jax.errors import InputError, one_line
 
 FILES = {"detector": "face_detection_yunet_2023mar.onnx", "recognizer": "face_recognition_sface_2021dec.onnx"}
 _SIDE = 640  # pixels of the longer side while looking for faces
@@ -57,7 +58,7 @@ def open_face_finder(detector: str, recognizer: str, min_confidence: float, min_
             found.append(make())
         except cv2.error as error:
             path = detector if name == "detector" else recognizer
-            raise InputError(f"{name}: {path}: not a model that OpenCV can run ({_line(error)})") from error
+            raise InputError(f"{name}: {path}: not a model that OpenCV can run ({one_line(error)})") from error
     detect, recognize = found
 
     def find(pixels: np.ndarray) -> list[Face]:
@@ -69,24 +70,17 @@ def open_face_finder(detector: str, recognizer: str, min_confidence: float, min_
             detect.setInputSize(size)
             rows = detect.detect(image)[1]
             rows = [] if rows is None else [row for row in rows if min(row[2:4]) >= min_side * scale]
-            vectors = [np.asarray(recognize.feature(recognize.alignCrop(image, row)), np.float64).ravel() for row in rows]
+            vectors = [recognize.feature(recognize.alignCrop(image, row)).ravel() for row in rows]
         except cv2.error as error:
-            raise InputError(f"{detector}, {recognizer}: cannot be run ({_line(error)})") from error
+            raise InputError(f"{detector}, {recognizer}: cannot be run ({one_line(error)})") from error
         faces = []
         for row, vector in zip(rows, vectors, strict=True):
-            length = float(np.linalg.norm(vector))
-            if not np.isfinite(length) or not length:
-                raise InputError(f"{recognizer}: expected finite numbers that are not all 0")
             x, y, w, h = (round(float(value) / scale) for value in row[:4])
-            faces.append(Face((x, y, w, h), float(row[14]), vector / length))
+            faces.append(Face((x, y, w, h), float(row[14]), unit(vector, recognizer)))
         return sorted(faces, key=lambda face: (-face.box[2] * face.box[3], face.box))
 
     find(np.full((64, 64, 3), 127, np.uint8))
     return find
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def cluster(faces: Sequence[Sequence[Face]], min_cosine: float) -> list[list[tuple[int, int]]]:

@@ -12,7 +12,7 @@ import scipy.special
 from jaxtyping import Float
 
 from nextstep_jax.data import files
-from nextstep_jax.errors import InputError
+from nextstep_jax.errors import InputError, one_line
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 SCORE_SPLITS = 10
@@ -78,7 +78,7 @@ def load_statistics(path: str | os.PathLike) -> Statistics:
     except InputError:
         raise
     except Exception as error:  # NumPy and zipfile raise anything at all on damaged bytes
-        raise InputError(f"{path}: not a file of statistics ({' '.join(str(error).split())[:120]})") from error
+        raise InputError(f"{path}: not a file of statistics ({one_line(error, 120)})") from error
     mean, covariance, count = values["mu"], values["sigma"], values["n"]
     sizes = mean.ndim == 1 and covariance.shape == mean.shape * 2 and mean.dtype == covariance.dtype == np.float64
     if not sizes or not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
