@@ -49,8 +49,8 @@ READERS = {
     "overlap +0.05": ("MIN_OVERLAP", 0.05),
 }
 RECODED = "encoded and decoded"
-TABLE_ORDER = (*shapes.CATEGORIES, "overall", "edits", "captions")
-TABLE_CATEGORIES = tuple(name for name in TABLE_ORDER if name != "overall")
+TABLE_ORDER = (*shapes.CATEGORIES, "overall", *shapes.NEWCOMER_CATEGORIES, "edits", "captions")
+CHOICES = [name for name in TABLE_ORDER if name != "overall"]
 
 Judged = Mapping[str, dict[str, Any]]  # by category, see `judge_category`
 
@@ -72,7 +72,7 @@ class Asked:
 def judge_category(load: Callable[[], Pipeline], category: str, asked: Asked) -> dict[str, Any]:
     """Verdicts on a category: a string of 0 and 1 for each prompt, one for each of its images."""
     pipeline, prompts = load(), shapes.prompts("heldout", category, asked.prompts, seed=asked.seed)
-    if category not in shapes.CATEGORIES:
+    if category in ("edits", "captions"):
         answers = [generate_responses(pipeline, [prompt], seed=number)[0] for number, prompt in enumerate(prompts)]
         return {"verdicts": [as_text([failure(*pair) is None]) for pair in zip(prompts, answers, strict=True)]}
     settings, verdicts, distances = pipeline.settings(cfg=asked.cfg), [], []
@@ -188,7 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("checkpoints", nargs="+", metavar="NAME=CHECKPOINT", help="the first is what others are compared with")
     parser.add_argument("--results", type=pathlib.Path, required=True, help="folder of the verdicts")
     parser.add_argument("--json", type=pathlib.Path, help="write the comparison to this file")
-    parser.add_argument("--categories", nargs="+", default=TABLE_CATEGORIES, choices=TABLE_CATEGORIES, metavar="CATEGORY")
+    parser.add_argument("--categories", nargs="+", default=shapes.PROMPT_CATEGORIES, choices=CHOICES, metavar="CATEGORY")
     parser.add_argument("--prompts", type=int, default=140, help="of each category [140]")
     parser.add_argument("--images", type=int, default=4, help="of each prompt [4]")
     parser.add_argument("--seed", type=int, default=7, help="of the prompts [7]")

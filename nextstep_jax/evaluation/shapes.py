@@ -2,8 +2,8 @@
 
 Like GenEval: prompts by category (single object, two objects, counting, colors, position, attribute binding,
 words), each right or wrong; the score of a category is its fraction of right responses, the overall score the mean over these
-categories. Edits and captions are scored separately, and so are stories, which are asked for by name. Responses are judged from
-their pixels (rewards/scene_reader.py) and words alone.
+categories. Edits and captions are scored separately, and so are stories and what newcomers ask for (data/shapes/newcomer.py),
+both asked for by name. Responses are judged from their pixels (rewards/scene_reader.py) and words alone.
 
 The image must hold what was asked for and nothing else. What a prompt leaves open may be anything.
 """
@@ -38,7 +38,7 @@ def default_prompts(
     """The benchmark: held-out prompts of every category, edits and captions among them.
 
     Args:
-      categories: only these, of which "stories" can be one.
+      categories: only these, of which `shapes.EXTRA_CATEGORIES` can be some.
       canvas: (width, height) in pixels of the images asked for; on another than the square there are no edits, captions and
         stories.
 

@@ -47,7 +47,7 @@ def read_prompts(spec: str | os.PathLike) -> list[CandidatePrompt]:
 
     Args:
       spec: a text file with one prompt a line; a .jsonl file of objects with "prompt" and whatever else rewards need; or
-        "shapes:CATEGORY:N", N training prompts of a category of ShapeEval.
+        "shapes:CATEGORY:N", N training prompts of one of ShapeEval's categories of images from prompts.
 
     Raises:
       InputError: naming the file, and the line that is no prompt.
@@ -55,8 +55,9 @@ def read_prompts(spec: str | os.PathLike) -> list[CandidatePrompt]:
     scheme, _, rest = str(spec).partition(":")
     if scheme == "shapes" and rest:
         category, _, count = rest.partition(":")
-        if category not in shapes.CATEGORIES or not count.isdigit() or not int(count):
-            raise InputError(f"{spec}: expected shapes:CATEGORY:N, a category being one of {', '.join(shapes.CATEGORIES)}")
+        known = (*shapes.CATEGORIES, *shapes.NEWCOMER_CATEGORIES)
+        if category not in known or not count.isdigit() or not int(count):
+            raise InputError(f"{spec}: expected shapes:CATEGORY:N, a category being one of {', '.join(known)}")
         prompts = shapes.prompts("train", category, int(count))
         return [CandidatePrompt(prompt.text, {"category": category}) for prompt in prompts]
     path = pathlib.Path(spec)

@@ -500,6 +500,38 @@ def test_prompts_are_fixed_different_and_true_to_their_category(category):
             assert shapes.understand(prompt.text).category == category
 
 
+def combinations_asked_for(truth):
+    """The counts and pairs of kinds that a text with all colors names, as holdout.py writes them, and words with their color."""
+    shape_of, color_of = list(shapes.SHAPES).index, list(shapes.COLORS).index
+    things = [m for m in truth.mentions if m.shape is not None]
+    kinds = sorted((shape_of(m.shape), color_of(m.color)) for m in things)
+    counts = {(m.count - 2, shape_of(m.shape), color_of(m.color)) for m in things if m.count > 1}
+    words = {(shapes.WORDS.index(m.text), color_of(m.color)) for m in truth.mentions if m.shape is None}
+    return counts | {a + b for a, b in itertools.combinations(kinds, 2)} | words
+
+
+@pytest.mark.parametrize("category", shapes.NEWCOMER_CATEGORIES)
+def test_prompts_of_newcomers_are_what_they_are_called_and_held_out(category):
+    held_out = shapes.prompts("heldout", category, 200)
+    trained = shapes.prompts("train", category, 400)
+    assert held_out[:50] == shapes.prompts("heldout", category, 50) != shapes.prompts("heldout", category, 50, seed=1)
+    assert len({prompt.text for prompt in held_out}) == 200
+    for prompt in (*held_out, *trained):
+        assert prompt.category == category and shapes.parse(prompt.text) == prompt.truth
+        mentions = prompt.truth.mentions
+        if category == "counted pairs":
+            assert len({(m.shape, m.color) for m in mentions}) == 2 and max(m.count for m in mentions) > 1
+        elif category == "introduced words":
+            assert prompt.text.startswith(language.INTRODUCTIONS) and any(m.text for m in mentions)
+        else:
+            assert sorted(m.color == "pink" for m in mentions) == [False, True]
+    sizes = [m.size for prompt in held_out for m in prompt.truth.mentions]
+    assert category == "introduced words" or {None, "small", "large"} == set(sizes)
+    # The rule decides, whatever else a text says.
+    assert all(any(map(holdout.is_held_out, combinations_asked_for(prompt.truth))) for prompt in held_out)
+    assert not any(any(map(holdout.is_held_out, combinations_asked_for(prompt.truth))) for prompt in trained)
+
+
 def test_too_many_prompts_or_unknown_names_are_refused(monkeypatch):
     only = shapes.Scene((shapes.Object("star", "red", "small", (12, 12)),))
     monkeypatch.setattr(samples, "random_scene", lambda *_: only)

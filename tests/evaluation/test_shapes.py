@@ -171,6 +171,26 @@ def test_wrong_pictures_fail(corrupt, degrade):
     assert made >= 8
 
 
+@pytest.mark.parametrize("category", shapes.NEWCOMER_CATEGORIES)
+def test_what_newcomers_ask_for_is_judged_from_pixels(category):
+    rng, made = random.Random(category), set()
+    for seed in range(COUNT):
+        text, truth, scene = shapes.draw_newcomer_prompt(category, rng, shapes.SPLITS[seed % 2])
+        prompt = shapes.Prompt(text, category, truth)
+        assert shape_eval.failure(prompt, like_a_tokenizer(shapes.render(scene), seed)) is None, (text, scene)
+        for corrupt in CORRUPTIONS:
+            wrong = corrupt(scene, rng)
+            if wrong is not None and (corrupt is misspelt_word or shapes.contradiction(truth, wrong)):
+                made.add(corrupt)
+                assert shape_eval.failure(prompt, shapes.render(wrong)), (text, wrong)
+        for shape in {thing.shape for thing in scene.objects}:  # one of a kind more or less than there should be
+            same = [thing for thing in scene.objects if thing.shape == shape]
+            fewer = dataclasses.replace(scene, objects=tuple(thing for thing in scene.objects if thing is not same[0]))
+            assert shape_eval.failure(prompt, shapes.render(fewer)), (text, fewer)
+    assert {wrong_color, wrong_shape, missing_object} <= made
+    assert category != "introduced words" or {wrong_word, misspelt_word} <= made
+
+
 @pytest.mark.parametrize("category", shapes.CATEGORIES)
 def test_no_picture_passes_for_another_prompt_or_for_nothing(category):
     found = list(described_scenes(category, COUNT))
@@ -444,8 +464,8 @@ def test_the_rest_of_a_story_must_be_left_alone():
     assert shape_eval.failure(prompt, [*gone, "now there is a red star."])
 
 
-def test_stories_are_asked_for_by_name():
-    assert "stories" not in {prompt.category for prompt in shape_eval.default_prompts(1)}
+def test_stories_and_newcomers_are_asked_for_by_name():
+    assert not {*shapes.EXTRA_CATEGORIES} & {prompt.category for prompt in shape_eval.default_prompts(1)}
     prompts = shape_eval.default_prompts(5, categories=["stories"])
     assert [prompt.category for prompt in prompts] == ["stories"] * 5 and len({prompt.text for prompt in prompts}) == 5
     prompt, parts = told(0)

@@ -160,7 +160,8 @@ def test_prompts_of_files_and_of_the_dataset(tmp_path):
     assert [prompt.text for prompt in read_prompts(tmp_path / "a.txt")] == ["a cat", "a dog"]
     (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "a sign", "text": "Open"}) + "\n")
     assert read_prompts(tmp_path / "a.jsonl") == [CandidatePrompt("a sign", {"text": "Open"})]
-    assert [p.metadata["category"] for p in read_prompts("shapes:words:3")] == ["words"] * 3
+    for category in ("words", "counted pairs"):
+        assert [p.metadata["category"] for p in read_prompts(f"shapes:{category}:3")] == [category] * 3
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@
     edits.py     edits, their instructions and parser
     stories.py   stories, and how their sentences are read
     thinking.py  what a model thinks before it draws an edit
+    newcomer.py  prompts that somebody new tries first
     samples.py   training samples and evaluation prompts
 
 Everything is made on the fly by index; nothing is read from disk.
@@ -17,7 +18,9 @@ from nextstep_jax.data.shapes.edits import Edit, apply_edit, parse_edit
 from nextstep_jax.data.shapes.holdout import CATEGORIES, held_out_in, held_out_relations
 from nextstep_jax.data.shapes.language import caption, parse
 from nextstep_jax.data.shapes.meaning import Description, Mention, contradiction
+from nextstep_jax.data.shapes.newcomer import NEWCOMER_CATEGORIES, draw_newcomer_prompt
 from nextstep_jax.data.shapes.samples import (
+    EXTRA_CATEGORIES,
     KINDS,
     PROMPT_CATEGORIES,
     SPLITS,
@@ -52,8 +55,10 @@ __all__ = [
     "CANVASES",
     "CATEGORIES",
     "COLORS",
+    "EXTRA_CATEGORIES",
     "KINDS",
     "MAX_STORY",
+    "NEWCOMER_CATEGORIES",
     "PROMPT_CATEGORIES",
     "SHAPES",
     "SIZES",
@@ -71,6 +76,7 @@ __all__ = [
     "apply_edit",
     "caption",
     "contradiction",
+    "draw_newcomer_prompt",
     "held_out_in",
     "held_out_relations",
     "parse",

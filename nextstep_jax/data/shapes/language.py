@@ -53,11 +53,15 @@ def split_words(text: str) -> list[str]:
 # --- from meaning to words --------------------------------------------------------------------------------------------
 
 
-def realize(description: Description, rng: random.Random) -> str:
-    """Put a description into words. `parse` gives it back, whichever of the forms was chosen."""
+def realize(description: Description, rng: random.Random, *, introduced: bool = False) -> str:
+    """Put a description into words. `parse` gives it back, whichever of the forms was chosen.
+
+    Args:
+      introduced: begin with one of INTRODUCTIONS; otherwise the form is a random one.
+    """
     phrases = [noun_phrase(mention, rng) for mention in description.mentions]
-    plain = rng.random() < 0.5
-    form = "plain" if plain else rng.choice(("introduced", "there", "fronted"))
+    plain = not introduced and rng.random() < 0.5
+    form = "plain" if plain else "introduced" if introduced else rng.choice(("introduced", "there", "fronted"))
     verb = "is" if not description.mentions or description.mentions[0].count == 1 else "are"
     background = None
     if description.background:

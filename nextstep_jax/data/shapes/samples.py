@@ -55,6 +55,7 @@ from nextstep_jax.data.shapes.language import (
 )
 from nextstep_jax.data.shapes.layout import random_category, random_kind, random_scene, scatter
 from nextstep_jax.data.shapes.meaning import INVERSE, Mention, describe
+from nextstep_jax.data.shapes.newcomer import NEWCOMER_CATEGORIES, draw_newcomer_prompt
 from nextstep_jax.data.shapes.scene import (
     BACKGROUNDS,
     CANVAS,
@@ -76,7 +77,8 @@ from nextstep_jax.errors import InputError
 _PAIRS = {"pair": SQUARE} | {f"pair_{width}x{height}": (width, height) for width, height in CANVASES}
 KINDS = (*_PAIRS, "caption", "edit", "thinking", "interleaved", "story", "text", "table", "letters")
 SPLITS = ("train", "heldout")
-PROMPT_CATEGORIES = (*CATEGORIES, "edits", "captions")  # of the benchmark; "stories" can be asked for beside them
+PROMPT_CATEGORIES = (*CATEGORIES, "edits", "captions")  # of the benchmark
+EXTRA_CATEGORIES = ("stories", *NEWCOMER_CATEGORIES)  # asked for by name
 
 _OLD_KINDS = {"plan": "thinking"}
 # The seeds of some names' random streams: published scores refer to the prompts that these draw.
@@ -111,7 +113,7 @@ class Prompt:
 
     Attributes:
       text: what to say to the model; empty for "captions"; for "stories" the first sentence.
-      category: one of PROMPT_CATEGORIES, or "stories".
+      category: one of PROMPT_CATEGORIES or EXTRA_CATEGORIES.
       truth: the meaning of the text, a Description or an Edit; for "captions" None, since there the scene decides.
       scene: the Scene to show with it (`render` draws it): the source of an edit, the image to caption.
     """
@@ -188,9 +190,9 @@ def prompts(split: str, category: str, n: int, *, seed: int = 0, canvas: tuple[i
     Raises:
       InputError: an unknown category or split, too few different prompts, or another canvas for what is of squares.
     """
-    if category not in (*PROMPT_CATEGORIES, "stories"):
-        raise InputError(f"no such category: {category!r}; there are {', '.join((*PROMPT_CATEGORIES, 'stories'))}")
-    if canvas != SQUARE and (category not in CATEGORIES or canvas not in CANVASES):
+    if category not in (*PROMPT_CATEGORIES, *EXTRA_CATEGORIES):
+        raise InputError(f"no such category: {category!r}; there are {', '.join((*PROMPT_CATEGORIES, *EXTRA_CATEGORIES))}")
+    if canvas != SQUARE and (category in ("edits", "captions", "stories") or canvas not in CANVASES):
         sizes = ", ".join(f"{width}x{height}" for width, height in (SQUARE, *CANVASES))
         raise InputError(
             f"{category} can't be asked for on {canvas[0]}x{canvas[1]} pixels (expected {sizes}; edits, captions "
@@ -211,6 +213,9 @@ def prompts(split: str, category: str, n: int, *, seed: int = 0, canvas: tuple[i
         elif category == "stories":
             text = story(rng, (2,))[0][0]
             prompt = Prompt(text, category, parse_beginning(text))
+        elif category in NEWCOMER_CATEGORIES:
+            text, truth, _ = draw_newcomer_prompt(category, rng, split, canvas)
+            prompt = Prompt(text, category, truth)
         else:
             scene = random_scene(category, rng, split, canvas)
             truth = describe(scene, rng, **(_CAPTION_DETAIL[category] | _PROMPT_DETAIL.get(category, {})))
