@@ -501,7 +501,7 @@ def test_prompts_are_fixed_different_and_true_to_their_category(category):
 
 
 def combinations_asked_for(truth):
-    """The counts and pairs of kinds that a text with all colors names, as holdout.py writes them, and words with their color."""
+    """The counts, pairs of kinds and colored words that a text names, as holdout.py writes them; its colors are all there."""
     shape_of, color_of = list(shapes.SHAPES).index, list(shapes.COLORS).index
     things = [m for m in truth.mentions if m.shape is not None]
     kinds = sorted((shape_of(m.shape), color_of(m.color)) for m in things)
