@@ -1,6 +1,6 @@
 """Does a run survive kill -9? Kills a training at random moments, restarts it, and compares it with one that was left alone.
 
-    python -m benchmarks.kill --kills 200 [--processes 4] [--bucket gs [--faults]] [--json FILE]
+    python -m benchmarks.kill --kills 200 [--processes 4] [--bucket gs [--faults]] [--keep DIR [--minutes 10]] [--json FILE]
 
 The training is stage 1 on shapes with a tiny model, through launch/train.py: text, pairs and stories in four data shards; an
 average of the parameters; a checkpoint after every second step, so that many kills fall into a save. A run is killed and
@@ -16,6 +16,9 @@ With --bucket the killed runs write to a bucket of that kind, in a stand-in on t
 alone stays on the disk. With --faults requests fail at random: 429 or 503, a connection reset in the middle of a body, a write
 that is done and never answered (one in two hundred each), a listing without the newest object (one in fifty).
 
+With --keep the data, the runs left alone and the outcome of every killed run (outcomes.json) stay in a folder: the same command
+continues there, and ends after --minutes, once the run under way has ended and was compared. A run counts when it was compared.
+
 With several processes (jax.distributed and gloo on this machine, found as Slurm's are) one of them is killed, and the others
 must stop by themselves with exit code 1 and a line that says why. The run left alone has as many processes; its distance from
 that of a single process, which sums in another order, is printed.
@@ -25,6 +28,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import random
@@ -55,6 +59,7 @@ STEPS = 60
 DATA_SHARDS = 4
 STAGE_1, ONLINE = "nextstep_14b_stage1", ("nextstep_14b_nft", "nextstep_14b_grpo")
 JOIN = 60  # seconds in which all processes of a run must have come
+HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
 PATIENCE = 180.0  # seconds in which the processes left over must stop
 ENDS = 600.0  # seconds in which a process must do something
 
@@ -66,16 +71,21 @@ def main() -> int:
     parser.add_argument("--bucket", choices=("gs", "s3"), help="where the runs that are killed write; default: on the disk")
     parser.add_argument("--faults", action="store_true", help="the bucket fails now and then")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=pathlib.Path, help="a folder to continue in")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="kill no more after so long; goes with --keep")
     parser.add_argument("--json", help="also write the figures to this file")
     arguments = parser.parse_args()
     chance = 0.005 if arguments.faults else 0.0
-    faults = stand_in_buckets.Faults(chance, chance, chance, 4 * chance, arguments.seed)
+    made_with = {name: getattr(arguments, name) for name in ("processes", "bucket", "faults", "seed")}
     buckets = {"gs": stand_in_buckets.google_bucket, "s3": stand_in_buckets.s3_bucket}
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+        folder = pathlib.Path(arguments.keep or temporary).resolve()
+        outcomes = Outcomes(folder, made_with)
+        draw = random.Random(f"{arguments.seed} {len(outcomes.runs)}")
+        faults = stand_in_buckets.Faults(chance, chance, chance, 4 * chance, draw.getrandbits(32))
         root = storage.at(stack.enter_context(buckets[arguments.bucket](faults)) if arguments.bucket else folder)
-        result = prove(pathlib.Path(folder), root, arguments.kills, arguments.processes, random.Random(arguments.seed))
-    if arguments.faults:
-        result |= {f"faults_{kind}": count for kind, count in faults.counts.items()}
+        prove(outcomes, root, arguments.kills, arguments.processes, draw, arguments.minutes, faults)
+    result = outcomes.figures()
     for name, value in result.items():
         print(f"{name.replace('_', ' '):36}{value}")
     if arguments.json:
@@ -83,23 +93,89 @@ def main() -> int:
     return 0
 
 
-def prove(folder: pathlib.Path, root: storage.Place, kills: int, count: int, draw: random.Random) -> dict[str, float]:
-    """Kill `kills` times in runs of `count` processes. Returns the figures; SystemExit names what differed."""
-    began = time.monotonic()
-    make_data(folder / "data")
-    alone = finish(Run(folder, "alone", count))
-    figures = {"processes": count, "kills": 0, "inside_a_save": 0, "while_starting": 0, "runs": 0, "steps_done_again": 0}
-    if count > 1:
-        figures["largest_difference_from_one_process"] = distance(finish(Run(folder, "single", 1)).path, alone.path)
-    slowest = 0.0
-    while figures["kills"] < kills:
-        run = Run(folder, f"killed_{figures['runs']}", count, root=root)
-        while figures["kills"] < kills:
+class Outcomes:
+    """What came of the killed runs of one setting so far, kept in a folder.
+
+    Attributes:
+      runs: the figures of each, in order.
+      seen: what is known of the runs left alone, by name: the seconds to the first step, and their distance.
+    """
+
+    def __init__(self, folder: pathlib.Path, made_with: Mapping[str, Any]):
+        self.folder, self._made_with = folder, dict(made_with)
+        self._file = folder / "outcomes.json"
+        self.runs: list[dict[str, float]] = []
+        self.seen: dict[str, float] = {}
+        if self._file.exists():
+            kept = json.loads(self._file.read_text())
+            if kept["made_with"] != self._made_with:
+                raise SystemExit(f"{self._file}: of another setting, {kept['made_with']}")
+            self.runs, self.seen = kept["runs"], kept["seen"]
+
+    def write(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self._file.with_suffix(".partial")
+        partial.write_text(json.dumps({"made_with": self._made_with, "seen": self.seen, "runs": self.runs}, indent=1) + "\n")
+        os.replace(partial, self._file)
+
+    def alone(self, name: str, count: int) -> "Run":
+        """The run of `count` processes left alone; done once."""
+        run = Run(self.folder, name, count)
+        if name in self.seen:
+            run.starting = self.seen[name]
+            return run
+        storage.of(run.path).remove_folder(run.path)
+        run.remove_logs()
+        self.seen[name] = finish(run).starting
+        self.write()
+        return run
+
+    def sum(self, name: str) -> float:
+        return sum(run[name] for run in self.runs)
+
+    def figures(self) -> dict[str, float]:
+        """All runs together."""
+        found: dict[str, float] = {"processes": self._made_with["processes"], "runs": len(self.runs)}
+        names = [name for name in (self.runs[0] if self.runs else ()) if name != "seconds_until_others_stopped"]
+        found |= {name: self.sum(name) for name in names}
+        if self._made_with["processes"] > 1:
+            found["largest_difference_from_one_process"] = self.seen["distance"]
+            found["seconds_until_others_stopped"] = max((r["seconds_until_others_stopped"] for r in self.runs), default=0.0)
+        return found
+
+
+def prove(
+    outcomes: Outcomes,
+    root: storage.Place,
+    kills: int,
+    count: int,
+    draw: random.Random,
+    minutes: float,
+    faults: stand_in_buckets.Faults,
+) -> None:
+    """Kill runs of `count` processes until there were `kills`, or for so many minutes. SystemExit names what differed."""
+    ends, folder = time.monotonic() + 60 * minutes, outcomes.folder
+    if not (folder / "data").exists():
+        make_data(folder / "making")
+        (folder / "making").rename(folder / "data")
+    alone = outcomes.alone("alone", count)
+    if count > 1 and "distance" not in outcomes.seen:
+        outcomes.seen["distance"] = distance(outcomes.alone("single", 1).path, alone.path)
+        outcomes.write()
+    done = outcomes.sum("kills") if outcomes.runs else 0
+    while done < kills and time.monotonic() < ends:
+        began, before = time.monotonic(), dict(faults.counts)
+        run = Run(folder, f"killed_{len(outcomes.runs)}", count, root=root)
+        run.remove_logs()  # of a time that was interrupted
+        storage.of(run.path).remove_folder(run.path)
+        figures = {"kills": 0, "inside_a_save": 0, "while_starting": 0, "seconds_until_others_stopped": 0.0}
+        while done + figures["kills"] < kills and time.monotonic() < ends:
             with Life(run) as life:
                 if not life.kill(draw, alone.starting):
                     life.require_good_end()
                     break
-                slowest = max(slowest, life.require_others_stopped())
+                stopped = round(life.require_others_stopped(), 1)
+            figures["seconds_until_others_stopped"] = max(figures["seconds_until_others_stopped"], stopped)
             figures["kills"] += 1
             figures["inside_a_save"] += life.saving
             figures["while_starting"] += not life.stepped()
@@ -110,13 +186,14 @@ def prove(folder: pathlib.Path, root: storage.Place, kills: int, count: int, dra
         require_same_metrics(alone, run)
         require_same_samples(alone, run)
         require_same_end(alone, run)
-        figures["runs"] += 1
-        figures["steps_done_again"] += len(run.log()) - STEPS
-        say(f"{run.name}: identical; so far {json.dumps(figures)}")
+        figures["steps_done_again"] = len(run.log()) - STEPS
+        figures["minutes"] = round((time.monotonic() - began) / 60, 1)
+        outcomes.runs.append(figures | {f"faults_{kind}": found - before[kind] for kind, found in faults.counts.items()})
+        outcomes.write()
+        done += figures["kills"]
+        say(f"{run.name}: identical; so far {json.dumps(outcomes.figures())}")
         storage.of(run.path).remove_folder(run.path)
-    if count > 1:
-        figures["seconds_until_others_stopped"] = round(slowest, 1)
-    return figures | {"minutes": round((time.monotonic() - began) / 60, 1)}
+        run.remove_logs()
 
 
 def say(text: str) -> None:
@@ -179,6 +256,11 @@ class Run:
         values |= self.changes
         config = f"{ROOT / 'configs' / self.stage}.py:laptop"
         return ["--config", config, "--workdir", str(self.path), *(f"--config.{key}={value}" for key, value in values.items())]
+
+    def remove_logs(self) -> None:
+        """Forget what its processes wrote beside it."""
+        for file in self.folder.glob(f"{self.name}.*"):
+            file.unlink()
 
     def log(self) -> list[tuple[int, list[str]]]:
         """(step, names of its samples in the order of the batch), each time that all processes did it."""
@@ -336,7 +418,8 @@ def train(argv: list[str]) -> int:
             file.write(json.dumps([step, names]) + "\n")
         remember(self, step, names)
 
-    metrics.NonFiniteGuard.remember, launch_train._JOIN_TIMEOUT_S = logged, JOIN
+    metrics.NonFiniteGuard.remember = logged
+    launch_train._JOIN_TIMEOUT_S, launch_train._HEARTBEAT_TIMEOUT_S = JOIN, HEARTBEAT
     return launch_train.main(sys.argv)
 
 

@@ -14,13 +14,11 @@ opened, and its digest by `verify`. (Damage inside a record fails ArrayRecord's 
 """
 
 import bisect
-import collections
 import dataclasses
 import hashlib
 import itertools
 import os
 import re
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -37,11 +35,9 @@ INDEX = "index.json"
 _BESIDE = ("report.json",)  # what `data build` writes beside the index and the shards
 
 _WRITE_OPTIONS = "group_size:1,uncompressed"  # image bytes do not compress; single records are what is read
-_READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
-_OPEN_SHARDS = 64
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Shard:
     """One entry of the index."""
 
@@ -153,7 +149,7 @@ def verify_shard(directory: str | os.PathLike, shard: Shard) -> None:
     """Compare a shard with its entry, digest included. DamagedDataError names the file and the difference."""
     place = storage.as_given(directory)
     try:
-        found = shard_files(place).digest(shard)
+        found = shard_files(place, [shard]).digest(0)
     except FileNotFoundError as error:
         raise DamagedDataError(f"{place / shard.file}: missing, but listed in the index") from error
     if found != shard.sha256:
@@ -171,19 +167,18 @@ class ArrayRecordSource:
     """
 
     def __init__(self, directory: str | os.PathLike):
-        self.directory = storage.as_given(directory)
-        self.index = read_index(directory)
-        self.name = self.index["name"]
-        self._shards = self.index["shards"]
-        self._files = shard_files(self.directory)
-        self.unused = Unused()
+        self._begin(storage.as_given(directory), read_index(directory), Unused())
         known = {INDEX, *_BESIDE, *(shard.file for shard in self._shards)}
-        for name in self._files.survey(self._shards, self.unused):
+        for name in self._files.survey(self.unused):
             if name not in known and not name.startswith("progress/"):
                 self.unused.add("file that the index does not name", name)
+
+    def _begin(self, directory: storage.Place, index: dict[str, Any], unused: Unused) -> None:
+        self.directory, self.index, self.unused = directory, index, unused
+        self.name = index["name"]
+        self._shards: list[Shard] = index["shards"]
+        self._files = shard_files(directory, self._shards)
         self._starts = [0, *itertools.accumulate(shard.samples for shard in self._shards)]
-        self._readers: collections.OrderedDict[int, Any] = collections.OrderedDict()
-        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -195,7 +190,7 @@ class ArrayRecordSource:
         number = bisect.bisect_right(self._starts, index) - 1
         path, place = self.directory / self._shards[number].file, int(index - self._starts[number])
         try:
-            data = self._reader(number).read([place])[0]
+            data = self._files.read(number, place)
         except (RuntimeError, IndexError) as error:
             raise DamagedDataError(f"{path}: record {place} cannot be read ({one_line(error)})") from error
         return records.unpack(data, f"{path}: record {place}")
@@ -216,27 +211,9 @@ class ArrayRecordSource:
                 verify_shard(self.directory, shard)
                 bar.update()
 
-    def _reader(self, number: int):
-        from array_record.python import array_record_module
+    def __getstate__(self) -> tuple:
+        """Another process need not read the index and look for the files again."""
+        return self.directory, self.index, self.unused
 
-        with self._lock:
-            if number in self._readers:
-                self._readers.move_to_end(number)
-                return self._readers[number]
-        shard = self._shards[number]
-        path = self._files.local(shard)
-        self._files.ahead(self._shards[number + 1 :])
-        reader = array_record_module.ArrayRecordReader(str(path), _READ_OPTIONS)
-        if reader.num_records() != shard.samples:
-            raise DamagedDataError(f"{self.directory / shard.file}: {reader.num_records()} records, expected {shard.samples}")
-        with self._lock:
-            self._readers[number] = reader
-            if len(self._readers) > _OPEN_SHARDS:
-                self._readers.popitem(last=False)
-            return reader
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"directory": self.directory}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        type(self).__init__(self, state["directory"])
+    def __setstate__(self, state: tuple) -> None:
+        self._begin(*state)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nextstep_jax.data import records, shards
+from nextstep_jax.data import records, shard_files, shards
 from nextstep_jax.data.shards import ArrayRecordSource, Shard
 from nextstep_jax.errors import DamagedDataError, InputError
 
@@ -51,7 +51,7 @@ def test_every_sample_is_found_in_any_order(written):
 
 
 def test_threads_and_processes_can_share_it(written, monkeypatch):
-    monkeypatch.setattr(shards, "_OPEN_SHARDS", 1)  # readers come and go under the threads
+    monkeypatch.setattr(shard_files, "_OPEN_SHARDS", 1)  # readers come and go under the threads
     source = pickle.loads(pickle.dumps(ArrayRecordSource(written)))
     with ThreadPoolExecutor(4) as pool:
         keys = list(pool.map(lambda i: source[i % 8].key, range(200)))
