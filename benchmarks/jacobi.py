@@ -52,7 +52,7 @@ def acceptance(checkpoint: str | None, size: int) -> list[dict]:
     (h, w), config, params = pipeline.grid(settings), pipeline.config, pipeline.params
     how, guidance = settings.sampler_config(False), settings.guidance(h * w)
 
-    def draw(text: str, key, window: jacobi.JacobiConfig | None):
+    def draw(text: str, key, window: jacobi.JacobiConfig | None, tolerance: float = 0.0):
         prefix = image_prefix(pipeline.special, h, w)
         rows = [[text, prefix], [settings.negative_prompt, prefix]][: how.branches]
         prompt = align_rows([frame_prompt(row, pipeline.special, config, pipeline.vocabulary) for row in rows])
@@ -62,7 +62,7 @@ def acceptance(checkpoint: str | None, size: int) -> list[dict]:
             state = token_loop.decode_tokens(config, how, params, state, noise, guidance, h * w)
             return np.asarray(state.tokens), h * w
         state = jacobi.prefill(config, params, prompt, how.branches, h * w, window)
-        state = jacobi.decode_windows(config, how, params, state, noise, guidance, h * w, window)
+        state = jacobi.decode_windows(config, how, params, state, noise, guidance, h * w, tolerance, window)
         return np.asarray(state.tokens)[:, : h * w], int(state.sweeps)
 
     keys = jax.random.split(jax.random.key(0), len(PROMPTS))
@@ -71,8 +71,8 @@ def acceptance(checkpoint: str | None, size: int) -> list[dict]:
     settled = itertools.product(WINDOWS, TOLERANCES, ["last"])
     guessed = itertools.product([8], [0.02], [guess for guess in jacobi.FIRST_GUESSES if guess != "last"])
     for width, tolerance, guess in (*settled, *guessed):
-        window = jacobi.JacobiConfig(width, tolerance, w, guess)
-        found, sweeps = zip(*[draw(text, key, window) for text, key in zip(PROMPTS, keys, strict=True)], strict=True)
+        window = jacobi.JacobiConfig(width, w, guess)
+        found, sweeps = zip(*[draw(text, key, window, tolerance) for text, key in zip(PROMPTS, keys, strict=True)], strict=True)
         row = {"window": width, "tolerance": tolerance, "first_guess": guess}
         row["tokens_a_sweep"] = float(np.mean([h * w / count for count in sweeps]))
         row["distance"] = float(np.mean([distance(a, b) for a, b in zip(found, sequential, strict=True)]))
@@ -109,11 +109,13 @@ def cost(preset: str, sampler: str, steps: int, rounds: int) -> dict:
         return lambda: step(params, begun)
 
     def sweep(width: int) -> Callable:
-        window = jacobi.JacobiConfig(width, 0.02, 16)
+        window = jacobi.JacobiConfig(width, 16)
         begun = jacobi.prefill(config, params, inputs, 2, tokens, window)
         times = token_loop.embed_times(config, how, params)
         stop = jnp.asarray(tokens)
-        step = jax.jit(lambda params, state: jacobi.sweep(config, how, params, times, state, noise, guidance, stop, window))
+        step = jax.jit(
+            lambda params, state: jacobi.sweep(config, how, params, times, state, noise, guidance, stop, 0.02, window)
+        )
         return lambda: step(params, begun)
 
     runs = {"one token": sequential()} | {str(width): sweep(width) for width in (2, *WINDOWS)}

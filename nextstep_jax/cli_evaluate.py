@@ -87,6 +87,8 @@ def evaluate():
     help="Steps of an image's last tokens.  [default: the checkpoint's]",
 )
 @click.option("--cfg", type=Number(min=1), help="Guidance, 1 for none.  [default: the checkpoint's]")
+@click.option("--guidance-start", type=Number(0, 1), help="Flow time from which it applies.  [default: the checkpoint's]")
+@click.option("--guidance-end", type=Number(0, 1), help="Flow time up to which it applies.  [default: the checkpoint's]")
 @click.option("--jacobi-window", type=click.IntRange(min=1), help="Tokens of a step.  [default: the checkpoint's]")
 @click.option("--jacobi-tolerance", type=Number(0, 1), help="Change with which it accepts them.  [default: the checkpoint's]")
 @click.option("--thinking/--no-thinking", default=None, help="Think before drawing.  [default: the checkpoint's]")

@@ -57,6 +57,14 @@ def _generation_options(command):
         ),
         click.option("--cfg", type=Number(min=1), help="Guidance towards the prompt, 1 for none.  [default: the checkpoint's]"),
         click.option("--schedule", type=SCHEDULE, help="How guidance changes along the tokens.  [default: the checkpoint's]"),
+        click.option(
+            "--guidance-start",
+            type=Number(0, 1),
+            help="Flow time from which guidance applies; 0 is noise, 1 the image.  [default: the checkpoint's]",
+        ),
+        click.option(
+            "--guidance-end", type=Number(0, 1), help="Flow time up to which it applies.  [default: the checkpoint's]"
+        ),
         click.option("--sampler", type=SAMPLER, help="Flow sampler.  [default: the checkpoint's]"),
         click.option(
             "--shift",
@@ -267,8 +275,7 @@ def _prepare(options: dict, edit: bool):
         output_format(options["preview"])
         require_writable(options["preview"])
     names = ["cfg", "image_cfg", "schedule", "sampler", "steps", "final_steps", "shift", "noise_level", "thinking"]
-    names += ["jacobi_window", "jacobi_tolerance"]
-    names += ["prompt_suffix", "negative_prompt"]
+    names += ["guidance_start", "guidance_end", "jacobi_window", "jacobi_tolerance", "prompt_suffix", "negative_prompt"]
     changes = {name: options[name] for name in names if name in options} | {"normalize_tokens": options["normalize_tokens"]}
     size = {name: options[name] for name in ("height", "width", "aspect")}
     require_usable(options["checkpoint"], edit, changes, **size)

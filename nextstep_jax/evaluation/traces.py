@@ -16,7 +16,7 @@ from jaxtyping import Float
 from nextstep_jax.batch import Batch
 from nextstep_jax.config import NextStepConfig
 from nextstep_jax.data.sequence import ImageTokens, image_prefix
-from nextstep_jax.flow.guidance import guide
+from nextstep_jax.flow.guidance import guide, guided_times
 from nextstep_jax.flow.samplers import num_noise_draws, timesteps, trajectory
 from nextstep_jax.generation import token_loop
 from nextstep_jax.generation.config import GenerationConfig
@@ -122,13 +122,14 @@ def _trajectories(
     config: NextStepConfig, sampler: SamplerConfig, params: dict, condition: Array, noise: Array, cfg: Array
 ) -> tuple[np.ndarray | Array, Array]:
     model, variables, draws = NextStep(config), {"params": params}, noise.shape[1]
-    moments = jnp.asarray(timesteps(sampler.sampler, sampler.steps, sampler.shift))
+    times = timesteps(sampler.sampler, sampler.steps, sampler.shift)
+    moments, guided = map(jnp.asarray, (times, guided_times(times, sampler.guidance_start, sampler.guidance_end)))
 
     def velocity(x: Array, i: Array) -> Array:
         rows, conditions = jnp.tile(x, (sampler.branches, 1)), jnp.repeat(condition, draws, axis=0)
         t = jnp.full(rows.shape[0], moments[i])
         v: Any = model.apply(variables, rows, t, conditions, method="velocity")
-        return guide(v, cfg, 1.0, sampler.branches, sampler.rescale)
+        return jnp.where(guided[i], guide(v, cfg, 1.0, sampler.branches, sampler.rescale), v[:draws])
 
     return trajectory(
         velocity, noise, sampler=sampler.sampler, steps=sampler.steps, shift=sampler.shift, noise_level=sampler.noise_level

@@ -8,7 +8,7 @@ Letters: R rows of one branch, M branches, C channels of one image token.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from nextstep_jax.errors import InputError
 
@@ -34,6 +34,12 @@ def num_branches(cfg: float, image_cfg: float = 1.0, has_image: bool = True) -> 
     if image_cfg > 1:
         return 3
     return 2 if cfg > 1 else 1
+
+
+def guided_times(times: Float[np.ndarray, " E"], start: float, end: float) -> Bool[np.ndarray, " E"]:
+    """Which of a sampler's times t the limited interval start <= t < end guides (Kynkäänniemi et al. 2024); compared in
+    float32, as times are given."""
+    return (times >= np.float32(start)) & (times < np.float32(end))
 
 
 def schedule(name: str, cfg: Array | float, k: Array | np.ndarray | int, n: int) -> Array | np.ndarray | float:

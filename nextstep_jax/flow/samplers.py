@@ -24,7 +24,7 @@ Letters: N steps, E evaluations, R rows, C channels of one image token.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -37,6 +37,8 @@ from nextstep_jax.flow.paths import shift_times
 
 Array = jax.Array
 Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+Velocity = Callable[[Array, Array], Array]
+Pieces = Sequence[tuple[int, Velocity]]
 
 LAST_STEP = 0.04  # of "august2025", fixed in that release
 MAX_STEPS = 10_000
@@ -71,7 +73,7 @@ def num_noise_draws(sampler: str, steps: int) -> int:
 
 
 def sample(
-    velocity: Callable[[Array, Array], Array],
+    velocity: Velocity | Pieces,
     noise: Array,
     *,
     sampler: str,
@@ -84,7 +86,8 @@ def sample(
 
     Args:
       velocity: maps (x [R, C] float32, i) to the guided velocity [R, C]; i is the traced index into `timesteps`, so
-        that whatever depends on the time alone can be computed for all times beforehand.
+        that whatever depends on the time alone can be computed for all times beforehand. Or pieces (stop, velocity), each
+        for the evaluations before `stop` that the ones before it leave: a program of its own for each.
       noise: [num_noise_draws(sampler, steps), R, C] standard normal; noise[0] is the start.
       sampler, steps, shift, noise_level, last_step: as in `step_table`.
 
@@ -101,9 +104,7 @@ def sample(
     return integrate(velocity, noise, jnp.asarray(table))
 
 
-def trajectory(
-    velocity: Callable[[Array, Array], Array], noise: Array, *, sampler: str, steps: int, **kwargs: float
-) -> tuple[np.ndarray, Array]:
+def trajectory(velocity: Velocity, noise: Array, *, sampler: str, steps: int, **kwargs: float) -> tuple[np.ndarray, Array]:
     """The points that `sample` passes through, given the same arguments; the last is what it returns.
 
     Returns:
@@ -123,16 +124,19 @@ def trajectory(
     return grid.astype(np.float32), jnp.concatenate([start[0][None], states])
 
 
-def integrate(
-    velocity: Callable[[Array, Array], Array], noise: Float[Array, "draws R C"], table: Float[Array, "E 4"]
-) -> Float[Array, "R C"]:
-    """Run a `step_table` [E, 4] as one scan; velocity, noise and result as in `sample`. Rows short of noise get none."""
-    (x, _), _ = jax.lax.scan(*_scan(velocity, noise, table))
-    return x
+def integrate(velocity: Velocity | Pieces, noise: Float[Array, "draws R C"], table: Float[Array, "E 4"]) -> Float[Array, "R C"]:
+    """Run a `step_table` [E, 4], one scan a piece; velocity, noise and result as in `sample`. Rows short of noise get none."""
+    pieces = [(table.shape[0], velocity)] if callable(velocity) else velocity
+    begin, state = 0, _scan(pieces[0][1], noise, table)[1]
+    for stop, now in pieces:
+        step, _, inputs = _scan(now, noise, table)
+        state, _ = jax.lax.scan(step, state, jax.tree.map(lambda x, begin=begin, stop=stop: x[begin:stop], inputs))
+        begin = stop
+    return state[0]
 
 
 def integrate_recording(
-    velocity: Callable[[Array, Array], Array],
+    velocity: Velocity,
     noise: Float[Array, "draws R C"],
     table: Float[Array, "E 4"],
     steps: Int[Array, " K"],
@@ -151,7 +155,7 @@ def integrate_recording(
     return x, states
 
 
-def _scan(velocity: Callable[[Array, Array], Array], noise: Array, table: Array):
+def _scan(velocity: Velocity, noise: Array, table: Array):
     """What `jax.lax.scan` takes: the update of (x, velocity before), where it starts, and its inputs at each evaluation."""
     start, fresh = noise[0].astype(jnp.float32), noise[1:].astype(jnp.float32)
     quiet = jnp.zeros((table.shape[0] - fresh.shape[0], *start.shape))

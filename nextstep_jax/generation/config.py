@@ -10,7 +10,7 @@ import numpy as np
 
 from nextstep_jax.config import NextStepConfig
 from nextstep_jax.errors import InputError
-from nextstep_jax.flow.guidance import SCHEDULES, num_branches, schedule
+from nextstep_jax.flow.guidance import SCHEDULES, guided_times, num_branches, schedule
 from nextstep_jax.flow.samplers import timesteps
 from nextstep_jax.generation.arguments import require_bool, require_float, require_int, require_str
 from nextstep_jax.generation.jacobi import JacobiConfig
@@ -18,6 +18,8 @@ from nextstep_jax.generation.token_loop import SamplerConfig
 
 STEP_SCHEDULE_PIECES = 4  # stages in which a number of steps that changes along the image falls
 MAX_WINDOW = 1024  # of Jacobi decoding: more than an image has tokens is of no use
+
+_SHARES = ("noise_level", "jacobi_tolerance", "guidance_start", "guidance_end")  # from 0 to 1
 
 # Old names -> the ones that took their place.
 RENAMED = {
@@ -37,6 +39,8 @@ class GenerationConfig:
       cfg: guidance towards the prompt; 1 is none.
       image_cfg: guidance towards the input images of an edit; 1 is none.
       schedule: how cfg and image_cfg change along the tokens, one of flow.guidance.SCHEDULES.
+      guidance_start, guidance_end: guidance applies at flow times from the first up to the second, 0 being noise and 1 the
+        image; at others the flow head is asked for the prompt alone.
       sampler, steps, shift, noise_level: the flow sampler, see flow.samplers.
       final_steps: steps of an image's last tokens; the number falls to it from `steps` in a few stages (`steps_along`). 0: no
         change. Later tokens depend on more of the image and leave less for the flow head to decide.
@@ -60,6 +64,8 @@ class GenerationConfig:
     cfg: float = 7.5
     image_cfg: float = 1.0
     schedule: str = "constant"
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
     sampler: str = "sde"
     steps: int = 30
     final_steps: int = 0
@@ -82,12 +88,17 @@ class GenerationConfig:
             raise InputError(f"guidance schedule must be one of {', '.join(SCHEDULES)}, found {self.schedule!r}")
         num_branches(self.cfg, self.image_cfg)
         for steps in (self.steps, self.final_steps or self.steps):
-            timesteps(self.sampler, steps, self.shift)  # refuses what the sampler cannot run with
+            times = timesteps(self.sampler, steps, self.shift)  # refuses what the sampler cannot run with
+            if not guided_times(times, self.guidance_start, self.guidance_end).any():
+                interval = f"from guidance_start {self.guidance_start:g} up to guidance_end {self.guidance_end:g}"
+                raise InputError(f"none of the times of sampler {self.sampler!r} with {steps} steps lies {interval}")
         if self.final_steps > self.steps:
             raise InputError(f"final_steps must be at most steps ({self.steps}), found {self.final_steps}")
         if self.sampler == "map" and (self.image_cfg > 1 or self.rescale):
             setting = "image_cfg above 1" if self.image_cfg > 1 else "rescale"
             raise InputError(f"sampler 'map' was distilled with guidance towards the prompt alone: it has no {setting}")
+        if self.sampler == "map" and (self.guidance_start, self.guidance_end) != (0, 1):
+            raise InputError("sampler 'map' was distilled with guidance at all times: it has no guidance_start or guidance_end")
         if self.jacobi_window > MAX_WINDOW:
             raise InputError(f"jacobi_window must be at most {MAX_WINDOW}, found {self.jacobi_window}")
 
@@ -106,11 +117,13 @@ class GenerationConfig:
             noise_level=self.noise_level,
             normalize_tokens=self.normalize_tokens,
             rescale=self.rescale,
+            guidance_start=self.guidance_start,
+            guidance_end=self.guidance_end,
         )
 
     def jacobi_config(self, row: int) -> JacobiConfig | None:
         """How several tokens are decoded at once, for images of `row` tokens in a row; None where one follows another."""
-        return JacobiConfig(self.jacobi_window, self.jacobi_tolerance, row) if self.jacobi_window > 1 else None
+        return JacobiConfig(self.jacobi_window, row) if self.jacobi_window > 1 else None
 
     def steps_along(self, tokens: int) -> list[tuple[int, int]]:
         """(stop, steps) of each stage: tokens before `stop` take that many steps. Every stage has a compiled program."""
@@ -145,7 +158,7 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
         return require_str(field.name, value)
     if field.type is int:
         return require_int(field.name, value, 1 if field.name in ("image_size", "jacobi_window") else 0)
-    return require_float(field.name, value, 0, 1 if field.name in ("noise_level", "jacobi_tolerance") else math.inf)
+    return require_float(field.name, value, 0, 1 if field.name in _SHARES else math.inf)
 
 
 def _require_known(names: Iterable[str], source: str = "") -> None:

@@ -29,7 +29,7 @@ from nextstep_jax.models.nextstep import NextStep, gen_pos_embed
 
 Array = jax.Array
 
-FIRST_GUESSES = ("zero", "last", "above", "extrapolate")
+FIRST_GUESSES = ("zero", "last", "shift", "above", "extrapolate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +38,13 @@ class JacobiConfig:
 
     Attributes:
       window: W.
-      tolerance: the largest change of a token, relative to its norm, with which those after it are accepted.
-      first_guess: what a token is taken for when the window first reaches it: "zero", the token before ("last"), the one in the
-        row above ("above", where there is one), or the line through the two before ("extrapolate").
+      first_guess: what a token is taken for when the window first reaches it: "zero", the last token that there is an estimate
+        of ("last"), the one as far back as the window moved ("shift"), the one in the row above ("above", where there is one),
+        or the line through the last two ("extrapolate").
       row: tokens in a row of the image.
     """
 
     window: int
-    tolerance: float
     row: int
     first_guess: str = "last"
 
@@ -95,6 +94,8 @@ def first_guess(
     last = jnp.broadcast_to(known[:, None] - 1, at.shape)
     if how == "zero":
         return jnp.zeros((*at.shape, tokens.shape[-1]))
+    if how == "shift":
+        return take(at - (at[:, -1:] - last))
     if how == "extrapolate":
         return jnp.where((last >= 1)[..., None], 2 * take(last) - take(last - 1), take(last))
     if how == "above":
@@ -103,8 +104,12 @@ def first_guess(
     return take(last)
 
 
-def count_accepted(found: Float[Array, "B W C"], assumed: Float[Array, "B W C"], tolerance: float) -> Int[Array, " B"]:
-    """How many of a window's tokens [B] are final: one more than there are leading ones that came out as assumed."""
+def count_accepted(
+    found: Float[Array, "B W C"], assumed: Float[Array, "B W C"], tolerance: float | Float[Array, ""]
+) -> Int[Array, " B"]:
+    """How many of a window's tokens [B] are final: one more than there are leading ones that came out as assumed, to within
+    `tolerance` of their norm.
+    """
     change, size = (jnp.linalg.norm(x, axis=-1) for x in (found - assumed, found))
     settled = jnp.all(found == assumed, axis=-1) | (change <= tolerance * size) & (tolerance > 0)
     return 1 + jnp.sum(jnp.cumprod(settled[:, :-1], axis=1, dtype=jnp.int32), axis=1)
@@ -119,6 +124,7 @@ def sweep(
     noise: Float[Array, "n E B C"],
     guidance: Float[Array, "n 2"],
     stop: Int[Array, ""],
+    tolerance: float | Float[Array, ""],
     jacobi: JacobiConfig,
 ) -> WindowState:
     """Evaluate the window of every image once, and accept what is final before token `stop`."""
@@ -150,7 +156,7 @@ def sweep(
     found = found.reshape(images, width, -1)
 
     with jax.named_scope("accept"):
-        accepted = count_accepted(found, assumed, jacobi.tolerance)
+        accepted = count_accepted(found, assumed, tolerance)
         accepted = jnp.clip(accepted, 0, jnp.maximum(stop - now.step, 0))
         tokens = jax.vmap(lambda row, new, to: jax.lax.dynamic_update_slice(row, new, (to, 0)))(now.tokens, found, now.step)
         last = jnp.take_along_axis(found, jnp.maximum(accepted - 1, 0)[:, None, None], axis=1)[:, 0]
@@ -177,13 +183,18 @@ def decode_windows(
     noise: Float[Array, "n E B C"],
     guidance: Float[Array, "n 2"],
     stop: Array,
+    tolerance: Array | float,
     jacobi: JacobiConfig,
 ) -> WindowState:
-    """Sweep until every image has `stop` tokens; arguments as of `token_loop.decode_tokens`."""
+    """Sweep until every image has `stop` tokens; arguments as of `token_loop.decode_tokens`.
+
+    Args:
+      tolerance: the largest change of a token, relative to its norm, with which those after it are accepted; traced.
+    """
     times = token_loop.embed_times(config, settings, params)
     guidance = jnp.asarray(guidance)
 
     def body(state: WindowState) -> WindowState:
-        return sweep(config, settings, params, times, state, noise, guidance, jnp.asarray(stop), jacobi)
+        return sweep(config, settings, params, times, state, noise, guidance, jnp.asarray(stop), tolerance, jacobi)
 
     return jax.lax.while_loop(lambda state: jnp.any(state.decode.step < stop), body, state)

@@ -210,7 +210,7 @@ class LoadedModel:
         keys = keys[np.minimum(np.arange(len(padded)), count - 1)]
         with part("prefill") as done:
             noise = token_loop.draw_noise(keys, tokens, sampler_config.num_noise_draws, self.config.token_channels)
-            begin, advance = _decoding(settings.jacobi_config(w))
+            begin, advance = _decoding(settings.jacobi_config(w), settings.jacobi_tolerance)
             state = done(begin(self.config, self.params, align_rows(rows), sampler_config.branches, tokens))
         chunk = tokens if on_chunk is None else max(1, min(MAX_CHUNK, tokens // CHUNKS))
         stages = settings.steps_along(tokens)
@@ -303,11 +303,12 @@ class LoadedModel:
         return self.vocabulary.decode(text.without_thinking(ids, self.special))
 
 
-def _decoding(window: jacobi.JacobiConfig | None) -> tuple[Callable, Callable]:
+def _decoding(window: jacobi.JacobiConfig | None, tolerance: float) -> tuple[Callable, Callable]:
     """The functions that begin and continue a batch of images: one token after another, or windows of them."""
     if window is None:
         return token_loop.prefill, token_loop.decode_tokens
-    return functools.partial(jacobi.prefill, jacobi=window), functools.partial(jacobi.decode_windows, jacobi=window)
+    advance = functools.partial(jacobi.decode_windows, tolerance=tolerance, jacobi=window)
+    return functools.partial(jacobi.prefill, jacobi=window), advance
 
 
 def require_sampling(max_tokens: int, temperature: float, top_p: float) -> tuple[int, float, float]:

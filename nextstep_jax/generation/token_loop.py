@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from nextstep_jax.batch import AnyArray
 from nextstep_jax.config import NextStepConfig
-from nextstep_jax.flow.guidance import guide
+from nextstep_jax.flow.guidance import guide, guided_times
 from nextstep_jax.flow.samplers import jumps, num_noise_draws, sample, timesteps
 from nextstep_jax.models.layers import layer_norm
 from nextstep_jax.models.nextstep import NextStep, gen_pos_embed
@@ -38,6 +39,8 @@ class SamplerConfig:
       sampler, steps, shift, noise_level: see `flow.samplers`.
       normalize_tokens: LayerNorm without parameters over the C numbers of each sampled token (the releases' use_norm).
       rescale: shrink the guided velocity to the conditional one's norm (February 2026).
+      guidance_start, guidance_end: the flow times that are guided, see `flow.guidance.guided_times`; at others the conditional
+        velocity alone is evaluated.
     """
 
     branches: int = 1
@@ -47,11 +50,20 @@ class SamplerConfig:
     noise_level: float = 0.8
     normalize_tokens: bool = False
     rescale: bool = False
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
 
     @property
     def num_noise_draws(self) -> int:
         """E: noise arrays one token takes."""
         return num_noise_draws(self.sampler, self.steps)
+
+    def branches_along(self) -> list[tuple[int, int]]:
+        """(stop, branches) of each piece of the sampler's evaluations: all branches in the guidance interval, else one."""
+        inside = guided_times(timesteps(self.sampler, self.steps, self.shift), self.guidance_start, self.guidance_end)
+        counts = np.where(inside, self.branches, 1)
+        stops = [*(np.flatnonzero(np.diff(counts)) + 1).tolist(), len(counts)]
+        return [(stop, int(counts[stop - 1])) for stop in stops]
 
 
 class Prompt(NamedTuple):
@@ -139,16 +151,19 @@ def flow_step(
     else:
         modulations = model.apply(variables, time_embeddings, condition, method="modulations")
 
-    def velocity(x: Array, i: Array) -> Array:
+    def jump(x: Array, i: Array) -> Array:
         now = jax.tree.map(lambda table: table[i], modulations)
-        if settings.sampler == "map":  # guidance is among what the modulations were made of
-            return model.apply(variables, x, now, method="average_velocity_at")
-        rows = jnp.tile(x, (settings.branches, 1))
-        v = model.apply(variables, rows, now, method="velocity_at")
-        return guide(v, cfg, image_cfg, settings.branches, settings.rescale)
+        return model.apply(variables, x, now, method="average_velocity_at")
 
+    def velocity(x: Array, i: Array, branches: int) -> Array:
+        now = jax.tree.map(lambda table: table[i, : branches * x.shape[0]], modulations)
+        v = model.apply(variables, jnp.tile(x, (branches, 1)), now, method="velocity_at")
+        return guide(v, cfg, image_cfg, branches, settings.rescale)
+
+    # The guidance of "map" is among what its modulations were made of.
+    pieces = [(stop, functools.partial(velocity, branches=m)) for stop, m in settings.branches_along()]
     token = sample(
-        velocity,
+        jump if settings.sampler == "map" else pieces,
         noise,
         sampler=settings.sampler,
         steps=settings.steps,

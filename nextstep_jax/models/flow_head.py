@@ -165,8 +165,17 @@ class FlowHead(nn.Module):
 
     def modulations(self, time_embeddings: Float[Array, "T W"], condition: Float[Array, "R D"]) -> Modulations:
         """Modulations at T embedded times [T, W] for R conditions [R, D], leading axes [T, R] (unrolled form only)."""
-        cond = nn.silu(time_embeddings[:, None] + self.condition(condition)[None])
-        return Modulations(tuple(block.modulate(cond) for block in self.blocks), self.final.modulate(cond))
+        return self._modulate_all(nn.silu(time_embeddings[:, None] + self.condition(condition)[None]))
+
+    def _modulate_all(self, cond: Array) -> Modulations:
+        """Modulations of every layer under cond [..., W].
+
+        XLA for GPUs makes one product of those that share an operand, for which it copies their kernels side by side, inside of
+        the token loop at every token: 151 MB in 14B. Behind a barrier of its own each operand is another.
+        """
+        conds = [jax.lax.optimization_barrier(cond) for _ in range(len(self.blocks) + 1)]
+        blocks = tuple(block.modulate(own) for block, own in zip(self.blocks, conds, strict=False))
+        return Modulations(blocks, self.final.modulate(conds[-1]))
 
     def velocity_at(self, x: Float[Array, "R C"], modulations: Modulations) -> Float[Array, "R C"]:
         """Velocity [R, C] float32 at points x [R, C] under modulations of one time, [R, ...] (unrolled form only)."""
@@ -222,8 +231,9 @@ class MapHead(FlowHead):
         unconditional state.
         """
         of_none = jnp.zeros(()) if unconditional is None else self.unconditional(unconditional)
-        cond = nn.silu(embeddings[:, None] + (self.condition(condition) + self._guide(of_none, guidance))[None])
-        return Modulations(tuple(block.modulate(cond) for block in self.blocks), self.final.modulate(cond))
+        return self._modulate_all(
+            nn.silu(embeddings[:, None] + (self.condition(condition) + self._guide(of_none, guidance))[None])
+        )
 
     def _guide(self, unconditional: Array, guidance: Array) -> Array:
         """What guidance of strength w adds; of the unconditional state nothing remains at w = 1, where there is no guidance."""

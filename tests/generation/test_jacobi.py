@@ -49,11 +49,11 @@ def sequential(model, texts=TEXTS, settings=SETTINGS, noise=None):
 
 def windows(model, window, tolerance=0.0, guess="last", stops=(TOKENS,), texts=TEXTS, settings=SETTINGS, noise=None):
     config, params = model
-    how = jacobi.JacobiConfig(window, tolerance, ROW, guess)
+    how = jacobi.JacobiConfig(window, ROW, guess)
     state = jacobi.prefill(config, params, prompt_of(config, texts, settings.branches), settings.branches, TOKENS, how)
     noise = draw(config, len(texts), settings) if noise is None else noise
     for stop in stops:
-        state = jacobi.decode_windows(config, settings, params, state, noise, GUIDANCE, stop, how)
+        state = jacobi.decode_windows(config, settings, params, state, noise, GUIDANCE, stop, tolerance, how)
         assert state.decode.step.tolist() == [stop] * len(texts)
     return np.asarray(state.tokens[:, :TOKENS]), int(state.sweeps)
 
@@ -67,13 +67,15 @@ def test_tokens_are_those_of_sequential_decoding(model, window):
 
 def test_without_tolerance_no_first_guess_changes_a_bit(model):
     first = windows(model, 5)[0]
-    for guess in ("zero", "above"):
+    for guess in ("zero", "above", "shift"):
         np.testing.assert_array_equal(windows(model, 5, guess=guess)[0], first)
 
 
 def test_a_tolerance_saves_sweeps_and_moves_tokens_by_as_little(model):
     found, sweeps = windows(model, 8, tolerance=1e-3)
     assert sweeps < TOKENS - 1
+    programs = jacobi.decode_windows._cache_size()
+    assert windows(model, 8, tolerance=0.5)[1] < sweeps and jacobi.decode_windows._cache_size() == programs
     expected = sequential(model)
     assert np.linalg.norm(found - expected, axis=-1).max() < 0.02 * np.linalg.norm(expected, axis=-1).min()
 
@@ -123,6 +125,8 @@ def test_first_guesses():
     assert guess("zero") == [0] * 8
     assert guess("last") == [7] * 8
     assert guess("extrapolate") == [8] * 8
+    assert guess("shift") == [0, 1, 2, 3, 4, 5, 6, 7]  # the window's last place is seven beyond what is known
+    assert guess("shift", at=np.arange(5, 10)[None])[2:] == [5, 6, 7]
     assert guess("above") == [3, 4, 5, 6, 7, 4, 5, 6]  # rows of four: what is above an unknown token's unknown one counts
     for how in jacobi.FIRST_GUESSES:
         assert guess(how, np.array([0]), np.arange(3)[None]) == [0, 0, 0]

@@ -40,6 +40,13 @@ def test_settings_are_refused_from_the_config_alone(tiny_checkpoint, monkeypatch
     require_usable(tiny_checkpoint, False, {"steps": 2}, 64, 64)
     for changes, size, message in (
         ({"final_steps": 4}, {}, "final_steps must be at most steps"),
+        ({"guidance_start": 1.5}, {}, "guidance_start must be a number of at least 0 and at most 1"),
+        (
+            {"guidance_start": 0.1, "guidance_end": 0.3},
+            {},
+            r"none of the times of sampler 'ode' with 3 steps lies .* 0.1 up to",
+        ),
+        ({"sampler": "map", "guidance_end": 0.7}, {}, "'map' was distilled with guidance at all times"),
         ({"image_cfg": 2.0}, {}, "needs an input image"),
         ({}, {"height": 20}, "multiple of 16"),
         ({}, {"aspect": "square"}, "aspect must be"),

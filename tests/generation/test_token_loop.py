@@ -1,8 +1,11 @@
 """The image-token loop: one program, any chunks, rows that do not see each other."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from nextstep_jax.config import preset
 from nextstep_jax.data.sequence import ImageTokens, image_prefix
@@ -99,6 +102,91 @@ def test_profiles_name_the_stages_of_a_token(fused):
     stages = ("embed_times", "transformer_step", "write_cache", "masked_attention", "apply_rope", "flow_step", "velocity")
     stages += ("guide", "sampler_update", "normalize_token", "append_token", "image_in_projector", "image_out_projector")
     assert not [stage for stage in stages if f"{stage}/" not in found]
+
+
+def velocity64(params, x, t, condition):
+    """The flow head's velocity in float64, from its equations."""
+    silu = lambda y: y / (1 + np.exp(-y))  # noqa: E731
+
+    def dense(layer, y):
+        return y @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"], np.float64)
+
+    def normal(y, gain=1.0, bias=0.0):
+        return (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-6) * gain + bias
+
+    angles = t * 10000.0 ** (-np.arange(128) / 128)
+    time = dense(
+        params["time_embed"]["out"], silu(dense(params["time_embed"]["in"], np.append(np.cos(angles), np.sin(angles))))
+    )
+    cond = silu(time + dense(params["condition"], condition))
+    y = dense(params["input"], x)
+    for name in sorted(name for name in params if name.startswith("blocks_")):
+        block = params[name]
+        shift, scale, gate = np.split(dense(block["modulation"], cond), 3, axis=-1)
+        norm = normal(y, *(np.asarray(block["norm"][part], np.float64) for part in ("scale", "bias")))
+        y = y + gate * dense(block["mlp_out"], silu(dense(block["mlp_in"], norm * (1 + scale) + shift)))
+    shift, scale = np.split(dense(params["final"]["modulation"], cond), 2, axis=-1)
+    return dense(params["final"]["output"], normal(y) * (1 + scale) + shift)
+
+
+def flow_token(config, params, settings, condition, noise, cfg=4.0, image_cfg=2.0):
+    @jax.jit
+    def draw(params, condition, noise):
+        times = token_loop.embed_times(config, settings, params)
+        return token_loop.flow_step(config, settings, params, condition, times, noise, cfg, image_cfg)
+
+    return np.asarray(draw(params, condition, noise))
+
+
+@pytest.mark.parametrize("branches", [2, 3])
+def test_guidance_in_an_interval_is_that_of_float64(fused, branches):
+    config, params = fused
+    random = np.random.default_rng(branches)
+    condition = random.normal(size=(branches * 2, config.transformer.width)).astype(np.float32)
+    noise = random.normal(size=(1, 2, config.token_channels)).astype(np.float32)
+    settings = token_loop.SamplerConfig(branches, "ode", 10, guidance_start=0.2, guidance_end=0.7)
+    assert settings.branches_along() == [(2, 1), (7, branches), (10, 1)]
+    x = noise[0].astype(np.float64)
+    for i in range(10):
+        v = [velocity64(params["flow_head"], x, i / 10, c) for c in np.split(condition.astype(np.float64), branches)]
+        guided = v[1] + 4 * (v[0] - v[1]) if branches == 2 else v[2] + 2 * (v[1] - v[2]) + 4 * (v[0] - v[1])
+        x = x + (guided if 2 <= i < 7 else v[0]) / 10
+    np.testing.assert_allclose(flow_token(config, params, settings, condition, noise), x, atol=2e-5)
+    everywhere = dataclasses.replace(settings, guidance_start=0.0, guidance_end=1.0)
+    assert np.abs(flow_token(config, params, everywhere, condition, noise) - x).max() > 0.01
+
+
+def test_an_interval_of_all_times_is_plain_guidance(fused):
+    config, params = fused
+    condition, noise = np.eye(2, config.transformer.width, dtype=np.float32), np.ones((1, 1, config.token_channels), np.float32)
+    plain = token_loop.SamplerConfig(2, "ab2", 8)
+    widest = dataclasses.replace(plain, guidance_end=0.876)  # the last time is 0.875
+    np.testing.assert_array_equal(*(flow_token(config, params, how, condition, noise) for how in (plain, widest)))
+
+
+def test_outside_of_the_interval_the_head_computes_one_branch(fused):
+    config, params = fused
+    settings = token_loop.SamplerConfig(2, "ode", 10, guidance_start=0.2, guidance_end=0.7)
+    condition, noise = np.zeros((6, config.transformer.width), np.float32), np.zeros((1, 3, config.token_channels), np.float32)
+    times = token_loop.embed_times(config, settings, params)
+    traced = jax.make_jaxpr(lambda c, x: token_loop.flow_step(config, settings, params, c, times, x, 4.0, 1.0))(
+        condition, noise
+    )
+    scans = [scan for scan in equations(traced.jaxpr) if scan.primitive.name == "scan"]
+    rows = [
+        (scan.params["length"], {e.outvars[0].aval.shape[0] for e in equations(scan.params["jaxpr"].jaxpr, "logistic")})
+        for scan in scans
+    ]
+    assert rows == [(2, {3}), (5, {6}), (3, {3})]
+
+
+def equations(jaxpr, name=None):
+    """All equations of a jaxpr and of those inside of it; or those of one primitive."""
+    for equation in jaxpr.eqns:
+        if name in (None, equation.primitive.name):
+            yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner, name)
 
 
 @pytest.mark.parametrize("bucket", [1, 16])

@@ -261,7 +261,7 @@ function setAll(settings) {
 // What has no control of its own: kept from a restored image for the next drawing.
 function keepMore(settings) {
   more = {};
-  for (const name of ["schedule", "sampler", "shift", "final_steps", "noise_level", "normalize_tokens", "rescale", "prompt_suffix"])
+  for (const name of ["schedule", "guidance_start", "guidance_end", "sampler", "shift", "final_steps", "noise_level", "normalize_tokens", "rescale", "prompt_suffix"])
     if (settings[name] !== undefined && about.generate[name] !== undefined) more[name] = settings[name];
 }
 
