@@ -83,7 +83,7 @@ class FlowBlock(nn.Module):
         return self.apply_modulation(x, self.modulation(cond)), None
 
     def modulate(self, cond: Array) -> Array:
-        return self.modulation(cond)
+        return self.modulation(cond, apart=True)
 
     def apply_modulation(self, x: Array, modulation: Array) -> Array:
         shift, scale, gate = jnp.split(modulation, 3, axis=-1)
@@ -114,12 +114,16 @@ class FinalLayer(nn.Module):
         self.modulation = Projection("...I,IO->...O", (self.width, 2 * self.width), 1, self.dtype, stddev=0.0)
         self.output = Projection("...I,IO->...O", (self.width, self.channels), 1, self.dtype, stddev=0.0)
 
-    def __call__(self, x: Array, modulation: Array) -> Array:
+    def __call__(self, x: Array, cond: Array) -> Array:
+        """Velocities [P, C] of x [P, W], modulated as a block."""
+        return self.apply_modulation(x, self.modulation(cond))
+
+    def apply_modulation(self, x: Array, modulation: Array) -> Array:
         shift, scale = jnp.split(modulation, 2, axis=-1)
         return self.output(_modulate(layer_norm(x, NORM_EPS), shift, scale))
 
     def modulate(self, cond: Array) -> Array:
-        return self.modulation(cond)
+        return self.modulation(cond, apart=True)
 
 
 class FlowHead(nn.Module):
@@ -157,7 +161,7 @@ class FlowHead(nn.Module):
         else:
             for block in self.blocks:
                 y, _ = block(y, cond)
-        return self.final(y, self.final.modulate(cond)).astype(jnp.float32)
+        return self.final(y, cond).astype(jnp.float32)
 
     def embed_times(self, times: Float[Array, " T"]) -> Float[Array, "T W"]:
         """Embeddings [T, W] of times [T]; a fixed schedule needs them once for all tokens."""
@@ -165,24 +169,15 @@ class FlowHead(nn.Module):
 
     def modulations(self, time_embeddings: Float[Array, "T W"], condition: Float[Array, "R D"]) -> Modulations:
         """Modulations at T embedded times [T, W] for R conditions [R, D], leading axes [T, R] (unrolled form only)."""
-        return self._modulate_all(nn.silu(time_embeddings[:, None] + self.condition(condition)[None]))
-
-    def _modulate_all(self, cond: Array) -> Modulations:
-        """Modulations of every layer under cond [..., W].
-
-        XLA for GPUs makes one product of those that share an operand, for which it copies their kernels side by side, inside of
-        the token loop at every token: 151 MB in 14B. Behind a barrier of its own each operand is another.
-        """
-        conds = [jax.lax.optimization_barrier(cond) for _ in range(len(self.blocks) + 1)]
-        blocks = tuple(block.modulate(own) for block, own in zip(self.blocks, conds, strict=False))
-        return Modulations(blocks, self.final.modulate(conds[-1]))
+        cond = nn.silu(time_embeddings[:, None] + self.condition(condition)[None])
+        return Modulations(tuple(block.modulate(cond) for block in self.blocks), self.final.modulate(cond))
 
     def velocity_at(self, x: Float[Array, "R C"], modulations: Modulations) -> Float[Array, "R C"]:
         """Velocity [R, C] float32 at points x [R, C] under modulations of one time, [R, ...] (unrolled form only)."""
         y = self.input(x)
         for block, modulation in zip(self.blocks, modulations.blocks, strict=True):
             y = block.apply_modulation(y, modulation)
-        return self.final(y, modulations.final).astype(jnp.float32)
+        return self.final.apply_modulation(y, modulations.final).astype(jnp.float32)
 
 
 class MapHead(FlowHead):
@@ -231,9 +226,8 @@ class MapHead(FlowHead):
         unconditional state.
         """
         of_none = jnp.zeros(()) if unconditional is None else self.unconditional(unconditional)
-        return self._modulate_all(
-            nn.silu(embeddings[:, None] + (self.condition(condition) + self._guide(of_none, guidance))[None])
-        )
+        cond = nn.silu(embeddings[:, None] + (self.condition(condition) + self._guide(of_none, guidance))[None])
+        return Modulations(tuple(block.modulate(cond) for block in self.blocks), self.final.modulate(cond))
 
     def _guide(self, unconditional: Array, guidance: Array) -> Array:
         """What guidance of strength w adds; of the unconditional state nothing remains at w = 1, where there is no guidance."""

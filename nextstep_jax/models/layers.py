@@ -102,15 +102,21 @@ class Projection(nn.Module):
     stddev: float | None = 0.02
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, apart: bool = False) -> Array:
+        """The product for x.
+
+        Args:
+          apart: XLA for GPUs makes one product of several that share x, for which it copies their kernels side by side, also
+            inside of a loop at every turn. It leaves this one as it is.
+        """
         if self.stddev is None:
             init = nn.initializers.xavier_uniform()
         else:
             init = nn.initializers.normal(self.stddev) if self.stddev else nn.initializers.zeros
         kernel = self.param("kernel", init, tuple(self.shape))
         x = x.astype(self.dtype)
-        if kernel.dtype == jnp.int8:
-            # The barrier keeps the widened kernel from being computed once, before the loop of tokens, and then read in full.
+        if kernel.dtype == jnp.int8 or apart:
+            # It also keeps a widened int8 kernel from being computed once, before the loop of tokens, and then read in full.
             x, kernel = jax.lax.optimization_barrier((x, kernel))
         y = project(self.equation, x, kernel.astype(self.dtype))
         if self.has_variable("params", "kernel_scale"):

@@ -180,6 +180,21 @@ def test_outside_of_the_interval_the_head_computes_one_branch(fused):
     assert rows == [(2, {3}), (5, {6}), (3, {3})]
 
 
+def test_no_compiler_may_join_the_modulations_of_a_token(fused):
+    """XLA for GPUs would copy their kernels side by side, at every token."""
+    config, params = fused
+    settings = token_loop.SamplerConfig(2, "ode", 4)
+    condition, noise = np.zeros((2, config.transformer.width), np.float32), np.zeros((1, 1, config.token_channels), np.float32)
+    times = token_loop.embed_times(config, settings, params)
+    traced = jax.make_jaxpr(lambda c, x: token_loop.flow_step(config, settings, params, c, times, x, 4.0, 1.0))(
+        condition, noise
+    )
+    apart = [barrier.invars[1] for barrier in equations(traced.jaxpr, "optimization_barrier")]
+    width = config.flow_head.width
+    shapes = [(width, 3 * width)] * config.flow_head.layers + [(width, 2 * width)]
+    assert [kernel.aval.shape for kernel in apart] == shapes and len(set(map(id, apart))) == len(apart)
+
+
 def equations(jaxpr, name=None):
     """All equations of a jaxpr and of those inside of it; or those of one primitive."""
     for equation in jaxpr.eqns:
