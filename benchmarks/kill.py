@@ -233,6 +233,7 @@ class Run:
     root: storage.Place | None = None  # where its work directory is; None: in `folder`
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # settings that differ from those below
     stage: str = STAGE_1
+    devices: int = 1  # pretended ones of each process
 
     @property
     def path(self) -> storage.Place:
@@ -317,7 +318,7 @@ class Life:
             "JAX_COMPILATION_CACHE_DIR": str(self._run.folder / "compiled"),  # a restart need not compile
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "XLA_FLAGS": "",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={self._run.devices}" if self._run.devices > 1 else "",
         }
         if self._run.count > 1:
             told = {"coordinator": f"localhost:{self._port}", "num_processes": self._run.count, "process_id": process}

@@ -6,7 +6,6 @@ one succeeds, and an owner that had only been out of reach learns at its next he
 """
 
 import contextlib
-import json
 import logging
 import threading
 import time
@@ -23,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 class BucketLock:
     """Holds the folder from construction to `release`. See `lock.RunLock`."""
+
+    step = 0  # the step reached, for those who watch
 
     def __init__(self, directory: ObjectPath):
         directory.require_bucket()
@@ -91,7 +92,7 @@ class BucketLock:
 
     def _content(self) -> bytes:
         self._beats += 1
-        return json.dumps(self._me | {"beats": self._beats}).encode()
+        return lock.sign_of_life(self._me, self._beats, self.step)
 
     def _refusal(self, owner: bytes) -> InputError:
         return lock.refusal(self._directory, parse_owner(owner))

@@ -1,11 +1,16 @@
 """One run at a time in a working directory.
 
 On one machine the kernel decides: a record lock on `run.lock` lives exactly as long as its process, `kill -9` included. Between
-machines file locks cannot be relied on, so the owner also keeps touching `run.json`; a lock left by another machine counts as
+machines file locks cannot be relied on, so the owner also keeps writing `run.json`; a lock left by another machine counts as
 free once that file stays untouched for `STALE_AFTER_S` seconds.
+
+`run.json`, in a bucket as on a file system, is the run's sign of life, for whoever watches it:
+
+    {"pid": int, "host": str, "machine": str, "beats": how often it was written, "step": the step reached, "time": UTC}
 """
 
 import contextlib
+import datetime
 import errno
 import fcntl
 import json
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
     from nextstep_jax.checkpoints.bucket_lock import BucketLock
 
 OWNER_FILE = "run.json"
-HEARTBEAT_S = 10.0  # seconds between two touches
+HEARTBEAT_S = 10.0  # seconds between two signs of life
 STALE_AFTER_S = 60.0  # seconds
 _TAKEN = (errno.EAGAIN, errno.EACCES)
 
@@ -55,11 +60,13 @@ class RunLock:
             os.close(self._descriptor)
             raise
         _held.add(self._directory)
+        self._beats = 0
         self._released = threading.Event()
         self._heartbeat = threading.Thread(target=self._beat, name="run_lock", daemon=True)
         self._heartbeat.start()
 
     problem = ""  # why this is not the owner any more
+    step = 0  # the step reached, for those who watch
 
     def confirm(self) -> None:
         """Nothing: nobody can take the folder while this process lives."""
@@ -85,7 +92,7 @@ class RunLock:
             dead = kernel_decides and self._owner().get("machine") == here["machine"]
             if not dead and self._is_touched():
                 raise self._refusal()
-        storage.of(self._owner_file).write(self._owner_file, json.dumps(here).encode())
+        storage.of(self._owner_file).write(self._owner_file, sign_of_life(here, 0, self.step))
 
     def _is_touched(self) -> bool:
         """Watch for a sign of life. Opening the file makes network file systems fetch its true time."""
@@ -102,9 +109,14 @@ class RunLock:
             return os.fstat(file.fileno()).st_mtime_ns
 
     def _beat(self) -> None:
+        me, store = identity(), storage.of(self._owner_file)
         while not self._released.wait(HEARTBEAT_S):
-            with contextlib.suppress(OSError):
-                os.utime(self._owner_file)
+            self._beats += 1
+            try:
+                store.write(self._owner_file, sign_of_life(me, self._beats, self.step))
+            except OSError:  # a full disk takes no file, but a touch
+                with contextlib.suppress(OSError):
+                    os.utime(self._owner_file)
 
     def _owner(self) -> dict[str, Any]:
         try:
@@ -121,6 +133,12 @@ def lock_run(directory: storage.Place) -> "RunLock | BucketLock":
     from nextstep_jax.checkpoints.bucket_lock import BucketLock
 
     return RunLock(directory) if isinstance(directory, pathlib.Path) else BucketLock(directory)
+
+
+def sign_of_life(me: Mapping[str, Any], beats: int, step: int) -> bytes:
+    """What `run.json` says."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return json.dumps({**me, "beats": beats, "step": step, "time": now}).encode()
 
 
 def refusal(directory: storage.Place, owner: Mapping[str, Any]) -> InputError:

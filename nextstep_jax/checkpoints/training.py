@@ -188,8 +188,11 @@ class TrainCheckpointer:
     def reached_preemption(self, step: int) -> bool:
         """Whether the run was asked to stop (SIGTERM) and should save and leave after this step.
 
-        To be called once a step, by every process: all of them get True at the same step, whichever received the signal.
+        To be called once a step, by every process: all of them get True at the same step, whichever received the signal. The
+        run's sign of life tells the step from then on.
         """
+        if self._lock is not None:
+            self._lock.step = step
         if jax.process_count() > 1:
             return ocp.multihost.reached_preemption(step)
         return self._preempted.is_set()

@@ -40,6 +40,7 @@ from nextstep_jax.training.settings import RunConfig
 from nextstep_jax.training.stage import Collect, Stage, export_run
 from nextstep_jax.training.state import TrainState
 from nextstep_jax.training.step import make_validation_step
+from nextstep_jax.training.webhook import open_webhook
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ def train(
         run = resolve(config)
         workdir = storage.at(workdir)
         require_possible(run)
+        hook = stack.enter_context(open_webhook(run.webhook, run.name, str(workdir)))
         evals = open_evaluators(run.evals, evaluators or {})
         changes = run_record.changes_since_start(workdir, run)
 
@@ -112,7 +114,7 @@ def train(
         else:
             params = initial_params(run.init, objective.init, key, mesh)
             state = jax.jit(program.create, out_shardings=program.state_shardings, donate_argnums=0)(params)
-        first = int(state.step)
+        hook.step = first = int(state.step)
         if first > run.steps:
             raise InputError(f"config.steps is {run.steps}, but this run has done {first} steps already")
         if jax.process_index() == 0:
@@ -142,6 +144,7 @@ def train(
             values |= {**data_metrics, **goodput.report()}
             writer.scalars(reached, values)
             logger.info("step %d  %s", reached, metrics.summary(values))
+            hook.tell_if_not_finite(finite)
             guard.check(finite)
 
         def evaluate(step: int, evaluations: list[Evaluation]) -> None:
@@ -165,7 +168,8 @@ def train(
             if host_batch is None:
                 logger.info("The data has ended after step %d (config.data.epochs)", reached)
                 break
-            reached, data_metrics = step, host_batch.metrics
+            reached = hook.step = step
+            data_metrics = host_batch.metrics
             waited = time.perf_counter() - began
             goodput.lose("data", waited)
             if step == run.profile.start:
@@ -209,6 +213,7 @@ def train(
                 if preempted:
                     require_saved(checkpointer, step)
                     logger.warning("Asked to stop (SIGTERM): step %d is saved, the same command continues from it", step)
+                    hook.tell("stopped", f"asked to stop (SIGTERM); step {step} is saved")
                     return state
                 if validates:
                     with goodput.losing("validation"):
@@ -230,6 +235,7 @@ def train(
                 checkpointer.save(reached, state, data.get_state())
         require_saved(checkpointer, reached)
         export(stage, workdir, watch.best if watch and watch.best else reached, run.export_dtype)
+        hook.tell("done", f"done after step {reached}")
         return state
 
 

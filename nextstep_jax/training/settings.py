@@ -149,6 +149,8 @@ class RunConfig:
       max_nonfinite_steps: steps in a row with a non-finite loss or gradient that stop the run.
       evals: evaluations during training, by names of the user's choice (training/evals.py).
       export_dtype: of the trained parameters in the checkpoint folder written at the end.
+      webhook: the environment variable that holds an address which is told when the run ends or a loss is not finite
+        (training/webhook.py); "": nobody is told.
     """
 
     objective: str = ""
@@ -170,6 +172,7 @@ class RunConfig:
     evals: Mapping[str, EvaluationConfig] = dataclasses.field(default_factory=dict)
     profile: ProfileConfig = ProfileConfig()
     wandb: WandbConfig = WandbConfig()
+    webhook: str = ""
     data: DataConfig = DataConfig()
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 """One run in a working directory, whatever became of the one before."""
 
+import datetime
 import json
 import os
 import signal
@@ -81,14 +82,38 @@ def test_a_living_owner_on_another_machine_is_respected(tmp_path):
         thread.join()
 
 
-def test_the_holder_shows_that_it_lives(tmp_path):
-    held = RunLock(tmp_path)
-    before = (tmp_path / "run.json").stat().st_mtime_ns
+def _wait_until(what):
     deadline = time.monotonic() + 20
-    while (tmp_path / "run.json").stat().st_mtime_ns == before and time.monotonic() < deadline:
+    while not what():
+        assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def _told(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+def test_the_holder_shows_that_it_lives_and_how_far_it_is(tmp_path):
+    held = RunLock(tmp_path)
+    first = _told(tmp_path)
+    assert (first["beats"], first["step"], first["pid"]) == (0, 0, os.getpid())
+    held.step = 7
+    _wait_until(lambda: _told(tmp_path)["step"] == 7 and _told(tmp_path)["beats"] > 1)
+    age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(_told(tmp_path)["time"])
+    assert 0 <= age.total_seconds() < 20
     held.release()
-    assert time.monotonic() < deadline
+
+
+def test_on_a_full_disk_the_holder_still_shows_that_it_lives(tmp_path, monkeypatch):
+    held = RunLock(tmp_path)
+
+    def full(*_):
+        raise OSError(lock.errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(lock.storage.of(tmp_path)), "write", full)
+    before = (tmp_path / "run.json").stat().st_mtime_ns
+    _wait_until(lambda: (tmp_path / "run.json").stat().st_mtime_ns != before)
+    held.release()
 
 
 def test_where_there_are_no_file_locks_the_heartbeat_decides(tmp_path, monkeypatch):

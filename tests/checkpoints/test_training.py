@@ -272,6 +272,7 @@ def test_sigterm_is_seen_and_the_handler_given_back(tmp_path):
         assert not checkpointer.reached_preemption(1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert checkpointer.reached_preemption(2)
+        assert checkpointer._lock.step == 2  # what run.json tells from then on
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -1,5 +1,6 @@
 """What launch/submit.py would run, on each kind of cluster."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -7,7 +8,10 @@ import sys
 
 import pytest
 
+from nextstep_jax import checkpoints, storage
 from nextstep_jax.launch import submit, xla_flags
+
+pytest_plugins = ["tests.buckets"]
 
 TRAIN = ["--config", "configs/nextstep_14b_stage1.py", "--workdir", "/mnt/my runs/stage 1"]
 OVERRIDES = ["--config.data.root=/mnt/it's data", "--config.steps=7"]
@@ -71,6 +75,32 @@ def test_slurm_runs_a_process_for_each_gpu_and_saves_before_its_time_is_up(capsy
     (srun,) = [line for line in script.splitlines() if line.startswith("srun")]
     assert words_of_training(srun.removesuffix(" || exit $?")) == [*TRAIN, "--distributed", *OVERRIDES]
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_a_run_in_a_bucket_is_finished_when_its_export_is_a_checkpoint(capsys, stand_ins, tiny_checkpoint, tmp_path):
+    """The test that the launchers give to a shell, run by one: a result is there once its manifest is."""
+    workdir = f"{stand_ins['gs']}/my run"
+    train = ["--config", "shapes_nextstep", "--workdir", workdir]
+    out = dry_run(capsys, "xpk", "--cluster", "k", "--image", "i", *TPU, "--type", "v6e-8", *train)
+    test = shlex.split(out)[-1].rpartition(" && ")[2]
+    assert shlex.split(test) == ["nextstep-jax", "info", f"{workdir}/export"]
+    script = dry_run(capsys, "slurm", "--nodes", "1", "--gpus", "8", *train).splitlines()
+    assert f'{test} || scontrol requeue "$SLURM_JOB_ID"' in script
+    (tmp_path / "nextstep-jax").write_text(f'#!/bin/sh\nexec {sys.executable} -m nextstep_jax "$@"\n')
+    (tmp_path / "nextstep-jax").chmod(0o755)
+    path = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    def finished() -> bool:
+        return subprocess.run(["sh", "-c", test], env=path, capture_output=True, check=False).returncode == 0
+
+    export = storage.at(workdir) / "export"
+    (export / "config.json").write_bytes(b"{}")  # an export under way
+    assert not finished()
+    export.remove_below()
+    files = checkpoints.params.load_extra_files(tiny_checkpoint)
+    leaves, config = checkpoints.iterate_params(tiny_checkpoint), checkpoints.load_config(tiny_checkpoint)
+    checkpoints.save_params(export, leaves, config, files)
+    assert finished()
 
 
 def test_gpu_is_one_process_of_this_python(capsys):

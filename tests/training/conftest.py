@@ -1,7 +1,10 @@
 """Data that every stage can train on, and programs compiled once for all runs."""
 
+import http.server
 import json
 import pathlib
+import threading
+import time
 import zlib
 
 import jax
@@ -22,6 +25,52 @@ def shared_compilations(compilations):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     yield
     jax.config.update("jax_compilation_cache_dir", None)
+
+
+class Listener(http.server.ThreadingHTTPServer):
+    """Where a webhook leads to.
+
+    Attributes:
+      messages, paths: what was posted, and where to.
+      trouble: what the server does instead of answering well.
+    """
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), _Post)
+        self.messages, self.paths, self.trouble = [], [], ""
+
+
+class _Post(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.server.messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.server.paths.append(self.path)
+        trouble = self.server.trouble
+        if trouble == "is silent":
+            time.sleep(1)
+            return
+        self.send_response({"fails": 500, "redirects": 302}.get(trouble, 200))
+        self.send_header("Location", f"http://127.0.0.1:{self.server.server_port}/elsewhere")
+        self.end_headers()
+        for _ in range(20 if trouble == "trickles" else 0):
+            self.wfile.write(b"x")
+            time.sleep(0.05)
+
+    do_GET = do_POST
+
+    def log_message(self, *_): ...
+
+
+@pytest.fixture
+def listener(monkeypatch):
+    """A server whose address the environment variable HOOK holds."""
+    server = Listener()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HOOK", f"http://127.0.0.1:{server.server_port}/services/secret?key=x")
+    yield server
+    server.shutdown()
+    server.server_close()
 
 
 def metric_lines(workdir: pathlib.Path) -> list[dict]:

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from benchmarks import kill
+from nextstep_jax import storage
 from nextstep_jax.checkpoints import steps
 
 STEPS = 8
@@ -76,6 +77,23 @@ def test_two_processes_are_one(folder, alone):
         assert mine["loss"] == pytest.approx(whole["loss"], rel=1e-4)
         assert mine["gradient_norm"] == pytest.approx(whole["gradient_norm"], rel=1e-3)
     assert kill.distance(alone.path, run.path) < 1e-3
+
+
+@pytest.mark.xdist_group("processes")
+def test_a_run_goes_on_with_half_of_its_devices_and_the_same_batches(folder):
+    """Eight devices with a row each; then four, which take two rows one after the other (launch/README.md, section 7)."""
+    run = kill.Run(folder, "eight", 1, steps=4, changes={"data.batch_size": 8}, devices=8)
+    before = kill.finish(run).metrics()
+    storage.of(run.path).remove_folder(run.path / "export")
+    storage.of(run.path).remove_step(run.path / "checkpoints" / "4")
+    run.devices, run.changes = 4, {**run.changes, "grad_accum_steps": 2}
+    kill.finish(run)
+    steps_done = run.log()
+    assert [step for step, _ in steps_done] == [1, 2, 3, 4, 3, 4] and all(len(names) > 8 for _, names in steps_done)
+    assert steps_done[2:4] == steps_done[4:]
+    for now, then in zip(run.metrics(), before, strict=True):
+        assert now["loss"] == pytest.approx(then["loss"], rel=1e-4)
+        assert now["gradient_norm"] == pytest.approx(then["gradient_norm"], rel=1e-3)
 
 
 @pytest.mark.xdist_group("processes")

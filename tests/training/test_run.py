@@ -31,9 +31,13 @@ def config():
     return config
 
 
-def test_settings_are_kept_logged_and_compared(config, tmp_path, caplog):
+def test_settings_are_kept_logged_and_compared(config, tmp_path, caplog, listener):
     caplog.set_level(logging.INFO)
+    config.webhook = "HOOK"
     loop.train(config, tmp_path)
+    assert [(message["event"], message["step"]) for message in listener.messages] == [("done", 3)]
+    kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert "secret" not in caplog.text and not any(b"services" in content for content in kept)
     assert json.loads((tmp_path / "config.json").read_text()) == {"version": __version__, "config": plain(resolve(config))}
     assert '  config.optimizer.schedule = "constant"' in caplog.text
 
@@ -158,8 +162,9 @@ def test_an_export_that_cannot_be_written_leaves_the_last_one(config, tmp_path, 
     assert (tmp_path / "export" / "manifest.json").read_bytes() == before and not (tmp_path / ".export.new").exists()
 
 
-def test_non_finite_steps_are_counted_over_a_restart(config, tmp_path, monkeypatch):
+def test_non_finite_steps_are_counted_over_a_restart(config, tmp_path, monkeypatch, listener):
     """Two in a row, a stop, and one more."""
+    config.webhook = "HOOK"
     config.max_nonfinite_steps, config.steps = 3, 9
     make_stage = loop.make_stage
 
@@ -178,6 +183,8 @@ def test_non_finite_steps_are_counted_over_a_restart(config, tmp_path, monkeypat
     assert loop.train(config, tmp_path).skipped_in_a_row == 2
     with pytest.raises(NextStepError, match="not finite in 3 steps in a row, 1 to 3"):
         loop.train(config, tmp_path)
+    told = sorted((message["event"], message["step"]) for message in listener.messages)
+    assert told == [("failed", 3), ("non_finite", 1), ("non_finite", 3), ("stopped", 2)]
 
 
 def test_evaluations_of_the_config_are_logged(config, tmp_path):
