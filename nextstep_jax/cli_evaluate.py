@@ -10,6 +10,7 @@ from nextstep_jax.cli_shared import (
     AREA,
     CHECKPOINT,
     DTYPE,
+    MESH,
     SAMPLER,
     SEED,
     Group,
@@ -93,9 +94,10 @@ def evaluate():
 @click.option("--jacobi-tolerance", type=Number(0, 1), help="Change with which it accepts them.  [default: the checkpoint's]")
 @click.option("--thinking/--no-thinking", default=None, help="Think before drawing.  [default: the checkpoint's]")
 @DTYPE
+@MESH
 @_JSON
 @click.option("--sheet", type=_PATH, metavar="PAGE.html", help="Also write a page of prompts, images and verdicts.")
-def shapes(checkpoint, prompts_file, per_category, categories, canvas, seed, dtype, json_file, sheet, **changes):
+def shapes(checkpoint, prompts_file, per_category, categories, canvas, seed, dtype, mesh, json_file, sheet, **changes):
     """ShapeEval: images, edits and captions of the built-in dataset's world, judged by reading their pixels."""
     from nextstep_jax.data.files import write_bytes, write_json
     from nextstep_jax.evaluation import shapes as shape_eval
@@ -114,7 +116,7 @@ def shapes(checkpoint, prompts_file, per_category, categories, canvas, seed, dty
     else:
         count = per_category or shape_eval.PER_CATEGORY
         prompts = shape_eval.default_prompts(count, categories=categories, seed=seed, canvas=(width, height))
-    pipeline = load_pipeline(checkpoint, dtype).with_overrides(changes)
+    pipeline = load_pipeline(checkpoint, dtype, mesh).with_overrides(changes)
     made_with = _made_with(checkpoint) | {
         "seed": seed,
         "dtype": dtype,
@@ -342,7 +344,7 @@ def _made_with(checkpoint: pathlib.Path | None) -> dict[str, Any]:
     from nextstep_jax.checkpoints.params import digest_of
     from nextstep_jax.generation.load import builtin_checkpoint
 
-    folder = pathlib.Path(checkpoint or builtin_checkpoint())
+    folder = builtin_checkpoint() if checkpoint is None else checkpoint
     return {"version": __version__, "checkpoint": {"name": folder.resolve().name, "digest": digest_of(folder)}}
 
 

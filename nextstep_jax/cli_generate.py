@@ -13,6 +13,7 @@ import click
 from nextstep_jax.cli_shared import (
     CHECKPOINT,
     DTYPE,
+    MESH,
     SAMPLER,
     SCHEDULE,
     SEED,
@@ -97,6 +98,7 @@ def _generation_options(command):
         click.option("--prompt-suffix", help="Text appended to the prompt.  [default: the checkpoint's]"),
         click.option("--negative-prompt", help="Text that guidance leads away from.  [default: the checkpoint's]"),
         DTYPE,
+        MESH,
         click.option(
             "--preview", type=click.Path(path_type=pathlib.Path), help="While it is drawn, keep the partial image in this file."
         ),
@@ -179,6 +181,7 @@ def _text_options(command):
         ),
         SEED,
         DTYPE,
+        MESH,
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
         click.option("--profile", is_flag=True, help="Print how long each part took."),
     ]
@@ -204,7 +207,7 @@ def complete(prompt: str, images: tuple[pathlib.Path, ...], interleave: pathlib.
     if interleave is not None:
         make_folder(interleave)
     with _profile(options["profile"]):
-        pipeline = load_pipeline(options["checkpoint"], options["dtype"])
+        pipeline = load_pipeline(options["checkpoint"], options["dtype"], options["mesh"])
         if interleave is None:
             parts = [pipeline.generate_text(prompt, images, **_sampling(options))]
         else:
@@ -231,7 +234,7 @@ def complete(prompt: str, images: tuple[pathlib.Path, ...], interleave: pathlib.
 def caption(images: tuple[pathlib.Path, ...], **options):
     """Describe each IMAGE in a line of text."""
     with _profile(options["profile"]):
-        pipeline = load_pipeline(options["checkpoint"], options["dtype"])
+        pipeline = load_pipeline(options["checkpoint"], options["dtype"], options["mesh"])
         captions = [pipeline.generate_text("", [image], **_sampling(options)) for image in images]
     if options["as_json"]:
         records = [{"image": str(image), "caption": text} for image, text in zip(images, captions, strict=True)]
@@ -279,7 +282,7 @@ def _prepare(options: dict, edit: bool):
     changes = {name: options[name] for name in names if name in options} | {"normalize_tokens": options["normalize_tokens"]}
     size = {name: options[name] for name in ("height", "width", "aspect")}
     require_usable(options["checkpoint"], edit, changes, **size)
-    pipeline = load_pipeline(options["checkpoint"], options["dtype"])
+    pipeline = load_pipeline(options["checkpoint"], options["dtype"], options["mesh"])
     settings = pipeline.settings(edit, **changes)
     return pipeline, settings, size
 

@@ -7,7 +7,8 @@ import importlib.util
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import click
@@ -39,6 +40,29 @@ PLACE = _Place()
 CHECKPOINT = click.option("--checkpoint", type=PLACE, help="Checkpoint folder.  [default: the built-in model]")
 DTYPE = click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "int8"]), help="Data type of the weights.  [default: as stored]"
+)
+
+
+class _MeshSizes(click.ParamType):
+    """Devices along the axes of a mesh, such as tensor=4 or data=2,tensor=4."""
+
+    name = "AXIS=N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, int]:
+        sizes: dict[str, int] = {}
+        for item in value.split(","):
+            found = re.fullmatch(r"(data|tensor)=([1-9][0-9]{0,5})", item.strip())
+            if not found or found[1] in sizes:
+                self.fail(f"{value!r} is not a mesh: expected tensor=N, data=N or both, each once", param, ctx)
+            sizes[found[1]] = int(found[2])
+        return sizes
+
+
+MESH = click.option(
+    "--mesh",
+    type=_MeshSizes(),
+    help="Use all devices: heads and MLPs split over tensor, images over data, what is left if not given.  [default: one "
+    "device]",
 )
 SEED = click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="The same seed gives the same result."
@@ -196,12 +220,13 @@ SAMPLER = Name("sampler", "nextstep_jax.flow.samplers", "SAMPLERS")
 SCHEDULE = Name("schedule", "nextstep_jax.flow.guidance", "SCHEDULES")
 
 
-def load_pipeline(checkpoint: pathlib.Path | None, dtype: str | None):
-    """The pipeline of a checkpoint folder, the built-in model's for None."""
+def load_pipeline(checkpoint: pathlib.Path | None, dtype: str | None, mesh: Mapping[str, int] | None = None):
+    """The pipeline of a checkpoint folder, the built-in model's for None; on a mesh of all devices where sizes are given."""
     from nextstep_jax.generation.pipeline import Pipeline
+    from nextstep_jax.sharding.mesh import make_mesh
 
     keep_compiled_programs()
-    return Pipeline.from_checkpoint(checkpoint, dtype)
+    return Pipeline.from_checkpoint(checkpoint, dtype, None if mesh is None else make_mesh({"data": -1, **mesh}))
 
 
 def leave_out_absent_tpus() -> None:

@@ -8,6 +8,7 @@ import click
 from nextstep_jax.cli_shared import (
     CHECKPOINT,
     DTYPE,
+    MESH,
     SAMPLER,
     SEED,
     Command,
@@ -84,6 +85,7 @@ def _export_command(suite_name: str, edit: bool) -> click.Command:
         ),
         click.option("--rewrite", metavar="openai:URL#MODEL", help="Let a language model make the prompts richer first."),
         DTYPE,
+        MESH,
         click.option("--limit", type=click.IntRange(min=1), help="That many prompts, evenly spaced.  [default: all]"),
         click.option("--batch", type=click.IntRange(min=1), help="Prompts drawn at once.  [default: as many as fill a batch]"),
         click.option("--shard", type=_Shard(), default="0/1", show_default=True, help="Which of how many parts to draw."),
@@ -92,7 +94,7 @@ def _export_command(suite_name: str, edit: bool) -> click.Command:
         options.append(click.option("--image-cfg", type=Number(min=1), help="Guidance towards the input image, 1 for none."))
 
     @click.command("export", cls=Command)
-    def export(data, unofficial, out, checkpoint, seed, height, width, rewrite, dtype, limit, batch, shard, **changes):
+    def export(data, unofficial, out, checkpoint, seed, height, width, rewrite, dtype, mesh, limit, batch, shard, **changes):
         """Draw the images, in the layout of the official scorer, below OUT/images.
 
         An interrupted export goes on where it was. Several processes share one OUT with --shard 0/N to --shard N-1/N.
@@ -108,8 +110,8 @@ def _export_command(suite_name: str, edit: bool) -> click.Command:
         make_folder(out)
         from nextstep_jax.evaluation.suites import export as exporting
 
-        folder = pathlib.Path(checkpoint or builtin_checkpoint())
-        pipeline = load_pipeline(checkpoint, dtype)
+        folder = builtin_checkpoint() if checkpoint is None else checkpoint
+        pipeline = load_pipeline(checkpoint, dtype, mesh)
         plan = exporting.Plan(
             suite,
             exporting.select(suite.items, limit),

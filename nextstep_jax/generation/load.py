@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.sharding import Mesh, NamedSharding
 
 from nextstep_jax import checkpoints, storage
 from nextstep_jax.config import DTYPES, ImageTokenizerConfig, NextStepConfig
@@ -14,6 +15,8 @@ from nextstep_jax.errors import InputError
 from nextstep_jax.generation.config import recommended
 from nextstep_jax.generation.sizes import image_grid, trained_sizes
 from nextstep_jax.models.param_layouts import fuse_layer, quantize_leaf
+from nextstep_jax.sharding.mesh import replicated
+from nextstep_jax.sharding.params import parameter_spec, path_string
 
 
 def builtin_checkpoint() -> pathlib.Path:
@@ -46,7 +49,7 @@ def load_image_tokenizer(checkpoint: str | os.PathLike | None = None) -> tuple[I
     return config, checkpoints.load_params(checkpoint, subtree="image_tokenizer", dtype="float32")
 
 
-def load_model(checkpoint: str | os.PathLike | None = None, dtype: str | None = None) -> dict:
+def load_model(checkpoint: str | os.PathLike | None = None, dtype: str | None = None, mesh: Mesh | None = None) -> dict:
     """The fields of a Pipeline, read from a checkpoint folder (None: the built-in model). A checkpoint without an image
     tokenizer, such as a converted language model, still writes text.
 
@@ -54,6 +57,9 @@ def load_model(checkpoint: str | os.PathLike | None = None, dtype: str | None = 
       dtype: of the model's parameters and compute; None keeps the parameters as stored and computes in the decoder's dtype
         (float32 where float16 is stored). "int8" rounds the large kernels (models/param_layouts.py) and leaves the
         rest as for None.
+      mesh: where the parameters go, each device reading its own slices only: the model's as in training
+        (sharding/params.py), what it does not divide and the image tokenizer's whole to every device; None: the default
+        device.
 
     Raises:
       InputError: not a checkpoint, or one without a model.
@@ -73,11 +79,14 @@ def load_model(checkpoint: str | os.PathLike | None = None, dtype: str | None = 
     if dtype is None and stored == "float16":
         dtype = "float32"  # float16 saves space on disk; its range is too short to compute in
     dtypes = {"model": dtype, "image_tokenizer": "float32"}
-    params = checkpoints.load_params(checkpoint, dtype=dtypes, convert=_quantize if quantized else None)
-    config = config.with_transformer(dtype=dtype or stored, fused_projections=True, scan_layers=False, remat="none")
+    places = None if mesh is None else _shardings(checkpoint, mesh)
+    params = checkpoints.load_params(checkpoint, dtype=dtypes, shardings=places, convert=_quantize if quantized else None)
+    # Where devices hold parts of the kernels, fused ones would have to be cut apart again on each of them, in every step.
+    fused = mesh is None or mesh.shape["tensor"] * mesh.shape["fsdp"] == 1
+    config = config.with_transformer(dtype=dtype or stored, fused_projections=fused, scan_layers=False, remat="none")
     decoder = params["model"]["decoder"]
-    for name in (name for name in decoder if name.startswith("layers_")):  # one by one: the unfused layer goes before the next
-        decoder[name] = jax.block_until_ready(fuse_layer(decoder[name]))
+    for name in (name for name in decoder if fused and name.startswith("layers_")):
+        decoder[name] = jax.block_until_ready(fuse_layer(decoder[name]))  # one by one: the unfused layer goes before the next
     vocabulary = _load_vocabulary(checkpoint)
     if vocabulary is not None:
         vocabulary.require_match(config)
@@ -90,7 +99,18 @@ def load_model(checkpoint: str | os.PathLike | None = None, dtype: str | None = 
         vocabulary=vocabulary,
         overrides=values.get("generation") or {},
         name=checkpoint.resolve().name,
+        mesh=mesh,
     )
+
+
+def _shardings(checkpoint: storage.Place, mesh: Mesh) -> dict:
+    """Where the parameters of a checkpoint lie on a mesh."""
+
+    def place(keys: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        path = path_string(keys)
+        return NamedSharding(mesh, parameter_spec(path, leaf.shape, mesh)) if path.startswith("model/") else replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(place, checkpoints.abstract_params(checkpoint))
 
 
 def _quantize(path: str, leaf: jax.Array) -> dict[str, jax.Array]:

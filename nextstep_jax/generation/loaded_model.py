@@ -3,6 +3,7 @@
 Letters: B images of one device batch, n image tokens, C channels of a token.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -12,6 +13,7 @@ from typing import Any, Self, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from nextstep_jax.config import ImageTokenizerConfig, NextStepConfig
 from nextstep_jax.data import images as image_files
@@ -68,12 +70,13 @@ class LoadedModel:
     """A model ready to decode, with the image tokenizer and the text tokenizer that its checkpoint has.
 
     Attributes:
-      config: in decoding form (unrolled, fused).
+      config: in decoding form (unrolled; fused unless devices hold parts of the kernels).
       params: of the model, in that form.
       tokenizer_config, tokenizer_params: of the image tokenizer. Without one (a converted language model) there is text only.
       vocabulary: without one, prompts are ids and so is what `generate_ids` returns.
       overrides: generation settings the checkpoint asks for, see `config.recommended`.
       name: what error messages and records call it.
+      mesh: the devices that the parameters lie on, where they are several: each batch is computed by all of them.
     """
 
     config: NextStepConfig
@@ -84,17 +87,26 @@ class LoadedModel:
     vocabulary: Vocabulary | None = None
     overrides: dict = dataclasses.field(default_factory=dict)
     name: str = "model"
+    mesh: Mesh | None = None
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: str | os.PathLike | None = None, dtype: str | None = None) -> Self:
+    def from_checkpoint(
+        cls, checkpoint: str | os.PathLike | None = None, dtype: str | None = None, mesh: Mesh | None = None
+    ) -> Self:
         """Load a converted or trained checkpoint folder; without one, the small model that ships with the package.
 
         Args:
           dtype: to cast the parameters to and compute in; None keeps what is stored; "int8" keeps the large kernels in one
             byte a number, each output with a scale of its own, and computes as for None.
+          mesh: the devices to spread the model over (`sharding.mesh.make_mesh`), heads and MLPs along its axis `tensor`, the
+            rows of a batch along `data`. None: one device.
         """
         with part("load"):
-            return cls(**load_model(checkpoint, dtype))
+            return cls(**load_model(checkpoint, dtype, mesh))
+
+    def on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+        """What runs inside is compiled for the model's mesh."""
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     # --- what it is ---------------------------------------------------------------------------------------------------
 
@@ -164,7 +176,7 @@ class LoadedModel:
         encoded = []
         for i, pixels in enumerate(images):
             values, noise_key = image_files.to_float(pixels)[None], jax.random.fold_in(key, i)
-            with part("encode") as done:
+            with self.on_mesh(), part("encode") as done:
                 tokens = done(encode_images(config, self.config.patch, params, values, noise_key))
             side = self.token_pixels
             encoded.append(ImageTokens(np.asarray(tokens[0]), pixels.shape[0] // side, pixels.shape[1] // side))
@@ -173,7 +185,7 @@ class LoadedModel:
     def decode_images(self, tokens: np.ndarray | Array, h: int, w: int) -> list[Pixels]:
         """uint8 images of tokens [B, h * w, C]."""
         config, params = self.image_tokenizer
-        with part("decode") as done:
+        with self.on_mesh(), part("decode") as done:
             pixels = done(decode_images(config, self.config.patch, h, w, params, jnp.asarray(tokens)))
         return list(image_files.to_uint8(np.asarray(pixels)))
 
@@ -208,7 +220,7 @@ class LoadedModel:
         prefix = image_prefix(self.special, h, w)
         rows = [self.frame([*row[b], prefix], tokens) for b in used for row in padded]
         keys = keys[np.minimum(np.arange(len(padded)), count - 1)]
-        with part("prefill") as done:
+        with self.on_mesh(), part("prefill") as done:
             noise = token_loop.draw_noise(keys, tokens, sampler_config.num_noise_draws, self.config.token_channels)
             begin, advance = _decoding(settings.jacobi_config(w), settings.jacobi_tolerance)
             state = done(begin(self.config, self.params, align_rows(rows), sampler_config.branches, tokens))
@@ -217,7 +229,7 @@ class LoadedModel:
         for stop in sorted({*range(chunk, tokens, chunk), *(stop for stop, _ in stages)}):
             steps = next(steps for last, steps in stages if stop <= last)
             now = dataclasses.replace(sampler_config, steps=steps)
-            with part("tokens") as done:
+            with self.on_mesh(), part("tokens") as done:
                 draws = noise[:, : now.num_noise_draws]
                 state = done(advance(self.config, now, self.params, state, draws, settings.guidance(tokens), stop))
             if on_chunk is not None:
@@ -257,13 +269,13 @@ class LoadedModel:
         markers = {i for i in dataclasses.astuple(self.special) if isinstance(i, int)} - {self.special.times}
         allowed[list(markers - set(stop_ids) - set(allowed_special))] = False
         prompt = align_rows([row])
-        with part("prefill") as done:
+        with self.on_mesh(), part("prefill") as done:
             state = done(text.prefill_ids(self.config, self.params, prompt, _power_of_two(max_tokens)))
         stops = np.asarray(stop_ids, np.int32)
         ids: list[int] = []
         met: int | None = None
         for stop in [*(range(TEXT_CHUNK, max_tokens, TEXT_CHUNK) if on_ids else ()), max_tokens]:
-            with part("text") as done:
+            with self.on_mesh(), part("text") as done:
                 arguments = (key[None], temperature, top_p, allowed, stops, stop)
                 state = done(text.decode_ids(self.config, self.params, state, *arguments))
             ids = np.asarray(state.ids)[0, : int(state.lengths[0])].tolist()

@@ -72,8 +72,10 @@ def logical_axes(path: str, rank: int) -> tuple[str | None, ...]:
     """
     bare = re.sub(r"/(layers|blocks)_\d+/", r"/\1/", path)
     stacked = bare == path and re.match(r"model/(decoder/layers|(flow_head|map_head)/blocks)/", path)
+    whole = bare.removesuffix("_scale") if bare.endswith("/kernel_scale") else bare
     for pattern, names in PARAMETER_AXES:
-        if re.fullmatch(pattern, bare):
+        if re.fullmatch(pattern, whole):
+            names = names if whole == bare else names[-rank:]  # the outputs of a kernel in int8
             names = ("layers", *names) if stacked else names
             if len(names) != rank:
                 raise InputError(f"{path}: the sharding table says {len(names)} dimensions {names}, found {rank}")

@@ -1,0 +1,62 @@
+"""Models spread over devices: the commands make what one device makes, from a checkpoint in a bucket."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from nextstep_jax import checkpoints
+from nextstep_jax.errors import InputError
+from nextstep_jax.generation.load import load_model
+from nextstep_jax.sharding.mesh import make_mesh
+from nextstep_jax.sharding.params import logical_axes
+from tests.test_cli import run  # noqa: F401 (a fixture)
+
+pytest_plugins = ["tests.buckets"]
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("bucket", ["gs"], indirect=True)
+def test_images_and_text_are_those_of_one_device(bucket, tiny_checkpoint, tmp_path):
+    """Eight pretended devices, in a process of their own; images differ by rounding at most."""
+    config, files = checkpoints.load_config(tiny_checkpoint), checkpoints.params.load_extra_files(tiny_checkpoint)
+    checkpoints.save_params(f"{bucket}/tiny", checkpoints.iterate_params(tiny_checkpoint), config, files)
+    program = pathlib.Path(__file__).parent / "programs/on_a_mesh.py"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    command = [sys.executable, program, f"{bucket}/tiny", tmp_path]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found.pop("same_text") and set(found) == {"tensor=2", "tensor=8"}
+    for mesh, (difference, split) in found.items():
+        assert difference <= 1 and split, (mesh, found)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [("tensor=3", "mesh .* does not fit 1 devices"), ("fsdp=2", "expected tensor=N, data=N"), ("tensor=0", "not a mesh")],
+)
+def test_a_mesh_that_cannot_be_is_one_line(run, tiny_checkpoint, mesh, message):  # noqa: F811
+    code, _, err = run("generate", "a red circle", "--checkpoint", tiny_checkpoint, "--mesh", mesh)
+    assert code == 2 and re.search(message, err) and err.count("\n") == 1
+
+
+def test_kernels_in_int8_and_their_scales_are_split_alike():
+    for layer, kernel in (("attention/q", 3), ("attention/o", 3), ("mlp/down", 2)):
+        axes = logical_axes(f"model/decoder/layers_0/{layer}/kernel", kernel)
+        outputs = kernel - (2 if layer.endswith("/o") else 1)
+        assert logical_axes(f"model/decoder/layers_0/{layer}/kernel_scale", outputs) == axes[-outputs:]
+
+
+def test_on_one_device_a_mesh_changes_nothing(tiny_checkpoint):
+    mesh = make_mesh({"data": 1}, jax.devices()[:1])
+    plain, placed = load_model(tiny_checkpoint), load_model(tiny_checkpoint, mesh=mesh)
+    assert placed["config"] == plain["config"] and placed["mesh"] is mesh
+    assert jax.tree.structure(placed["params"]) == jax.tree.structure(plain["params"])
+    with pytest.raises(InputError, match="does not fit"):
+        make_mesh({"data": -1, "tensor": 3})
