@@ -38,6 +38,18 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = [
+    # --- data in buckets, signs of life -------------------------------------------------------------------------------
+    Mutation("data/partial_copy.py", "self._fetch(start, stop)", "self._fetch(start, stop - 1)", "data/test_shard_files.py"),
+    Mutation("data/partial_copy.py", "if any(os.pread(", "if not any(os.pread(", "data/test_shard_files.py"),
+    Mutation("data/shard_files.py", "return self._run >= _SERIES", "return False", "data/test_shard_files.py"),
+    Mutation(
+        "storage/objects.py",
+        "for first, last in itertools.pairwise(ends)",
+        "for first, last in [ends[:2]]",
+        "storage/test_objects.py",
+    ),
+    Mutation("training/webhook.py", "if self._was_finite and not good", "if not good", "training/test_webhook.py"),
+    Mutation("checkpoints/training.py", "self._lock.step = step", "pass", "checkpoints/test_training.py"),
     # --- flow ---------------------------------------------------------------------------------------------------------
     Mutation("flow/paths.py", "return t * x + (1 - t) * noise", "return (1 - t) * x + t * noise", "flow/test_paths.py"),
     Mutation("flow/paths.py", "return x - noise", "return noise - x", "flow/test_paths.py"),

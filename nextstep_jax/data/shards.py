@@ -32,6 +32,7 @@ from nextstep_jax.progress import progress_bar
 FORMAT = "nextstep_jax dataset"
 VERSION = 1
 INDEX = "index.json"
+_INDEX_BYTES = 1 << 28  # of the largest index, some 1.5 million shards
 _BESIDE = ("report.json",)  # what `data build` writes beside the index and the shards
 
 _WRITE_OPTIONS = "group_size:1,uncompressed"  # image bytes do not compress; single records are what is read
@@ -125,7 +126,7 @@ def read_index(directory: str | os.PathLike) -> dict[str, Any]:
         raise InputError(
             f"{directory}: not a dataset (no {INDEX}); one whose build did not finish can be resumed with the same command"
         )
-    value = files.read_json(path)
+    value = files.read_json(path, _INDEX_BYTES)
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise InputError(f'{path}: not a dataset\'s index (no "format": "{FORMAT}")')
     if value.get("version") != VERSION:

@@ -14,10 +14,11 @@ time of change that a client could set.
 import fnmatch
 import functools
 import io
+import itertools
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import tensorstore as ts
@@ -134,12 +135,16 @@ class ObjectPath(os.PathLike):
     def is_symlink(self) -> bool:
         return False
 
-    def below(self) -> Iterator[str]:
-        """The names, relative to this folder, of all its objects, sorted."""
-        prefix = f"{self.key}/" if self.key else ""
-        keys = ts.KvStore.KeyRange(prefix, prefix[:-1] + "0") if prefix else ts.KvStore.KeyRange()
-        names = self._wait(self._store().list(range=keys, strip_prefix_length=len(prefix)))
-        yield from sorted(name.decode() for name in names)
+    def below(self, cuts: Sequence[str] = ()) -> Iterator[str]:
+        """The names, relative to this folder, of all its objects, sorted. A listing comes in pages of a thousand, one after the
+        other; the parts between the names `cuts`, in ascending order, are listed side by side.
+        """
+        prefix, store = f"{self.key}/" if self.key else "", self._store()
+        ends = [prefix, *(prefix + cut for cut in cuts), prefix[:-1] + "0" if prefix else ""]
+        ranges = [ts.KvStore.KeyRange(first, last) for first, last in itertools.pairwise(ends)]
+        parts = [store.list(range=keys, strip_prefix_length=len(prefix)) for keys in ranges]
+        for part in parts:
+            yield from sorted(name.decode() for name in self._wait(part))
 
     def iterdir(self) -> Iterator["ObjectPath"]:
         """The objects and folders right below."""

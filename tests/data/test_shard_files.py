@@ -22,6 +22,7 @@ def copies(tmp_path, monkeypatch):
     """The folder of the local copies."""
     monkeypatch.setenv(shard_files.FOLDER_VARIABLE, str(tmp_path / "copies"))
     monkeypatch.setattr(shard_files, "_RANGE_BYTES", 1000)
+    monkeypatch.setattr(shard_files, "_LISTED", 1)
     return tmp_path / "copies"
 
 

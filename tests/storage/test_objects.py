@@ -40,7 +40,7 @@ def test_objects_are_read_listed_and_deleted(bucket):
     for name, data in {"b/c": b"2", "a": b"1" * 100, "b/d/e": b""}.items():
         (folder / name).write_bytes(data)
     folder.with_name(f"{folder.name}0").write_bytes(b"a neighbor whose name begins alike")
-    assert list(folder.below()) == ["a", "b/c", "b/d/e"]
+    assert list(folder.below()) == list(folder.below(["a0", "b/c", "b/d"])) == ["a", "b/c", "b/d/e"]
     assert list(folder.iterdir()) == [folder / "a", folder / "b"] and list(folder.glob("[b]*")) == [folder / "b"]
     assert folder.is_dir() and not folder.is_file() and (folder / "a").is_file() and not (folder / "a").is_dir()
     assert (folder / "a").stat().st_size == 100 and (folder / "b/d/e").read_bytes() == b"" == (folder / "b/d/e").open().read()
