@@ -36,7 +36,7 @@ from benchmarks import measure, packing, stand_in_buckets
 
 HOSTS, DATA_SHARDS, ROWS, LENGTH, SHARES = 64, 4, 3, 8192, packing.STAGES["stage 1"][3]
 AHEAD = 2  # batches that a data shard makes before they are asked for
-READERS = 16 // (DATA_SHARDS * len(SHARES)) or 1  # threads of a stream, as in training/multitask.py
+READERS = 4  # threads of a stream, as in training/multitask.py
 LATENCY_S, LATENCY_SPREAD = 0.03, 0.7
 
 

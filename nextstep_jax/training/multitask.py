@@ -39,7 +39,8 @@ from nextstep_jax.training.vocabulary import open_vocabulary
 Array = jax.Array
 
 _INPUT_NOISE_FOLD = 2  # beside the keys that `draw_noise` splits off, which are 0 and 1
-_THREADS = 16  # reader threads of a host, where there are fewer streams than that
+_THREADS = 16  # reader threads of a host, shared out over its streams...
+_STREAM_THREADS = 4  # ...of which each has so many at least: it may have a bucket to wait for
 
 
 def make_stage(config: MultitaskConfig) -> Stage:
@@ -178,7 +179,10 @@ def packing_config(config: MultitaskConfig, model: NextStepConfig, data_shard: i
 def open_data(config: MultitaskConfig, model: NextStepConfig, vocabulary: Vocabulary, **changes) -> "PackedData":
     """The training mixture, from its start. `changes` are fields of PackingConfig."""
     components, mine = open_components(config.data.root, config.data.sources), local_data_shards(config)
-    settings = {"epochs": config.data.epochs or None, "threads": max(1, _THREADS // (len(mine) * len(components)))} | changes
+    settings = {
+        "epochs": config.data.epochs or None,
+        "threads": max(_STREAM_THREADS, _THREADS // (len(mine) * len(components))),
+    } | changes
     shards = {}
     for n, workers in zip(mine, split_evenly(config.data.workers, len(mine)), strict=True):
         shards[n] = BatchIterator(components, vocabulary, packing_config(config, model, n, workers=workers, **settings))
