@@ -34,15 +34,26 @@ class PreferenceLossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceConfig(MultitaskConfig):
-    """The flow head on pairs of images of one prompt, of which one is preferred (training/preference.py)."""
+    """The flow head on pairs of images of one prompt, of which one is preferred (training/preference.py).
+
+    Attributes:
+      reference: how the reference's errors are found, which are the same bit for bit. "copy": before each step, from a copy of
+        its parameters beside those that are trained. "ahead": those of all steps whenever the run is started, and the copy is
+        dropped before the first step; 8 bytes for each image slot of each step remain.
+    """
 
     objective: Literal["preference"] = "preference"  # type: ignore[assignment]  # narrower in each kind of run
     loss: PreferenceLossConfig = PreferenceLossConfig()  # type: ignore[assignment]
+    reference: Literal["copy", "ahead"] = "copy"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.data.grids:
             raise InputError("data.grids: the release's packing knows no preferences")
+        if self.reference == "ahead" and self.data.validation and self.validation.every:
+            raise InputError(
+                "reference must be copy where config.validation.every is not 0, found ahead: other pairs come then"
+            )
         for name, source in self.data.sources.items():
             if source.augmentation.preferred_only:
                 raise InputError(f"data.sources.{name}.augmentation.preferred_only leaves no image to prefer another to")

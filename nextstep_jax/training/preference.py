@@ -1,20 +1,30 @@
 """The preference stage: Diffusion-DPO on images that the model made itself (paper section 6.3.3).
 
-The reference is the model that training starts from. Its errors are computed from the same draws before each step, so that the
-step itself costs what one on twice the rows does, and the reference needs no gradient, optimizer or average.
+The reference is the model that training starts from. Its errors are computed from the same draws, before each step or all of
+them before the first, so that the step itself costs what one on twice the rows does, and the reference needs no gradient, no
+optimizer and no average.
 
 Letters: B rows, P pairs of a row, n slots of the image head, M draws, C channels of an image token.
 """
 
+import contextlib
+import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
+from nextstep_jax.batch import Batch
+from nextstep_jax.config import NextStepConfig
 from nextstep_jax.models.nextstep import NextStep, init_params
-from nextstep_jax.objectives.multitask import draw_noise
+from nextstep_jax.objectives.multitask import draw_noise, image_losses
 from nextstep_jax.objectives.preference import PairErrors, pair_errors, pair_weights, preference_terms, split_pairs
+from nextstep_jax.sharding.mesh import global_batch
 from nextstep_jax.training import multitask
+from nextstep_jax.training.few_step import without_text
 from nextstep_jax.training.flops import multitask_flops, work_of
 from nextstep_jax.training.init import initial_params
 from nextstep_jax.training.post_training_settings import PreferenceConfig
@@ -25,6 +35,23 @@ from nextstep_jax.training.vocabulary import open_vocabulary
 Array = jax.Array
 
 _DRAW_FOLD = 3  # draws of a step, beside the keys that the step itself folds
+
+
+class PreferenceBatch(NamedTuple):
+    """What a step learns from; every array begins with B.
+
+    Attributes:
+      pairs: (Batch, kinds [B, S]) of pairs.
+      noise, t: [B, n, M, C] and [B, n, M].
+      reference: the reference's errors under these draws.
+      unconditional: see `unconditional_errors`; 0 in steps after which nothing is logged.
+    """
+
+    pairs: tuple[Batch, Any]
+    noise: Array
+    t: Array
+    reference: PairErrors
+    unconditional: Array
 
 
 def make_stage(config: PreferenceConfig) -> Stage:
@@ -47,43 +74,41 @@ def make_stage(config: PreferenceConfig) -> Stage:
         inference=functools.partial(multitask.inference, config, vocabulary),
         draw_samples=functools.partial(multitask.draw_samples, config, vocabulary),
         export=functools.partial(multitask.export, config, model, vocabulary),
-        collector=functools.partial(open_collector, config, objective),
+        collector=functools.partial(open_collector, config, objective, training_data),
     )
 
 
 def make_objective(config: PreferenceConfig) -> Objective:
-    """Parameters and loss. Batches are (Batch, kinds [B, S]) of pairs, to which the collector adds noise [B, n, M, C], times
-    [B, n, M] and the reference's errors.
-    """
+    """Parameters and loss. Batches are `PreferenceBatch`es."""
     model = NextStep(config.model)
     slots = multitask.max_targets(config)["max_image_targets"]
 
     def init(key: Array) -> dict:
         return {"model": init_params(config.model, key)}
 
-    def normalizers(batch):
-        (batch, _), *_ = batch
-        return jnp.sum(pair_weights(batch, slots))
+    def normalizers(batch: PreferenceBatch):
+        return jnp.sum(pair_weights(batch.pairs[0], slots))
 
-    def loss(params, batch, key: Array, normalizers):
-        (batch, _), noise, t, reference = batch
-        errors = pair_errors(model, params["model"], batch, noise, t, slots)
-        terms = preference_terms(errors, reference, beta=config.loss.beta, winner_weight=config.loss.winner_weight)
-        weights = pair_weights(batch, errors.winner.shape[1])
+    def loss(params, batch: PreferenceBatch, key: Array, normalizers):
+        packed, _ = batch.pairs
+        errors = pair_errors(model, params["model"], packed, batch.noise, batch.t, slots)
+        terms = preference_terms(errors, batch.reference, beta=config.loss.beta, winner_weight=config.loss.winner_weight)
+        weights = pair_weights(packed, errors.winner.shape[1])
         means = {
             f"preference/{name}": WeightedMean(jnp.sum(weights * value), jnp.sum(weights))
             for name, value in terms._asdict().items()
         }
+        means["preference/unconditional_error"] = WeightedMean(*jnp.sum(batch.unconditional, axis=0))
         return jnp.sum(weights * terms.loss) / jnp.maximum(normalizers, 1), means
 
-    def counts(batch):
-        (batch, _), *_ = batch
-        rows = split_pairs(batch)
+    def counts(batch: PreferenceBatch):
+        packed, _ = batch.pairs
+        rows = split_pairs(packed)
         work = work_of(rows)._replace(text_targets=0.0)
         return {
             "positions": jnp.float32(rows.text_ids.size),
             "tokens": jnp.float32(work.tokens),
-            "images": 2 * jnp.sum(pair_weights(batch, slots)),
+            "images": 2 * jnp.sum(pair_weights(packed, slots)),
             # The reference's forward pass is a third of the model's forward and backward passes.
             "flops": jnp.float32(multitask_flops(config.model, work)) * 4 / 3,
         }
@@ -91,22 +116,69 @@ def make_objective(config: PreferenceConfig) -> Objective:
     return Objective(init, normalizers, loss, counts, batch_axes=("batch", "sequence"))
 
 
-def open_collector(config: PreferenceConfig, objective: Objective, key: Array) -> Collect:
+def open_collector(
+    config: PreferenceConfig, objective: Objective, training_data: Callable[[], DataIterator], key: Array
+) -> Collect:
     """What adds a step's draws and the reference's errors to a batch; the reference lies on the mesh as the parameters do.
 
     Args:
+      training_data: opens the run's batches at their start, for errors that are computed ahead.
       key: the run's, which also initializes a model that starts from no checkpoint.
     """
     model, slots = NextStep(config.model), multitask.max_targets(config)["max_image_targets"]
-    reference = initial_params(config.init, objective.init, key, jax.sharding.get_mesh())
+    mesh = jax.sharding.get_mesh()
 
-    @jax.jit
-    def complete(reference, step: Array, batch, key: Array):
-        packed, _ = batch
+    def draw(packed: Batch, step: Array, key: Array) -> tuple[Array, Array]:
         key = jax.random.fold_in(jax.random.fold_in(key, _DRAW_FOLD), step)
         shape = (packed.shape[0], slots, config.loss.draws, config.model.token_channels)
-        noise, t = draw_noise(key, *shape, timesteps=config.loss.timesteps)
-        errors: PairErrors = pair_errors(model, reference["model"], packed, noise, t, slots)
-        return batch, noise, t, errors
+        return draw_noise(key, *shape, timesteps=config.loss.timesteps)
 
-    return lambda state, batch, key: complete(reference, state.step, batch, key)
+    @jax.jit
+    def reference_errors(reference, step: Array, packed: Batch, key: Array) -> PairErrors:
+        return pair_errors(model, reference["model"], packed, *draw(packed, step, key), slots)
+
+    @jax.jit
+    def complete(errors: PairErrors, params, step: Array, batch, key: Array) -> PreferenceBatch:
+        packed, _ = batch
+        noise, t = draw(packed, step, key)
+        unconditional = jax.lax.cond(
+            (step + 1) % config.log_every == 0,
+            lambda: unconditional_errors(config.model, params["model"], packed, noise, t, slots),
+            lambda: jnp.zeros((packed.shape[0], 2)),
+        )
+        return PreferenceBatch(batch, noise, t, errors, unconditional)
+
+    reference = initial_params(config.init, objective.init, key, mesh)
+    if config.reference == "copy":
+
+        def collect(state, batch, key: Array) -> PreferenceBatch:
+            errors = reference_errors(reference, state.step, batch[0], key)
+            return complete(errors, state.params, state.step, batch, key)
+
+        return collect
+    with contextlib.closing(training_data()) as data:
+        every = []
+        for step, host_batch in zip(range(config.steps), data, strict=False):
+            packed, _ = global_batch(host_batch.arrays, mesh, objective.batch_axes)
+            every.append(reference_errors(reference, jnp.int32(step), packed, key))
+    ahead = jax.jit(lambda every: jax.tree.map(lambda *errors: jnp.stack(errors), *every))(every)
+    pick = jax.jit(lambda ahead, step: jax.tree.map(lambda errors: errors[step], ahead))
+    return lambda state, batch, key: complete(pick(ahead, state.step), state.params, state.step, batch, key)
+
+
+def unconditional_errors(
+    config: NextStepConfig,
+    params: dict,
+    batch: Batch,
+    noise: Float[Array, "B n M C"],
+    t: Float[Array, "B n M"],
+    max_image_targets: int,
+) -> Float[Array, "B 2"]:
+    """The winners' errors where their text is out of sight, summed over each row's tokens, and how many these are: guidance
+    leans on a branch of the model that no preference is about.
+    """
+    winners = dataclasses.replace(
+        without_text(batch, config.image_area_id), image_tokens=batch.image_tokens[..., : config.token_channels]
+    )
+    targets = image_losses(NextStep(config), params, winners, noise, t, max_image_targets=max_image_targets)
+    return jnp.stack([jnp.sum(targets.losses * targets.weights, axis=1), jnp.sum(targets.weights, axis=1)], axis=1)

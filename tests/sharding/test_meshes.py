@@ -187,7 +187,7 @@ def post_training(objective_name):
             state = types.SimpleNamespace(step=jax.numpy.int32(3), params=placed, averaged_params=placed)
             mine = global_batch(batch, mesh, objective.batch_axes)
             if objective_name == "preference":
-                mine = preference.open_collector(run, objective, key)(state, mine, key)
+                mine = preference.open_collector(run, objective, None, key)(state, mine, key)
             else:
                 settings = online.generation_settings(run)
                 drawn = jax.jit(online.make_draw(run, settings, (2, 2), mesh))(placed, mine, state.step, key)

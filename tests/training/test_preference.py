@@ -1,17 +1,22 @@
 """Preference training end to end: candidates of a tiny model, the stage's first loss, learning, and exact continuation."""
 
+import dataclasses
 import json
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from nextstep_jax.data.shards import ArrayRecordSource
 from nextstep_jax.errors import InputError
 from nextstep_jax.generation.pipeline import Pipeline
+from nextstep_jax.models.nextstep import NextStep, empty_batch
+from nextstep_jax.objectives.preference import pair_errors
 from nextstep_jax.rewards.combine import RewardTerm
 from nextstep_jax.rewards.loading import FunctionReward
+from nextstep_jax.training import preference
 from nextstep_jax.training.candidates import CandidatePrompt, make_candidates, read_prompts
 from nextstep_jax.training.config import base_config, model_fields, source
 from nextstep_jax.training.loop import train
@@ -111,9 +116,50 @@ def test_training_begins_at_log_two_and_learns_to_prefer(config, tmp_path):
     metrics = {name: values for name, (_, values) in read_metrics(tmp_path / "run").items()}
     assert metrics["loss"][0] == pytest.approx(math.log(2), rel=1e-6)
     assert metrics["preference/margin"][0] == metrics["preference/winner_drift"][0] == 0
+    assert len(metrics["preference/unconditional_error"]) == 25 and metrics["preference/unconditional_error"].min() > 0
     assert metrics["preference/correct"][-5:].mean() > 0.9 and metrics["loss"][-5:].mean() < 0.4
     images = Pipeline.from_checkpoint(tmp_path / "run" / "export").generate("a red circle", height=32, width=32)
     assert images[0].pixels.shape == (32, 32, 3)
+
+
+def test_the_unconditional_error_is_that_of_images_without_their_text(tiny_config, tiny_params):
+    """Of a row that begins with the size of its image; neither other words nor another loser change it."""
+    rng, n, channels = np.random.default_rng(0), 4, tiny_config.token_channels
+    text = np.array([[5, 6, 7, tiny_config.image_area_id, 9, tiny_config.begin_of_image_id]], np.int32)
+    noise, t = rng.normal(size=(1, n, 2, channels)).astype(np.float32), rng.uniform(size=(1, n, 2)).astype(np.float32)
+    images = rng.normal(size=(1, n, 2 * channels)).astype(np.float32)
+
+    def row(text, images):
+        batch, length = empty_batch(tiny_config, 1, 16), text.shape[1]
+        is_image = (np.arange(16)[None] >= length) & (np.arange(16)[None] < length + n)
+        inside = np.arange(16)[None] < length + n
+        tokens = np.zeros((1, 16, 2 * channels), np.float32)
+        tokens[:, length : length + n] = images
+        ids = np.pad(text, ((0, 0), (0, 16 - length)))
+        found = dataclasses.replace(
+            batch,
+            text_ids=ids,
+            image_tokens=tokens,
+            is_image=is_image,
+            positions=np.where(inside, np.arange(16), 0).astype(np.int32),
+            segment_ids=inside.astype(np.int32),
+            image_weight=is_image.astype(np.float32),
+        )
+        return jax.tree.map(jnp.asarray, found)
+
+    def unconditional(batch):
+        return np.asarray(preference.unconditional_errors(tiny_config, tiny_params, batch, noise, t, n))
+
+    found = unconditional(row(text, images))
+    alone = pair_errors(NextStep(tiny_config), tiny_params, row(text[:, 3:], images), noise, t, n)
+    np.testing.assert_allclose(found, [[n * alone.winner[0, 0], n]], rtol=1e-5)
+    other_text, other_loser, other_winner = text.copy(), images.copy(), images.copy()
+    other_text[0, :3] += 3
+    other_loser[..., channels:] += 1
+    other_winner[..., :channels] += 1
+    np.testing.assert_allclose(unconditional(row(other_text, images)), found, rtol=1e-6)
+    np.testing.assert_array_equal(unconditional(row(text, other_loser)), found)
+    assert abs(unconditional(row(text, other_winner)) - found)[0, 0] > 0.01
 
 
 def test_a_run_that_was_stopped_continues_bit_for_bit(config, tmp_path):
@@ -122,8 +168,21 @@ def test_a_run_that_was_stopped_continues_bit_for_bit(config, tmp_path):
     train(config, tmp_path / "parts")
     config.steps = 4
     parts = train(config, tmp_path / "parts")
-    for one, other in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True):
-        np.testing.assert_array_equal(one, other)
+    config.reference = "ahead"
+    ahead = train(config, tmp_path / "ahead")
+    for one, *others in zip(*(jax.tree.leaves(state.params) for state in (whole, parts, ahead)), strict=True):
+        np.testing.assert_array_equal(one, others[0])
+        np.testing.assert_array_equal(one, others[1])
+    metrics = [read_metrics(tmp_path / name) for name in ("whole", "ahead")]
+    for name in ("preference/margin", "preference/winner_drift", "preference/unconditional_error", "loss"):
+        np.testing.assert_array_equal(*(values[name][1] for values in metrics))
+
+
+def test_a_reference_computed_ahead_knows_no_other_pairs(config, tmp_path):
+    config.reference, config.validation.every = "ahead", 1
+    config.data.validation.candidates = source("candidates")
+    with pytest.raises(InputError, match="config.reference must be copy where config.validation.every is not 0"):
+        train(config, tmp_path / "run")
 
 
 def test_gradients_of_parts_add_up_to_the_batchs(config, tmp_path):
