@@ -256,6 +256,30 @@ MUTATIONS = [
         "key = jax.random.fold_in(key, _DRAW_FOLD)",
         "training/test_preference.py",
     ),
+    Mutation(
+        "training/preference.py",
+        "without_text(batch, config.image_area_id), image_tokens",
+        "batch, image_tokens",
+        "training/test_preference.py::test_the_unconditional_error_is_that_of_images_without_their_text",
+    ),
+    Mutation(
+        "training/preference.py",
+        "errors[step], ahead)",
+        "errors[0], ahead)",
+        "training/test_preference.py::test_a_run_that_was_stopped_continues_bit_for_bit",
+    ),
+    Mutation(
+        "data/shapes/newcomer.py",
+        'if held & _HELD_OUT[category] if split == "heldout" else not held:',
+        "if True:",
+        "data/test_shapes.py::test_prompts_of_newcomers_are_what_they_are_called_and_held_out",
+    ),
+    Mutation(
+        "data/shapes/newcomer.py",
+        "[second] * b, rng",
+        "[second], rng",
+        "data/test_shapes.py::test_prompts_of_newcomers_are_what_they_are_called_and_held_out",
+    ),
     Mutation("training/init.py", "        if is_reinit(path):\n            continue\n", "", "training/test_init.py"),
     Mutation(
         "training/metrics.py", "self._bad = [] if good else", "self._bad = self._bad if good else", "training/test_metrics.py"
