@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import post_training
+from benchmarks import gradient_signal, post_training
 from benchmarks.post_training import compare, format_comparison, mean_distance
 from nextstep_jax.data import shapes
 from nextstep_jax.generation.load import builtin_checkpoint
@@ -70,3 +70,13 @@ def test_checkpoints_need_names(tmp_path, capsys):
         with pytest.raises(SystemExit):
             post_training.main([*arguments, "--results", str(tmp_path)])
     assert "a name of its own" in capsys.readouterr().err
+
+
+def test_gradients_agree_by_the_share_of_what_they_have_in_common():
+    """Of g + noise with |noise| = 3 |g| a tenth of the squared length is common."""
+    rng = np.random.default_rng(0)
+    common = rng.normal(size=200_000)
+    gradients = [(common + 3 * rng.normal(size=common.shape)).astype(np.float32) for _ in range(4)]
+    found = gradient_signal.cosines(gradients)
+    assert len(found) == 6 and found == pytest.approx([0.1] * 6, abs=0.01)
+    assert gradient_signal.cosines([common, 2 * common, -common]) == pytest.approx([1, -1, -1])
