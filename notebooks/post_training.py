@@ -174,8 +174,8 @@ for name, run in results.items():
 # %% [markdown]
 # ## Online
 # `shapes_nft`: in every step 16 images of each of 16 training prompts, without guidance, scored by the same reader, and one
-# update (forward-process learning). Beside it the control, whose reward is a coin that knows nothing of the image. One
-# run each, of one seed.
+# update (forward-process learning), in runs of different seeds. Beside them the control, whose reward is a coin that knows
+# nothing of the image.
 
 # %%
 online = json.loads(pathlib.Path("post_training_results/online.json").read_text())
@@ -190,7 +190,7 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# The control's reward is the coin's. What counts is what both do on held-out prompts, judged by the reader.
+# The control's reward is the coin's. What counts is what all do on held-out prompts, judged by the reader.
 
 # %%
 for name, run in online["compared"].items():
