@@ -41,7 +41,11 @@ def train(ctx: click.Context, /, config: str, workdir: str, distributed: bool, *
 @click.option("--topology", required=True, metavar="GENERATION:SHAPE", help="E.g. v5p:4x4x4, v6e:16x16, v5e:2x4.")
 @click.option("--slices", type=click.IntRange(min=1), default=1, show_default=True, help="Slices of that topology.")
 @click.option(
-    "--what", type=click.Choice(["train", "generate"]), default="train", show_default=True, help="Program to compile."
+    "--what",
+    type=click.Choice(["train", "generate", "rollouts"]),
+    default="train",
+    show_default=True,
+    help="Program to compile: a training step, the token loop, or what an online stage draws in a step.",
 )
 @click.option(
     "--tokens-per-chip",
@@ -50,6 +54,7 @@ def train(ctx: click.Context, /, config: str, workdir: str, distributed: bool, *
     show_default=True,
     help="Sets the batch size; 0 leaves the config's.",
 )
+@click.option("--images", type=click.IntRange(min=1), default=1, show_default=True, help="Of the token loop, drawn at a time.")
 @click.option(
     "--flags",
     default="launch",
@@ -57,11 +62,11 @@ def train(ctx: click.Context, /, config: str, workdir: str, distributed: bool, *
     metavar="FLAGS",
     help="Of the compiler: launch (what the launchers set), none, or NAME=VALUE,... on top of the launchers'.",
 )
+@click.option("--top", type=click.IntRange(min=0), default=0, show_default=True, help="List that many costliest instructions.")
+@click.option("--hlo", default="", metavar="FILE", help="Keep the compiled program's text.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 @click.pass_context
-def aot(
-    ctx: click.Context, config: str, topology: str, slices: int, what: str, tokens_per_chip: int, flags: str, as_json: bool
-):
+def aot(ctx: click.Context, /, as_json: bool, **values: str | int):
     """Compile a stage for TPUs ahead of time.
 
     Says whether the program fits into the chips' memory (exit code 1 if not), and how fast the compiler expects it to
@@ -70,8 +75,7 @@ def aot(
     """
     from nextstep_jax.launch import aot_compile as program
 
-    argv = ["nextstep-jax aot", f"--config={config}", f"--topology={topology}", f"--slices={slices}", f"--what={what}"]
-    argv += [f"--tokens_per_chip={tokens_per_chip}", f"--flags={flags}", *ctx.args]
+    argv = ["nextstep-jax aot", *(f"--{name}={value}" for name, value in values.items()), *ctx.args]
     sys.exit(program.main([*argv, "--json"] if as_json else argv))
 
 

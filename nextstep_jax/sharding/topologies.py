@@ -17,22 +17,31 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """Published figures of one chip: dense bfloat16 FLOP/s, and bytes/s of all its links together, one direction; its clock in
-    Hz, which follows from the peak and the number of multipliers; and the bytes of its memory that the compiler gives out, as
-    the message says with which it refuses a program.
+    """Figures of one chip.
+
+    Attributes:
+      flops: published dense bfloat16 FLOP/s.
+      clock: Hz; follows from the peak and the number of multipliers.
+      links: bytes/s of all its links together, one direction: 90 GB/s a link, 45 on v5e, as "How to Scale Your Model" has it.
+      memory: bytes that the compiler gives out, as the message says with which it refuses a program.
+      host: bytes/s to and from the memory of its host, both directions together. No published figure: an assumption.
+      kernel_efficiency: share of the peak that attention kernels are taken to reach, with heads of 128; the compiler says
+        nothing about them. Such heads fill half of v6e's matrix units of 256.
     """
 
     flops: float
     clock: float
     links: float
     memory: float
+    host: float
+    kernel_efficiency: float
 
 
 # By the generation's name in a topology.
 CHIPS = {
-    "v5e": Chip(197e12, 1.5e9, 200e9, 15.75 * GIB),
-    "v5p": Chip(459e12, 1.75e9, 600e9, 95.74 * GIB),
-    "v6e": Chip(918e12, 1.75e9, 448e9, 31.25 * GIB),
+    "v5e": Chip(197e12, 1.5e9, 180e9, 15.75 * GIB, 12e9, 0.5),
+    "v5p": Chip(459e12, 1.75e9, 540e9, 95.74 * GIB, 12e9, 0.5),
+    "v6e": Chip(918e12, 1.75e9, 360e9, 31.25 * GIB, 12e9, 0.35),
 }
 
 

@@ -1,37 +1,34 @@
-"""Programs lowered for a mesh whose devices need not be present: the training step of a config, and decoding.
+"""Training steps lowered for a mesh whose devices need not be present, and what the compiler says of a lowered program.
 
 Only shapes and shardings are made, never an array, so a 14B step is lowered in seconds on a laptop; what `.compile()` then
-gives is what a run on that mesh would execute.
+gives is what a run on that mesh would execute. aot_decoding.py lowers the programs that draw images.
 """
 
 import dataclasses
-import functools
 import math
 import re
+import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from nextstep_jax.batch import Batch
 from nextstep_jax.config import NextStepConfig
 from nextstep_jax.errors import InputError
-from nextstep_jax.flow.samplers import timesteps
-from nextstep_jax.generation.config import GenerationConfig
-from nextstep_jax.generation.token_loop import Prompt, decode_tokens, prefill
-from nextstep_jax.models.attention import CACHE_AXES
-from nextstep_jax.models.nextstep import init_params
+from nextstep_jax.objectives.preference import PairErrors
 from nextstep_jax.sharding.mesh import batch_shardings, replicated
-from nextstep_jax.sharding.params import state_shardings, with_shardings
-from nextstep_jax.sharding.rules import shape_spec
+from nextstep_jax.sharding.params import with_shardings
 from nextstep_jax.sharding.topologies import GIB, Chip
-from nextstep_jax.training import multitask
-from nextstep_jax.training.flops import Work, flow_head_forward, full_row_work, multitask_flops, transformer_forward
-from nextstep_jax.training.hlo_cost import read_cost
+from nextstep_jax.training import multitask, preference
+from nextstep_jax.training.flops import Work, full_row_work, multitask_flops
+from nextstep_jax.training.hlo_cost import KINDS, Cost, read_cost
+from nextstep_jax.training.post_training_settings import PreferenceConfig
 from nextstep_jax.training.program import make_program
 from nextstep_jax.training.settings import MultitaskConfig, RunConfig
+from nextstep_jax.training.step import Objective
 
 
 class Lowered(NamedTuple):
@@ -42,23 +39,28 @@ class Lowered(NamedTuple):
       bytes_by_kind: what its arguments hold on each device.
       flops: useful FLOPs of one run, over all devices.
       tokens: positions of one run, over all devices.
+      beside: what lies on each device while it runs and is no argument of it, in bytes.
     """
 
     program: jax.stages.Lowered
     bytes_by_kind: dict[str, int]
     flops: float
     tokens: int
+    beside: Mapping[str, int] = types.MappingProxyType({})
 
 
 def lower_train_step(config: RunConfig, mesh: Mesh) -> Lowered:
-    """The multitask training step that launch/train.py would run with `config` on `mesh`: same loss, optimizer, EMA, shardings
-    and donation.
+    """The training step that launch/train.py would run with `config` on `mesh`: same loss, optimizer, EMA, shardings and
+    donation. Objectives "multitask" and "preference"; the latter's reference lies beside it.
 
     Raises:
-      InputError: settings that make no step, or rows that do not divide over the mesh.
+      InputError: settings that make no step, another objective, or rows that do not divide over the mesh.
     """
-    config = _multitask(config)
-    model, rows, length = config.model, config.data.batch_size, config.data.seq_len
+    if config.objective not in ("multitask", "preference"):
+        found = f"found {config.objective!r}"
+        raise InputError(f"config.objective must be multitask or preference for its step to be compiled ahead of time, {found}")
+    assert isinstance(config, MultitaskConfig)
+    rows, length = config.data.batch_size, config.data.seq_len
     for what, parts, size in (
         ("config.data.batch_size", mesh.shape["data"] * mesh.shape["fsdp"] * config.grad_accum_steps, rows),
         ("config.data.seq_len", mesh.shape["sequence"], length),
@@ -66,25 +68,51 @@ def lower_train_step(config: RunConfig, mesh: Mesh) -> Lowered:
         if size < 1 or size % parts:
             raise InputError(f"{what} must be a multiple of {parts} on this mesh, found {size}")
     with jax.set_mesh(mesh):
-        objective = multitask.make_objective(model, **multitask.max_targets(config), settings=config.loss)
-        program = make_program(config, objective, mesh)
-        batch = (abstract_batch(model, rows, length), jax.ShapeDtypeStruct((rows, length), jnp.int8))
+        objective, batch, flops = _pairs(config) if isinstance(config, PreferenceConfig) else _rows(config)
+        made = make_program(config, objective, mesh)
         state, batch = (
-            with_shardings(program.state, program.state_shardings),
+            with_shardings(made.state, made.state_shardings),
             with_shardings(batch, batch_shardings(batch, mesh, objective.batch_axes)),
         )
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
-        lowered = program.jit_step().lower(state, batch, key)
+        program = made.jit_step().lower(state, batch, abstract_key(mesh))
     kinds = {"parameters": state.params, "optimizer": state.opt_state, "average": state.ema, "batch": batch}
-    work = row_work(rows, length)
-    return Lowered(lowered, {k: bytes_per_device(v) for k, v in kinds.items()}, multitask_flops(model, work), rows * length)
+    lowered = Lowered(program, {k: bytes_per_device(v) for k, v in kinds.items()}, flops, rows * length)
+    if isinstance(config, PreferenceConfig):
+        return lowered._replace(beside={"reference": bytes_per_device(state.params)})
+    return lowered
 
 
-def _multitask(config: RunConfig) -> MultitaskConfig:
-    if not isinstance(config, MultitaskConfig):
-        raise InputError(f"config.objective must be multitask to be compiled ahead of time, found {config.objective!r}")
-    return config
+def _rows(config: MultitaskConfig) -> tuple[Objective, Any, float]:
+    """Objective, batch and useful FLOPs of a multitask step."""
+    rows, length = config.data.batch_size, config.data.seq_len
+    objective = multitask.make_objective(config.model, **multitask.max_targets(config), settings=config.loss)
+    batch = (abstract_batch(config.model, rows, length), jax.ShapeDtypeStruct((rows, length), jnp.int8))
+    return objective, batch, multitask_flops(config.model, row_work(rows, length))
+
+
+def _pairs(config: PreferenceConfig) -> tuple[Objective, Any, float]:
+    """The same of a preference step, whose rows hold two images at each image position. Its work: every position of both is an
+    image token; the reference's errors are not the step's.
+    """
+    model, rows, length = config.model, config.data.batch_size, config.data.seq_len
+    slots = multitask.max_targets(config)["max_image_targets"]
+    packed = dataclasses.replace(
+        abstract_batch(model, rows, length),
+        image_tokens=jax.ShapeDtypeStruct((rows, length, 2 * model.token_channels), jnp.float32),
+    )
+    t = jax.ShapeDtypeStruct((rows, slots, config.loss.draws), jnp.float32)
+    noise = jax.ShapeDtypeStruct((*t.shape, model.token_channels), jnp.float32)
+    errors = jax.eval_shape(lambda: PairErrors(*jnp.zeros((2, rows, slots))))
+    batch = ((packed, jax.ShapeDtypeStruct((rows, length), jnp.int8)), noise, t, errors)
+    work = full_row_work(2 * rows * length, length, length)
+    drawn = dataclasses.replace(model, flow_head=dataclasses.replace(model.flow_head, batch_mul=config.loss.draws))
+    return preference.make_objective(config), batch, multitask_flops(drawn, work)
+
+
+def abstract_key(mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """A run's key."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
 
 
 def row_work(rows: int, length: int) -> Work:
@@ -110,47 +138,12 @@ def bytes_per_device(tree) -> int:
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def lower_generation(config: RunConfig, mesh: Mesh, prompt: int = 128) -> Lowered:
-    """The token loop for one image of the config's size at guidance 7.5, after a prompt of `prompt` positions; its figures are
-    those of one image token. Parameters are bfloat16 and lie as in training, heads and MLPs split over `tensor`.
-
-    Raises:
-      InputError: settings that make no model.
-    """
-    # Fused projections would have to be cut apart again on every device, in the middle of what it holds.
-    changes = dict(dtype="bfloat16", scan_layers=False, fused_projections=False, remat="none")
-    model = _multitask(config).model.with_transformer(**changes)
-    settings = GenerationConfig(image_size=256).sampler_config(False)
-    tokens = (model.latent_size // model.patch) ** 2
-    rows = settings.branches
-    with jax.set_mesh(mesh):
-        params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-        params = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.bfloat16), params)
-        params = with_shardings({"model": params}, state_shardings({"model": params}, mesh))["model"]
-        ids = jax.ShapeDtypeStruct((rows, prompt), jnp.int32)
-        images = jax.ShapeDtypeStruct((rows, prompt, model.token_channels), jnp.float32)
-        inputs = Prompt(ids, images, jax.ShapeDtypeStruct((rows, prompt), jnp.bool_), jax.ShapeDtypeStruct((rows,), jnp.int32))
-        state = jax.eval_shape(functools.partial(prefill, model, branches=rows, tokens=tokens), params, inputs)
-        lies = jax.tree.map(lambda _: replicated(mesh), state)
-        layers = jax.tree.map(lambda s: NamedSharding(mesh, shape_spec(CACHE_AXES, s.shape, mesh)), state.cache.layers)
-        state = with_shardings(state, lies._replace(cache=lies.cache._replace(layers=layers)))
-        noise, guidance = (tokens, settings.num_noise_draws, 1, model.token_channels), (tokens, 2)
-        arrays = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=replicated(mesh)) for shape in (noise, guidance)]
-        stop = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-        program = decode_tokens.lower(model, settings, params, state, *arrays, stop)
-    kinds = {"parameters": params, "cache": state.cache}
-    work = Work(rows, rows * (prompt + tokens), 0, 0, rows)
-    times = len(timesteps(settings.sampler, settings.steps, settings.shift))
-    head = dataclasses.replace(model.flow_head, batch_mul=times)
-    flops = transformer_forward(model.transformer, work)
-    flops += flow_head_forward(head, model.token_channels, model.transformer.width, rows)
-    return Lowered(program, {k: bytes_per_device(v) for k, v in kinds.items()}, flops, 1)
-
-
-def compile_report(lowered: Lowered, chip: Chip, devices: int, options: Mapping[str, str] | None = None) -> dict[str, Any]:
+def compile_report(
+    lowered: Lowered, chip: Chip, devices: int, options: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], str]:
     """Compile, and what the compiler says of the program: see launch/aot_compile.py for what the entries mean. A program for
     which there is not enough memory has `fits` False, a reason, and the bytes it wanted; where the compiler refused it, it has
-    nothing else.
+    nothing else. Also the compiled program's text, "" for one that it refused.
 
     Raises:
       InputError: an option of the compiler that it does not know, or a value that it does not take.
@@ -165,31 +158,34 @@ def compile_report(lowered: Lowered, chip: Chip, devices: int, options: Mapping[
         wanted = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+[KMGT]) hbm", str(error))
         size = float(wanted[1]) * 1024 ** (1 + "KMGT".index(wanted[2])) if wanted else None
         reason = f"{wanted[1]}{wanted[2]} wanted of {wanted[3]}" if wanted else str(error).splitlines()[0]
-        return {"fits": False, "bytes_per_chip": size, "reason": reason, "estimated_mfu": None}
+        return {"fits": False, "bytes_per_chip": size, "reason": reason, "estimated_mfu": None}, ""
     memory: Any = compiled.memory_analysis()
-    cost = read_cost(compiled.as_text() or "", chip, devices)
     total = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    total += memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-    known = {kind: size for kind, size in lowered.bytes_by_kind.items() if size}
+    beside = sum(lowered.beside.values())
+    total += memory.temp_size_in_bytes + memory.generated_code_size_in_bytes + beside
+    known = {kind: size for kind, size in lowered.bytes_by_kind.items() if size} | dict(lowered.beside)
     known["gradients and activations"] = memory.temp_size_in_bytes
     known["program"] = memory.generated_code_size_in_bytes
-    fits = total <= chip.memory
+    fits, text = total <= chip.memory, compiled.as_text() or ""
     why = {} if fits else {"reason": f"{total / GIB:.2f}G set aside of {chip.memory / GIB:.2f}G hbm"}
-    return why | {
+    of_memory = {
         "fits": fits,
         "bytes_per_chip": total,
-        "peak_bytes": memory.peak_memory_in_bytes,
+        "peak_bytes": memory.peak_memory_in_bytes + beside,
+        "host_bytes_per_chip": memory.host_temp_size_in_bytes,
         "bytes_by_kind": known,
+    }
+    return why | of_memory | cost_report(read_cost(text, chip, devices), lowered.flops, chip, devices), text
+
+
+def cost_report(cost: Cost, flops: float, chip: Chip, devices: int) -> dict[str, Any]:
+    """The part of `compile_report` that follows from the program's text and the useful FLOPs of one run."""
+    return {
         "attention_kernels": cost.kernels,
         "collectives": {kind: c._asdict() for kind, c in cost.collectives.items()},
         "estimated_seconds": cost.seconds,
-        "seconds_by_kind": {
-            "instructions": cost.compute_seconds,
-            "attention kernels": cost.kernel_seconds,
-            "blocking collectives": cost.blocking_seconds,
-            "overlapped collectives": cost.overlapped_seconds,
-        },
+        "seconds_by_kind": {kind: cost.of(kind) for kind in KINDS},
         "program_flops": cost.flops * devices,
-        "useful_flops": lowered.flops,
-        "estimated_mfu": lowered.flops / (cost.seconds * devices * chip.flops),
+        "useful_flops": flops,
+        "estimated_mfu": flops / (cost.seconds * devices * chip.flops),
     }

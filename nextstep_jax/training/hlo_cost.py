@@ -15,11 +15,10 @@ from typing import NamedTuple
 from nextstep_jax.sharding.topologies import Chip
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
-# Share of the chip's peak that the attention kernel is taken to reach; the compiler says nothing about it.
-KERNEL_EFFICIENCY = 0.5
 # Bytes/s of one chip between slices: 200 Gbit/s a host of four chips.
 DCN_BYTES_PER_SECOND = 6.25e9
 
+_HOST = "S(5)"  # in the layout of an array: it is in the memory of the host
 _ASYNC_FUSION = "async_collective_fusion"  # names of the fusions that the TPU compiler runs a collective beside
 
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4, "s64": 8, "u64": 8}
@@ -45,60 +44,98 @@ class Collective(NamedTuple):
     bytes: float
 
 
-class _Seen(NamedTuple):
-    """One collective of a computation: how often it runs, its bytes, whether computation goes on beside it, its devices."""
+class Item(NamedTuple):
+    """What one instruction costs in a run.
+
+    Attributes:
+      kind: one of KINDS.
+      seconds, times: of all its runs together, and how many these are.
+      name, shape: as in the text.
+      source: the operation of the model that it comes from, where the compiler says so.
+    """
 
     kind: str
+    seconds: float
     times: float
-    size: float
-    overlaps: bool
-    group: int
+    name: str
+    shape: str
+    source: str
+
+
+INSTRUCTION, KERNEL, BLOCKING = "instructions", "attention kernels", "blocking collectives"
+OVERLAPPED, HOST = "overlapped collectives", "copies to and from the host"
+KINDS = (INSTRUCTION, KERNEL, BLOCKING, OVERLAPPED, HOST)
 
 
 class Cost(NamedTuple):
     """One run of a program on one device.
 
     Attributes:
-      flops: multiply-adds of matrix products, times two; recomputed ones too.
-      compute_seconds: of the instructions that the compiler gives cycles for.
-      kernels, kernel_seconds: launches and time of attention kernels.
-      blocking_seconds: of collectives that nothing overlaps.
-      overlapped_seconds: of collectives that run beside computation.
-      collectives: by type.
+      flops: multiply-adds of matrix products, times two; recomputed ones and masked ones of attention kernels too.
+      items: what takes time.
+      collectives: by type, whether computation goes on beside them or not.
     """
 
     flops: float
-    compute_seconds: float
-    kernels: float
-    kernel_seconds: float
-    blocking_seconds: float
-    overlapped_seconds: float
+    items: list[Item]
     collectives: dict[str, Collective]
+
+    def of(self, kind: str) -> float:
+        """Seconds of all items of a kind."""
+        return sum(item.seconds for item in self.items if item.kind == kind)
+
+    @property
+    def kernels(self) -> float:
+        """Launches of attention kernels."""
+        return sum(item.times for item in self.items if item.kind == KERNEL)
+
+    def costliest(self, count: int) -> list[Item]:
+        """The items that take longest, longest first."""
+        return sorted(self.items, key=lambda item: -item.seconds)[:count]
 
     @property
     def seconds(self) -> float:
-        """Computation or what runs beside it, whichever takes longer, and then what blocks."""
-        return max(self.compute_seconds + self.kernel_seconds, self.overlapped_seconds) + self.blocking_seconds
+        """Computation, or what runs beside it (collectives; copies to and from the host), whichever takes longest, and then
+        what blocks.
+        """
+        return max(self.of(INSTRUCTION) + self.of(KERNEL), self.of(OVERLAPPED), self.of(HOST)) + self.of(BLOCKING)
+
+
+class _Seen(NamedTuple):
+    """One collective: how often it runs, its bytes, whether computation goes on beside it, its devices, its instruction."""
+
+    kind: str
+    times: float
+    size: float
+    overlaps: bool
+    group: int
+    instruction: Instruction
 
 
 def read_cost(hlo: str, chip: Chip, devices: int) -> Cost:
     """The cost of a program on `devices` chips, from `compiled.as_text()`."""
     computations, entry = parse(hlo)
     runs, fused, bodies = count_runs(computations, entry)
-    flops = cycles = kernels = kernel_flops = sent = 0.0
-    collectives: dict[tuple[str, str], _Seen] = {}
+    flops, items = 0.0, []
+    seen: dict[tuple[str, str], _Seen] = {}
     counts: defaultdict[str, float] = defaultdict(float)
     sizes: defaultdict[str, float] = defaultdict(float)
+
+    def spend(kind: str, seconds: float, times: float, i: Instruction) -> None:
+        source = re.search(r'op_name="([^"]*)"', i.rest)
+        items.append(Item(kind, times * seconds, times, i.name, i.shape, source[1] if source else ""))
+
     for name, instructions in computations.items():
         times, shapes = runs[name], {i.name: i.shape for i in instructions}
         for i in instructions if times else ():
             flops += times * product_flops(i, shapes)
             found = re.search(r'"estimated_cycles":"(\d+)"', i.rest)
             if found and not fused[name]:  # inside a fusion, they are the fusion's
-                cycles += times * int(found[1])
+                spend(INSTRUCTION, int(found[1]) / chip.clock, times, i)
             if i.opcode == "custom-call" and i.name.startswith("splash"):
-                kernels += times
-                kernel_flops += times * attention_flops(i, shapes)
+                of_kernel = attention_flops(i, shapes)
+                flops += times * of_kernel
+                spend(KERNEL, of_kernel / (chip.kernel_efficiency * chip.flops), times, i)
             kind = i.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
                 starts = kind != i.opcode
@@ -110,27 +147,20 @@ def read_cost(hlo: str, chip: Chip, devices: int) -> Cost:
                 # One that goes on beside several fusions is written into each of them, under one channel.
                 channel = re.search(r"channel_id=(\d+)", i.rest)
                 key = (bodies[name], channel[1] if channel else i.name)
-                found_size, found_overlaps = collectives[key][2:4] if key in collectives else (0.0, False)
-                collectives[key] = _Seen(kind, times, max(size, found_size), overlaps or found_overlaps, group_size(i.rest))
+                found_size, found_overlaps = seen[key][2:4] if key in seen else (0.0, False)
+                seen[key] = _Seen(kind, times, max(size, found_size), overlaps or found_overlaps, group_size(i.rest), i)
             if i.opcode == "send":
                 counts["send between slices"] += times
                 sizes["send between slices"] += times * bytes_of(i.shape)
-                sent += times * bytes_of(i.shape) / DCN_BYTES_PER_SECOND
-    blocking, overlapped = 0.0, sent
-    for one in collectives.values():
+                spend(OVERLAPPED, bytes_of(i.shape) / DCN_BYTES_PER_SECOND, times, i)
+            if size := host_bytes(i):
+                spend(HOST, size / chip.host, times, i)
+    for one in seen.values():
         counts[one.kind] += one.times
         sizes[one.kind] += one.times * one.size
-        seconds = one.times * wire_seconds(one.kind, one.size, one.group, chip, devices)
-        blocking, overlapped = blocking + seconds * (not one.overlaps), overlapped + seconds * one.overlaps
-    return Cost(
-        flops + kernel_flops,
-        cycles / chip.clock,
-        kernels,
-        kernel_flops / (KERNEL_EFFICIENCY * chip.flops),
-        blocking,
-        overlapped,
-        {kind: Collective(counts[kind], sizes[kind]) for kind in sorted(counts)},
-    )
+        seconds = wire_seconds(one.kind, one.size, one.group, chip, devices)
+        spend(OVERLAPPED if one.overlaps else BLOCKING, seconds, one.times, one.instruction)
+    return Cost(flops, items, {kind: Collective(counts[kind], sizes[kind]) for kind in sorted(counts)})
 
 
 # --- reading the text -------------------------------------------------------------------------------------------------
@@ -256,10 +286,29 @@ def product_flops(i: Instruction, shapes: dict[str, str]) -> float:
 
 
 def attention_flops(i: Instruction, shapes: dict[str, str]) -> float:
-    """FLOPs of a splash kernel on causal rows: two products of the forward pass, five of the backward pass."""
-    inputs = [dims for shape in operands(i, shapes) if len(dims := dims_of(shape)) >= 3 and dims[-1] >= 64]
+    """FLOPs of a splash kernel on causal rows: two products of the forward pass, five of the backward pass, over the blocks
+    that the kernel visits. Where the queries of a row are split over devices, these are those of the last one, which has most.
+    """
+    of_operands = operands(i, shapes)
+    inputs = [dims for shape in of_operands if len(dims := dims_of(shape)) >= 3 and dims[-1] >= 64]
     queries, keys = max(inputs, key=math.prod), max(dims[-2] for dims in inputs)
-    return (4.0 if "fwd" in i.name else 10.0) * math.prod(queries) * keys / 2
+    # What each block is like: [1, blocks of queries, blocks of keys].
+    grid = next(dims for shape in of_operands if shape.startswith("s8[") and len(dims := dims_of(shape)) == 3)
+    return (4.0 if "fwd" in i.name else 10.0) * math.prod(queries) * keys * visited(queries[-2], keys, *grid[1:])
+
+
+def visited(queries: int, keys: int, query_blocks: int, key_blocks: int) -> float:
+    """Share of the blocks of pairs that have a visible one, of the last `queries` positions of causal rows of `keys`."""
+    ends = ((n + 1) * queries // query_blocks + keys - queries for n in range(query_blocks))
+    return sum(-(-end * key_blocks // keys) for end in ends) / (query_blocks * key_blocks)
+
+
+def host_bytes(i: Instruction) -> float:
+    """Bytes that an instruction begins to move to or from the memory of the host, 0 for most. That memory is space 5."""
+    if _HOST not in i.shape or not i.opcode.endswith("-start"):
+        return 0.0
+    # What moves is the smallest of the arrays: a copy's only one, or a slice beside the stack that it goes to or comes from.
+    return min((bytes_of(part) for part in _parts(i.shape) if dims_of(part)), default=0.0)
 
 
 def wire_seconds(kind: str, size: float, group: int, chip: Chip, devices: int) -> float:

@@ -4,7 +4,6 @@ import json
 import pathlib
 import subprocess
 import sys
-import types
 
 import jax
 import pytest
@@ -13,6 +12,7 @@ from nextstep_jax.launch import aot_compile
 from nextstep_jax.launch.xla_flags import FLAGS
 from nextstep_jax.sharding.topologies import CHIPS
 from nextstep_jax.training import aot
+from nextstep_jax.training.hlo_cost import INSTRUCTION, Cost, Item
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "nextstep_14b_stage1.py")
@@ -56,25 +56,28 @@ def test_the_training_step_compiles_for_a_tpu_and_fits():
 
 
 @pytest.mark.tpu_compiler
-def test_the_token_loop_compiles_for_a_tpu():
+def test_the_token_loop_compiles_for_a_tpu(tmp_path):
     """One image token: every layer once, and the flow head at every step of the sampler."""
     vocabulary = "--config.model.transformer.vocab_size=16384"  # or the time embedding were a large part of the parameters
-    code, report = compile_for_tpu("--topology", "v5e:2x2", "--what", "generate", vocabulary)
+    hlo = tmp_path / "program.txt"
+    more = ("--top", "3", "--hlo", str(hlo))
+    code, report = compile_for_tpu("--topology", "v5e:2x2", "--what", "generate", vocabulary, *more)
     assert code == 0 and report["mesh"]["tensor"] == 4
     assert report["bytes_by_kind"]["cache"] > 0 and report["estimated_seconds"] > 0
     assert 1.0 < report["program_flops"] / report["useful_flops"] < 1.5
+    assert hlo.read_text().startswith("HloModule")
+    seconds = [item["seconds"] for item in report["costliest"]]
+    assert len(seconds) == 3 and seconds == sorted(seconds, reverse=True)
+    assert f"{seconds[0] * 1e3:.2f} ms" in aot_compile.text(report)
 
 
 def test_more_set_aside_than_a_chip_has_does_not_fit(monkeypatch):
     """Although the compiler took the program."""
-    cost = types.SimpleNamespace(
-        kernels=0, collectives={}, seconds=1.0, flops=1.0, compute_seconds=1.0, kernel_seconds=0.0, blocking_seconds=0.0,
-        overlapped_seconds=0.0,
-    )  # fmt: skip
-    monkeypatch.setattr(aot, "read_cost", lambda *_: cost)
+    item = Item(INSTRUCTION, 1.0, 1.0, "add", "f32[1000]", "")
+    monkeypatch.setattr(aot, "read_cost", lambda *_: Cost(1.0, [item], {}))
     lowered = aot.Lowered(jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((1000,), "float32")), {}, 1.0, 1)
     for memory, fits in ((8_000 + 1e6, True), (7_999, False)):
-        report = aot.compile_report(lowered, CHIPS["v5e"]._replace(memory=memory), 1)
+        report, _ = aot.compile_report(lowered, CHIPS["v5e"]._replace(memory=memory), 1)
         assert report["fits"] is fits and report["bytes_per_chip"] >= 8_000
         assert ("reason" in report) is not fits
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from nextstep_jax.sharding.topologies import CHIPS
@@ -25,7 +26,8 @@ LOOP = """\
   %x = bf16[64,64]{1,0} get-tuple-element(%state), index=1
   %work = f32[64,64]{1,0} fusion(%x), kind=kOutput, calls=%fused, backend_config={"window":{"estimated_cycles":"1750000"}}
   %k = bf16[2,256,128]{2,1,0} parameter(1)
-  %splash_mha_fwd.1 = bf16[2,256,128]{2,1,0} custom-call(%k, %k, %k), custom_call_target="tpu_custom_call"
+  %mask = s8[1,2,1]{2,1,0} constant({...})
+  %splash_mha_fwd.1 = bf16[2,256,128]{2,1,0} custom-call(%mask, %mask, %k, %k, %k), custom_call_target="tpu_custom_call"
   %gather = bf16[256,64]{1,0} all-gather(%x), replica_groups=mesh['a'=1,'b'=4] {'b'}, dimensions={0}
   %begin = (bf16[64,64], bf16[256,64]) all-gather-start(%x), replica_groups={{0,1,2,3}}, dimensions={0}
   %shard = f32[16,64]{1,0} fusion(%work), kind=kCustom, calls=%scatter
@@ -42,16 +44,54 @@ ENTRY %main (a: bf16[64,64]) -> bf16[64,64] {
 
 def test_everything_in_a_loop_counts_as_often_as_it_runs():
     cost = hlo_cost.read_cost(LOOP, CHIP, devices=4)
-    kernel = 3 * 4 * (2 * 256 * 128) * 256 / 2
+    kernel = 3 * 4 * (2 * 256 * 128) * 256  # blocks of all keys: both have visible pairs
     assert cost.flops == 3 * 2 * 64**3 + kernel
-    assert cost.compute_seconds == pytest.approx(3 * 1e-3)
+    assert cost.of(hlo_cost.INSTRUCTION) == pytest.approx(3 * 1e-3)
     assert cost.kernels == 3
-    assert cost.kernel_seconds == pytest.approx(kernel / (hlo_cost.KERNEL_EFFICIENCY * CHIP.flops))
+    assert cost.of(hlo_cost.KERNEL) == pytest.approx(kernel / (CHIP.kernel_efficiency * CHIP.flops))
     gathered, scattered = 256 * 64 * 2, 64 * 64 * 4
     assert cost.collectives == {"all-gather": (6, 6 * gathered), "reduce-scatter": (3, 3 * scattered)}
-    assert cost.blocking_seconds == pytest.approx(3 * (gathered + scattered) * 3 / 4 / CHIP.links)
-    assert cost.overlapped_seconds == pytest.approx(3 * gathered * 3 / 4 / CHIP.links)
-    assert cost.seconds == pytest.approx(cost.compute_seconds + cost.kernel_seconds + cost.blocking_seconds)
+    assert cost.of(hlo_cost.BLOCKING) == pytest.approx(3 * (gathered + scattered) * 3 / 4 / CHIP.links)
+    assert cost.of(hlo_cost.OVERLAPPED) == pytest.approx(3 * gathered * 3 / 4 / CHIP.links)
+    assert cost.seconds == pytest.approx(cost.of(hlo_cost.INSTRUCTION) + cost.of(hlo_cost.KERNEL) + cost.of(hlo_cost.BLOCKING))
+
+
+@pytest.mark.parametrize(
+    "queries, keys, blocks, share",
+    [
+        (16, 16, (4, 4), 10 / 16),  # a triangle of blocks
+        (16, 16, (16, 16), 136 / 256),
+        (16, 16, (4, 2), 6 / 8),
+        (16, 16, (4, 1), 1.0),
+        (8, 16, (2, 4), 7 / 8),  # the second half of the queries
+    ],
+)
+def test_blocks_that_the_attention_kernel_visits(queries, keys, blocks, share):
+    assert hlo_cost.visited(queries, keys, *blocks) == share
+    seen = np.arange(keys - queries, keys)[:, None] >= np.arange(keys)
+    by_block = seen.reshape(blocks[0], queries // blocks[0], blocks[1], keys // blocks[1]).any((1, 3))
+    assert by_block.mean() == share
+
+
+# A stack of block inputs that goes to the host's memory and comes back, as the TPU compiler writes it.
+OFFLOAD = """\
+ENTRY %main (a: bf16[64,64]) -> bf16[64,64] {
+  %stack = bf16[6,64,32]{2,1,0:T(8,128)(2,1)S(5)} custom-call(), custom_call_target="AllocateBuffer"
+  %out = ((bf16[6,64,32]{2,1,0:S(5)}, bf16[1,64,32]{2,1,0}, s32[]), bf16[6,64,32]{2,1,0:S(5)}, u32[]{:S(2)}) \
+dynamic-update-slice-start(%stack, %x, %i), metadata={op_name="jit(step)/block_in"}
+  %done = bf16[6,64,32]{2,1,0:S(5)} dynamic-update-slice-done(%out)
+  %back = ((bf16[6,64,32]{2,1,0:S(5)}, s32[]), bf16[1,64,32]{2,1,0}, u32[]{:S(2)}) dynamic-slice-start(%done, %i)
+  %near = (bf16[64,64]{1,0:S(1)}, bf16[64,64]{1,0}, u32[]{:S(2)}) copy-start(%a)
+}
+"""
+
+
+def test_copies_to_and_from_the_host_go_on_beside_computation():
+    cost = hlo_cost.read_cost(OFFLOAD, CHIP, devices=1)
+    items = cost.costliest(5)
+    assert [(item.kind, item.name) for item in items] == [(hlo_cost.HOST, "out"), (hlo_cost.HOST, "back")]
+    assert items[0].source == "jit(step)/block_in"
+    assert cost.seconds == pytest.approx(2 * 64 * 32 * 2 / CHIP.host)
 
 
 # A gather that goes on beside two fusions, as the TPU compiler writes it with the launchers' flags: it is begun in one fusion,
@@ -94,8 +134,8 @@ def test_a_collective_that_is_written_into_several_fusions_counts_once_a_run():
     cost = hlo_cost.read_cost(ASYNC, CHIP, devices=4)
     gathered = 256 * 64 * 2
     assert cost.collectives == {"all-gather": (7, 7 * gathered)}  # channel 5 in the loop and before it, channel 6 in the loop
-    assert cost.overlapped_seconds == pytest.approx(4 * gathered * 3 / 4 / CHIP.links)
-    assert cost.blocking_seconds == pytest.approx(3 * gathered * 3 / 4 / CHIP.links)
+    assert cost.of(hlo_cost.OVERLAPPED) == pytest.approx(4 * gathered * 3 / 4 / CHIP.links)
+    assert cost.of(hlo_cost.BLOCKING) == pytest.approx(3 * gathered * 3 / 4 / CHIP.links)
 
 
 def test_flops_of_a_scanned_product_and_its_gradient():
