@@ -26,7 +26,16 @@ from nextstep_jax.config_aliases import (
 )
 from nextstep_jax.errors import InputError
 
-REMAT_POLICIES = ("none", "full", "attention", "projections", "gate", "mlp", "dots", "offload")
+# What the backward pass keeps of a decoder block besides its input, and where: see TransformerConfig.remat.
+REMAT_POLICIES: dict[str, dict[str, str]] = {
+    "full": {},
+    "attention": {"attention_out": "device"},
+    "projections": {"qkv": "device", "attention_out": "device", "block_middle": "device"},
+    "gate": {"qkv": "device", "attention_out": "device", "block_middle": "device", "gate": "device"},
+    "mlp": {"qkv": "device", "attention_out": "device", "block_middle": "device", "gate": "device", "up": "device"},
+    "offload": {"block_in": "host"},
+}
+REMAT_VALUES = ("block_in", "qkv", "attention_out", "block_middle", "gate", "up")  # that can be kept, in their order
 ATTENTION_KERNELS = ("auto", "xla", "cudnn", "splash")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -42,6 +51,30 @@ def _require_choice(config, name: str, choices: tuple[str, ...]) -> None:
         raise InputError(f"{name} must be one of {', '.join(choices)}, found {getattr(config, name)!r}")
 
 
+def kept_values(remat: str) -> dict[str, str] | None:
+    """Which values of a decoder block the backward pass keeps, and whether on the "device" or on the "host", by
+    TransformerConfig.remat. None for "none" and "dots", which do not go by names.
+
+    Raises:
+      InputError: neither a policy nor values and places.
+    """
+    if remat in ("none", "dots"):
+        return None
+    if remat in REMAT_POLICIES:
+        return REMAT_POLICIES[remat]
+    kept = {}
+    for item in remat.split(","):
+        value, _, place = item.strip().partition(":")
+        if value not in REMAT_VALUES or place not in ("device", "host") or value in kept:
+            policies, values = ", ".join(("none", *REMAT_POLICIES, "dots")), ", ".join(REMAT_VALUES)
+            raise InputError(
+                f"remat must be one of {policies}, or VALUE:device or VALUE:host for some of {values}, each once, with commas "
+                f"between, found {remat!r}"
+            )
+        kept[value] = place
+    return kept
+
+
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
     """The causal decoder (paper section 4.2; Qwen2.5's architecture).
@@ -55,7 +88,8 @@ class TransformerConfig:
       remat: what the backward pass keeps, everything else is computed again: "none" keeps all, "full" only each block's input,
         "attention" also the attention's output and normalizers (the kernel does not run again), "projections" also q, k, v and
         the stream between attention and MLP, "gate" also the MLP's gate, "mlp" gate and up (no product runs again), "dots"
-        every matrix product; "offload" moves block inputs to host memory.
+        every matrix product; "offload" moves block inputs to host memory. Or value by value, VALUE:device or VALUE:host and
+        commas between: "block_in:host,attention_out:device".
       attention_kernel: "auto" picks splash on TPU, cuDNN on GPU (half precision) and plain XLA elsewhere.
     """
 
@@ -86,7 +120,7 @@ class TransformerConfig:
         if self.head_dim % 2:
             raise InputError(f"head_dim must be even for rotary embeddings, found {self.head_dim}")
         _require_choice(self, "dtype", DTYPES)
-        _require_choice(self, "remat", REMAT_POLICIES)
+        kept_values(self.remat)
         _require_choice(self, "attention_kernel", ATTENTION_KERNELS)
 
 

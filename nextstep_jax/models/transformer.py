@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float, Int
 
-from nextstep_jax.config import TransformerConfig
+from nextstep_jax.config import TransformerConfig, kept_values
 from nextstep_jax.models.attention import (
     ATTENTION_OUT,
     LayerCache,
@@ -148,31 +148,23 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x)), cache
 
 
-def remat_policy(name: str):
-    """The `jax.checkpoint` policy called `name` in config.REMAT_POLICIES ("none" means no rematerialization)."""
+def remat_policy(remat: str):
+    """The `jax.checkpoint` policy of a TransformerConfig.remat other than "none"."""
     policies = jax.checkpoint_policies
-    if name == "offload":
-        return policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[],
-            names_which_can_be_offloaded=["block_in"],
-            offload_src="device",
-            offload_dst="pinned_host",
-        )
-    if name == "dots":
+    kept = kept_values(remat)
+    if kept is None:
         return policies.save_from_both_policies(
             policies.checkpoint_dots_with_no_batch_dims, policies.save_only_these_names(ATTENTION_OUT)
         )
-    return policies.save_only_these_names(*_SAVED[name])
-
-
-# What the backward pass keeps besides a block's input, see TransformerConfig.remat.
-_SAVED = {
-    "full": (),
-    "attention": (ATTENTION_OUT,),
-    "projections": ("qkv", ATTENTION_OUT, "block_middle"),
-    "gate": ("qkv", ATTENTION_OUT, "block_middle", "gate"),
-    "mlp": ("qkv", ATTENTION_OUT, "block_middle", "gate", "up"),
-}
+    on_device, on_host = ([value for value, at in kept.items() if at == place] for place in ("device", "host"))
+    if not on_host:
+        return policies.save_only_these_names(*on_device)
+    return policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=on_device,
+        names_which_can_be_offloaded=on_host,
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
 
 
 class Decoder(nn.Module):

@@ -135,7 +135,10 @@ def kernels(policy: str, arrays) -> int:
     return gradient.trace(q, k, v).lower(lowering_platforms=("tpu",)).as_text().count("@tpu_custom_call")
 
 
-@pytest.mark.parametrize("policy, count", [("full", 3), ("attention", 2), ("projections", 2), ("mlp", 2), ("dots", 2)])
+@pytest.mark.parametrize(
+    "policy, count",
+    [("full", 3), ("attention", 2), ("projections", 2), ("mlp", 2), ("dots", 2), ("block_in:host,attention_out:host", 2)],
+)
 def test_policies_that_keep_the_attention_do_not_run_its_kernel_again(arrays, monkeypatch, policy, count):
     monkeypatch.setattr(attention, "_platform", lambda: "tpu")
     assert kernels(policy, arrays) == count

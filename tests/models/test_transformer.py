@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nextstep_jax.batch import Batch
-from nextstep_jax.config import TransformerConfig
+from nextstep_jax.config import TransformerConfig, kept_values
 from nextstep_jax.errors import InputError
 from nextstep_jax.models.attention import causal_attention, segment_mask
 from nextstep_jax.models.layers import apply_rope, rope_table
@@ -83,7 +83,15 @@ def test_matches_float64_oracle(tiny_config, tiny_params):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"remat": "full"}, {"remat": "attention"}, {"remat": "projections"}, {"remat": "dots"}]
+    "changes",
+    [
+        {},
+        {"remat": "full"},
+        {"remat": "attention"},
+        {"remat": "projections"},
+        {"remat": "dots"},
+        {"remat": "qkv:device,up:device"},
+    ],
 )
 def test_scanned_form_equals_unrolled(tiny_config, tiny_params, changes):
     batch = make_batch(tiny_config, [[1] * 12])
@@ -179,5 +187,12 @@ def test_kernel_choice_is_overridable():
 def test_config_refuses_what_cannot_work():
     with pytest.raises(InputError, match="not a multiple of kv_heads"):
         TransformerConfig(heads=5, kv_heads=2)
-    with pytest.raises(InputError, match="remat must be one of"):
-        TransformerConfig(remat="some")
+    for remat in ("some", "gate:disk", "gate:host,gate:device", "gate", ""):
+        with pytest.raises(InputError, match="remat must be one of .* or VALUE:device or VALUE:host"):
+            TransformerConfig(remat=remat if remat != "gate" else "gate,up")
+
+
+def test_values_are_kept_by_name():
+    assert kept_values("projections") == {"qkv": "device", "attention_out": "device", "block_middle": "device"}
+    assert kept_values("block_in:host, gate:device") == {"block_in": "host", "gate": "device"}
+    assert kept_values("full") == {} and kept_values("dots") is None
