@@ -51,8 +51,36 @@ def rope_table(positions: Int[Array, "*n"], head_dim: int, theta: float) -> tupl
 def apply_rope(x: Heads, table: tuple[Float[Array, "B S h"], Float[Array, "B S h"]]) -> Heads:
     """Rotate [B, S, N, H] by a table [B, S, H / 2] (the two halves of H form the pairs)."""
     cos, sin = (t[:, :, None, :] for t in table)
+    return jax.lax.platform_dependent(x, cos, sin, tpu=_rotate_by_product, default=_rotate_halves)
+
+
+def _rotate_halves(x: Array, cos: Array, sin: Array) -> Array:
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _rotate_by_product(x: Array, cos: Array, sin: Array) -> Array:
+    """`_rotate_halves` for matrix units. Halves of a head fill half of a vector register, and a float32 copy of all queries
+    would go through memory to be cut into them. A product with a matrix of 0 and +-1 swaps the halves, exactly.
+    """
+    half = x.shape[-1] // 2
+    swap = np.zeros((2 * half, 2 * half), np.float32)
+    swap[half:, :half], swap[:half, half:] = -np.eye(half), np.eye(half)
+    swapped = jnp.einsum("BSNH,HG->BSNG", x, swap.astype(x.dtype), precision="highest", preferred_element_type=jnp.float32)
+    cos, sin = (jnp.concatenate([t, t], axis=-1) for t in (cos, sin))
+    return (x.astype(jnp.float32) * cos + swapped * sin).astype(x.dtype)
+
+
+def _rotate_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _rotate_by_product(x, cos, sin), (cos, sin)
+
+
+def _rotate_back(table: tuple[Array, Array], gradient: Array) -> tuple[Array, None, None]:
+    return _rotate_by_product(gradient, table[0], -table[1]), None, None
+
+
+_rotate_by_product.defvjp(_rotate_forward, _rotate_back)
 
 
 # CPUs only: a product of so few rows is read-bound, and the general routine packs the kernel into panels before it starts.

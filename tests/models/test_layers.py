@@ -1,12 +1,28 @@
-"""The product of a few rows, and kernels of one byte a number."""
+"""Rotary positions by matrix units, the product of a few rows, and kernels of one byte a number."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nextstep_jax.models.layers import Projection, project, rms_norm
+from nextstep_jax.models import layers
+from nextstep_jax.models.layers import Projection, apply_rope, project, rms_norm, rope_table
 from nextstep_jax.models.param_layouts import quantize_kernel
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_matrix_units_rotate_to_the_same_bits(dtype):
+    """On TPUs, forward and backward."""
+    x, g = jax.random.normal(jax.random.key(0), (2, 1, 32, 3, 16)).astype(dtype)
+    table = rope_table(1000 * jnp.arange(32)[None], 16, 1e6)
+    cos, sin = (t[:, :, None, :] for t in table)
+    expected, pull = jax.vjp(lambda x: apply_rope(x, table), x)
+    found, pull_found = jax.vjp(lambda x: layers._rotate_by_product(x, cos, sin), x)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(pull_found(g)[0], pull(g)[0])
+    lowered = jax.jit(apply_rope).trace(x, table)
+    dots = {name: lowered.lower(lowering_platforms=(name,)).as_text().count("dot_general") for name in ("cpu", "cuda", "tpu")}
+    assert dots == {"cpu": 0, "cuda": 0, "tpu": 1}
 
 
 @pytest.mark.parametrize("rows", [(1, 1), (2, 1), (1, 3), (2, 2), (5, 1)])
