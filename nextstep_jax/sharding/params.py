@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nextstep_jax.errors import InputError
-from nextstep_jax.sharding.rules import LOGICAL_RULES, shape_spec
+from nextstep_jax.sharding.rules import shape_spec
 
 ROOTS = ("model", "image_tokenizer", "discriminator")
 
@@ -34,7 +34,7 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"model/decoder/layers/attention/o/bias", (None,)),
     (r"model/decoder/layers/mlp/(gate|up)/kernel", ("embed", "mlp")),
     (r"model/decoder/layers/mlp/gate_up/kernel", ("embed", None, "mlp")),
-    (r"model/decoder/layers/mlp/down/kernel", ("mlp", "embed")),
+    (r"model/decoder/layers/mlp/down/kernel", ("mlp_rows", "embed")),
     (r"model/decoder/.*norm/scale", (None,)),
     (r"model/image_in_projector/kernel", ("channels", "embed")),
     (r"model/image_out_projector/kernel", ("embed", None)),
@@ -84,22 +84,8 @@ def logical_axes(path: str, rank: int) -> tuple[str | None, ...]:
 
 
 def parameter_spec(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-    """How a parameter is split on `mesh`. A dimension that an axis does not divide stays whole along that axis.
-
-    Raises:
-      InputError: naming the parameter, when two of its dimensions are mapped to the same mesh axis.
-    """
-    names = logical_axes(path, len(shape))
-    used: dict[str, int] = {}
-    for dim, name in enumerate(names):
-        for axis in (axis for axis in (LOGICAL_RULES[name] if name else ()) if axis in mesh.axis_names):
-            if axis in used:
-                other = used[axis]
-                raise InputError(
-                    f"{path}: dimensions {other} ({names[other]}) and {dim} ({name}) are both split over mesh axis {axis!r}"
-                )
-            used[axis] = dim
-    return shape_spec(names, tuple(shape), mesh)
+    """How a parameter is split on `mesh`, see `rules.shape_spec`. A dimension that no axis divides stays whole."""
+    return shape_spec(logical_axes(path, len(shape)), tuple(shape), mesh)
 
 
 def shards(spec: PartitionSpec, mesh: Mesh) -> int:
@@ -112,7 +98,7 @@ def state_shardings(tree, mesh: Mesh):
     """NamedShardings of a tree of arrays or ShapeDtypeStructs: parameters, or a whole training state around them.
 
     Raises:
-      InputError: naming the parameter, when a rule is missing or ambiguous, or when a parameter of more than REPLICATED_SHARE
+      InputError: naming the parameter, when a rule is missing, or when a parameter of more than REPLICATED_SHARE
         of the total is on a mesh that shards parameters and yet not split at all.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree)

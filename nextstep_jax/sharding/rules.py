@@ -5,6 +5,7 @@ or none; axes the current mesh lacks are ignored, so the same program runs on on
 """
 
 import math
+from collections.abc import Collection
 
 import jax
 from jax.sharding import PartitionSpec
@@ -22,6 +23,7 @@ LOGICAL_RULES: dict[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "head_dim": (),
     "mlp": ("tensor",),
+    "mlp_rows": ("tensor", "fsdp"),  # of the MLP's last kernel, which is gathered on its first dimension
     "vocab": ("tensor",),
     "layers": (),
     "channels": (),
@@ -40,11 +42,11 @@ def partition_spec(names: tuple[str | None, ...], mesh_axes: tuple[str, ...] = M
     return PartitionSpec(*entries)
 
 
-def dividing_axes(name: str | None, size: int, mesh) -> tuple[str, ...]:
-    """The axes of `mesh` that a dimension called `name` is split over: those of the table, without the last ones while they do
-    not divide its `size`. Such a dimension stays whole along them.
+def dividing_axes(name: str | None, size: int, mesh, taken: Collection[str] = ()) -> tuple[str, ...]:
+    """The axes of `mesh` that a dimension called `name` is split over: those of the table that are not `taken`, without the
+    last ones while they do not divide its `size`. Such a dimension stays whole along them.
     """
-    axes = [axis for axis in (LOGICAL_RULES[name] if name else ()) if axis in mesh.axis_names]
+    axes = [axis for axis in (LOGICAL_RULES[name] if name else ()) if axis in mesh.axis_names and axis not in taken]
     while axes and size % math.prod(mesh.shape[axis] for axis in axes):
         axes.pop()
     return tuple(axes)
@@ -56,8 +58,13 @@ def spec_entry(axes: tuple[str, ...]) -> str | tuple[str, ...] | None:
 
 
 def shape_spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh) -> PartitionSpec:
-    """How dimensions called `names`, of these sizes, are split on `mesh`."""
-    return PartitionSpec(*(spec_entry(dividing_axes(*dim, mesh)) for dim in zip(names, shape, strict=True)))
+    """How dimensions called `names`, of these sizes, are split on `mesh`. An axis that several of them could be split over goes
+    to the first that it divides.
+    """
+    entries: list[tuple[str, ...]] = []
+    for name, size in zip(names, shape, strict=True):
+        entries.append(dividing_axes(name, size, mesh, [axis for axes in entries for axis in axes]))
+    return PartitionSpec(*map(spec_entry, entries))
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:

@@ -39,6 +39,7 @@ from nextstep_jax.objectives.multitask import draw_noise
 from nextstep_jax.rewards.combine import RewardTerm
 from nextstep_jax.sharding.mesh import global_batch
 from nextstep_jax.sharding.params import state_shardings
+from nextstep_jax.sharding.rules import spec_entry
 from nextstep_jax.training import multitask
 from nextstep_jax.training.candidates import CandidatePrompt
 from nextstep_jax.training.flops import flow_head_forward, multitask_flops, transformer_forward, work_of
@@ -268,7 +269,8 @@ def decoding_params(model: NextStepConfig, params: dict, mesh: Mesh) -> dict:
     canonical = {"model": to_canonical({"model": params["model"]})["model"]}
 
     def whole(leaf: Array, sharding: NamedSharding) -> Array:
-        spec = PartitionSpec(*(None if entry == "fsdp" else entry for entry in sharding.spec))
+        of_dims = (entry if isinstance(entry, tuple) else (entry,) for entry in sharding.spec)
+        spec = PartitionSpec(*(spec_entry(tuple(axis for axis in axes if axis not in (None, "fsdp"))) for axes in of_dims))
         return jax.lax.with_sharding_constraint(leaf.astype(model.transformer.dtype), NamedSharding(mesh, spec))
 
     return jax.tree.map(whole, canonical, state_shardings(canonical, mesh))["model"]

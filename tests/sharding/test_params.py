@@ -103,10 +103,12 @@ def test_a_dimension_that_does_not_divide_stays_whole():
     assert spec == PartitionSpec("fsdp", None, None)
 
 
-def test_two_dimensions_on_one_axis_are_an_error_that_names_the_parameter(monkeypatch):
-    monkeypatch.setitem(LOGICAL_RULES, "mlp", ("fsdp",))
-    with pytest.raises(InputError, match=r"layers_0/mlp/up/kernel: dimensions 0 \(embed\) and 1 \(mlp\).*'fsdp'"):
-        sharding.parameter_spec("model/decoder/layers_0/mlp/up/kernel", (64, 160), POD)
+def test_an_axis_goes_to_the_first_dimension_that_it_divides():
+    """The MLP's last kernel [F, D] is split along F over `tensor` and `fsdp`, or else along D."""
+    kernel, sizes = "model/decoder/layers_0/mlp/down/kernel", POD.shape
+    rows = sizes["tensor"] * sizes["fsdp"]
+    assert sharding.parameter_spec(kernel, (3 * rows, 64), POD) == PartitionSpec(("tensor", "fsdp"), None)
+    assert sharding.parameter_spec(kernel, (sizes["tensor"], 64), POD) == PartitionSpec("tensor", "fsdp")
 
 
 def test_a_large_parameter_that_would_be_copied_everywhere_is_an_error(monkeypatch):
