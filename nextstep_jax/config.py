@@ -65,11 +65,13 @@ def kept_values(remat: str) -> dict[str, str] | None:
     kept = {}
     for item in remat.split(","):
         value, _, place = item.strip().partition(":")
-        if value not in REMAT_VALUES or place not in ("device", "host") or value in kept:
+        # The attention kernel's own values are named inside a compiled function, where JAX moves nothing to the host.
+        places = ("device",) if value == "attention_out" else ("device", "host")
+        if value not in REMAT_VALUES or place not in places or value in kept:
             policies, values = ", ".join(("none", *REMAT_POLICIES, "dots")), ", ".join(REMAT_VALUES)
             raise InputError(
-                f"remat must be one of {policies}, or VALUE:device or VALUE:host for some of {values}, each once, with commas "
-                f"between, found {remat!r}"
+                f"remat must be one of {policies}, or VALUE:device or VALUE:host for some of {values} (attention_out: device), "
+                f"each once, with commas between, found {remat!r}"
             )
         kept[value] = place
     return kept
@@ -89,7 +91,7 @@ class TransformerConfig:
         "attention" also the attention's output and normalizers (the kernel does not run again), "projections" also q, k, v and
         the stream between attention and MLP, "gate" also the MLP's gate, "mlp" gate and up (no product runs again), "dots"
         every matrix product; "offload" moves block inputs to host memory. Or value by value, VALUE:device or VALUE:host and
-        commas between: "block_in:host,attention_out:device".
+        commas between: "block_in:host,attention_out:device". "attention_out" cannot be on the host.
       attention_kernel: "auto" picks splash on TPU, cuDNN on GPU (half precision) and plain XLA elsewhere.
     """
 

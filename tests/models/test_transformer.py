@@ -187,7 +187,7 @@ def test_kernel_choice_is_overridable():
 def test_config_refuses_what_cannot_work():
     with pytest.raises(InputError, match="not a multiple of kv_heads"):
         TransformerConfig(heads=5, kv_heads=2)
-    for remat in ("some", "gate:disk", "gate:host,gate:device", "gate", ""):
+    for remat in ("some", "gate:disk", "gate:host,gate:device", "attention_out:host", "gate", ""):
         with pytest.raises(InputError, match="remat must be one of .* or VALUE:device or VALUE:host"):
             TransformerConfig(remat=remat if remat != "gate" else "gate,up")
 
