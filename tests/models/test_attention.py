@@ -127,21 +127,29 @@ def test_gradients_of_blocks_are_summed_in_float32(arrays, monkeypatch):
         assert np.abs(many - one).max() <= 2**-7 * np.abs(one).max()
 
 
-def kernels(policy: str, arrays) -> int:
-    """Kernels in the gradient of attention rematerialized with `policy`, lowered for TPU."""
+def lowered_gradient(policy: str, arrays) -> str:
+    """The gradient of attention rematerialized with `policy`, lowered for TPU."""
     q, k, v, ids, g = arrays
     attend = jax.checkpoint(lambda *x: causal_attention(*x, jnp.asarray(ids), "splash"), policy=remat_policy(policy))
     gradient = jax.jit(jax.grad(lambda *x: jnp.vdot(jnp.sin(attend(*x)), g), argnums=(0, 1, 2)))
-    return gradient.trace(q, k, v).lower(lowering_platforms=("tpu",)).as_text().count("@tpu_custom_call")
+    return gradient.trace(q, k, v).lower(lowering_platforms=("tpu",)).as_text()
 
 
 @pytest.mark.parametrize(
     "policy, count",
-    [("full", 3), ("attention", 2), ("projections", 2), ("mlp", 2), ("dots", 2), ("block_in:host,attention_out:host", 2)],
+    [("full", 3), ("attention", 2), ("projections", 2), ("mlp", 2), ("dots", 2), ("qkv:host,attention_out:device", 2)],
 )
 def test_policies_that_keep_the_attention_do_not_run_its_kernel_again(arrays, monkeypatch, policy, count):
     monkeypatch.setattr(attention, "_platform", lambda: "tpu")
-    assert kernels(policy, arrays) == count
+    assert lowered_gradient(policy, arrays).count("@tpu_custom_call") == count
+
+
+def test_parts_of_the_queries_gradient_are_added_up(arrays, monkeypatch):
+    """The kernel leaves one for each block of keys; of a reduction over them nothing is left."""
+    monkeypatch.setattr(attention, "_platform", lambda: "tpu")
+    monkeypatch.setattr(attention, "_BLOCK", 128)
+    monkeypatch.setattr(attention, "_BLOCK_KEYS", 128)
+    assert "stablehlo.reduce(" not in lowered_gradient("attention", arrays)
 
 
 def test_splash_names_rows_it_cannot_take():
