@@ -1,0 +1,102 @@
+"""What the TPU compiler expects of single parts of a 14B layer, each written in two ways, in seconds instead of minutes.
+
+    python -m benchmarks.tpu_parts [rotation] [parts] [down] [--topology v6e:16x16]
+
+    rotation   queries of 16,384 positions and their rotary positions: by halves of a head; by a product with a matrix
+    parts      the sum of the attention kernel's eight parts of the queries' gradient: as a reduction; as additions
+    down       the MLP's last product with its gradients in a loop over layers, the kernel split over all chips: along its last
+               dimension; along its first
+
+All of it with the launchers' compiler flags. Needs the extra `tpu`, no TPU; nothing of this has run on one.
+"""
+
+import argparse
+import functools
+from collections.abc import Callable
+
+# ruff: noqa: I001 (the first import says what libtpu is not to look for)
+from nextstep_jax.launch import aot_compile  # noqa: F401
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from nextstep_jax.config import preset
+from nextstep_jax.launch.xla_flags import FLAGS
+from nextstep_jax.models import layers
+from nextstep_jax.sharding.mesh import make_mesh
+from nextstep_jax.sharding.topologies import CHIPS, generation, topology_devices
+from nextstep_jax.training.hlo_cost import INSTRUCTION, read_cost
+
+POSITIONS, PARTS = 16_384, 8
+MODEL = preset("14b").transformer
+
+
+def report(name: str, mesh: Mesh, topology: str, function: Callable, *arguments: jax.ShapeDtypeStruct) -> None:
+    """Compile, and print the cycles of all instructions as time, and the three that take longest."""
+    kind = generation(topology)
+    compiled = jax.jit(function).lower(*arguments).compile(dict(FLAGS[kind]))
+    cost = read_cost(compiled.as_text() or "", CHIPS[kind], mesh.size)
+    print(f"{name:<28}{1e3 * cost.of(INSTRUCTION):8.3f} ms", flush=True)
+    for item in [item for item in cost.costliest(4) if item.kind == INSTRUCTION][:3]:
+        print(f"    {1e3 * item.seconds:8.3f} ms {item.times:3.0f} x {item.name} {item.shape[:60]}")
+
+
+def of_chip(mesh: Mesh, *shape: int, dtype: str = "bfloat16", split: PartitionSpec | None = None) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, split or PartitionSpec()))
+
+
+def rotation(topology: str, mesh: Mesh) -> None:
+    shape = (MODEL.width, MODEL.heads, MODEL.head_dim)
+    table = of_chip(mesh, 1, POSITIONS, 1, MODEL.head_dim // 2, dtype="float32")
+    arguments = (of_chip(mesh, 1, POSITIONS, MODEL.width), of_chip(mesh, *shape), table, table)
+    for name, rotate in (("by halves", layers._rotate_halves), ("by a product", layers._rotate_by_product)):
+
+        def queries(x, kernel, cos, sin, rotate=rotate):
+            rotated = rotate(jnp.einsum("BSD,DNH->BSNH", x, kernel), cos, sin)
+            return jnp.swapaxes(rotated * MODEL.head_dim**-0.5, 1, 2)  # as the attention kernel takes them
+
+        report(f"rotation {name}", mesh, topology, queries, *arguments)
+
+
+def parts(topology: str, mesh: Mesh) -> None:
+    found = of_chip(mesh, PARTS, MODEL.heads, POSITIONS, MODEL.head_dim)
+    report("parts reduced", mesh, topology, lambda x: x.sum(axis=0), found)
+    add = functools.partial(functools.reduce, jnp.add)
+    report("parts added", mesh, topology, lambda x: add(list(x.astype(jnp.float32))).astype(x.dtype), found)
+
+
+def down(topology: str, mesh: Mesh) -> None:
+    rows = of_chip(mesh, mesh.size, POSITIONS, MODEL.mlp_width, split=PartitionSpec("fsdp"))
+    for name, split in (
+        ("last", PartitionSpec(None, None, "fsdp")),
+        ("first", PartitionSpec(None, "fsdp")),
+    ):
+        kernels = of_chip(mesh, 2, MODEL.mlp_width, MODEL.width, dtype="float32", split=split)
+
+        def loss(kernels, rows):
+            def layer(x, kernel):
+                y = jnp.einsum("BSF,FD->BSD", x, kernel.astype(x.dtype))
+                wider = jnp.tile(y, 3)[..., : MODEL.mlp_width]
+                return jax.lax.with_sharding_constraint(x + wider, PartitionSpec("fsdp")), None
+
+            y, _ = jax.lax.scan(jax.checkpoint(layer, prevent_cse=False), rows, kernels)
+            return jnp.mean(y.astype(jnp.float32) ** 2)
+
+        with jax.set_mesh(mesh):
+            report(f"down, its {name} dimension", mesh, topology, jax.grad(loss), kernels, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="*", choices=["rotation", "parts", "down", []])
+    parser.add_argument("--topology", default="v6e:16x16")
+    options = parser.parse_args()
+    devices = topology_devices(options.topology)
+    for part in options.part or ["rotation", "parts", "down"]:
+        mesh = make_mesh({"fsdp": -1}, devices if part == "down" else devices[:1])
+        {"rotation": rotation, "parts": parts, "down": down}[part](options.topology, mesh)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""The table of estimates in docs/pods.md is what the results say."""
+
+import json
+
+from benchmarks import tpu_estimates
+from benchmarks.tpu_estimates import BEGIN, DOCS, END, RESULTS, ROWS
+
+
+def test_the_docs_have_the_table_of_the_results():
+    text = DOCS.read_text()
+    assert text.partition(BEGIN)[2].partition(END)[0].strip() == tpu_estimates.table()
+
+
+def test_every_result_was_made_with_its_rows_arguments():
+    found = sorted(RESULTS.glob("*.json"))
+    assert {path.stem for path in found} <= set(ROWS)
+    for path in found:
+        report = json.loads(path.read_text())
+        assert report["made_with"] == {"arguments": list(ROWS[path.stem].arguments)}, path
+        assert set(report["versions"]) == {"jax", "libtpu"}
+
+
+def test_rows_say_what_fits_and_which_gate_is_reached(tmp_path):
+    report = {
+        "what": "train", "mesh": {"data": 1, "fsdp": 8}, "fits": True, "bytes_per_chip": 2**30, "peak_bytes": 2**29,
+        "host_bytes_per_chip": 2**31, "estimated_seconds": 4.5, "estimated_mfu": 0.451,
+    }  # fmt: skip
+    refused = {"what": "train", "mesh": {"fsdp": 8}, "fits": False, "reason": "40.0G wanted of 31.25G", "estimated_mfu": None}
+    for name, values in (("v6e-256", report), ("v5e-256", report), ("v5p-128", refused)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(values))
+    lines = tpu_estimates.table(tmp_path).splitlines()
+    assert len(lines) == 2 + len(ROWS)
+    assert lines[2].endswith("| fsdp 8 | yes | 1.0 (0.5; 2.0 on the host) | 4.50 s | 45.1% | 45% reached |")
+    assert lines[3].endswith("| 48% missed |")
+    assert lines[4].endswith("| no | 40.0G wanted of 31.25G |  |  | 56% missed |")
+    assert "not compiled" in lines[5]
