@@ -120,6 +120,13 @@ MUTATIONS = [
     Mutation(
         "models/param_layouts.py", 'for name in ("q", "k", "v")]', 'for name in ("k", "q", "v")]', "models/test_transformer.py"
     ),
+    Mutation("models/layers.py", "-np.eye(half), np.eye(half)", "np.eye(half), -np.eye(half)", "models/test_layers.py"),
+    Mutation("models/layers.py", "gradient, table[0], -table[1]", "gradient, table[0], table[1]", "models/test_layers.py"),
+    Mutation("models/attention.py", 'e.params["axes"] == (0,)', "False", "models/test_attention.py"),
+    Mutation("sharding/rules.py", " and axis not in taken", "", "sharding/test_params.py"),
+    Mutation("training/online.py", 'axis not in (None, "fsdp")', "axis is not None", "training/test_aot.py"),
+    Mutation("training/hlo_cost.py", "// query_blocks + keys - queries", "// query_blocks", "training/test_hlo_cost.py"),
+    Mutation("training/hlo_cost.py", "return min((bytes_of(part)", "return max((bytes_of(part)", "training/test_hlo_cost.py"),
     Mutation("models/param_layouts.py", "jnp.round(values / scale)", "jnp.floor(values / scale)", "models/test_layers.py"),
     # --- objectives ---------------------------------------------------------------------------------------------------
     Mutation(

@@ -2,11 +2,14 @@
 
 import jax
 import pytest
+from jax.sharding import AbstractMesh
 
+from nextstep_jax.config import preset
 from nextstep_jax.configs import nextstep_14b_distill, nextstep_14b_dpo, nextstep_14b_nft, nextstep_14b_stage1
 from nextstep_jax.errors import InputError
+from nextstep_jax.models.nextstep import init_params
 from nextstep_jax.sharding.mesh import make_mesh
-from nextstep_jax.training import aot, aot_decoding
+from nextstep_jax.training import aot, aot_decoding, online
 from nextstep_jax.training.config import resolve
 from nextstep_jax.training.flops import flow_head_forward
 
@@ -44,6 +47,18 @@ def test_rollouts_run_the_flow_head_at_every_step_of_the_sampler(mesh):
     evaluation = flow_head_forward(head, few.model.token_channels, width, tokens) / head.batch_mul
     more = aot_decoding.lower_rollouts(many, mesh).flops - lowered.flops
     assert more == pytest.approx(4 * evaluation, rel=0.2)  # the condition is projected once
+
+
+def test_rollouts_read_parameters_that_are_whole_along_fsdp(monkeypatch):
+    """Every token reads all of them."""
+    split = AbstractMesh((2, 4, 2, 1), ("data", "fsdp", "tensor", "sequence"))
+    model = preset("tiny").with_transformer(layers=1, scan_layers=True)
+    params = {"model": jax.eval_shape(lambda: init_params(model, jax.random.key(0)))}
+    seen = []
+    monkeypatch.setattr(jax.lax, "with_sharding_constraint", lambda x, place: (seen.append(place.spec), x)[1])
+    jax.eval_shape(lambda p: online.decoding_params(model.with_transformer(scan_layers=False), p, split), params)
+    axes = {axis for spec in seen for entry in spec for axis in (entry if isinstance(entry, tuple) else (entry,))}
+    assert axes == {None, "tensor"}
 
 
 def test_what_has_no_such_program_is_refused(mesh):
