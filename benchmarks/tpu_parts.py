@@ -62,8 +62,11 @@ def rotation(topology: str, mesh: Mesh) -> None:
 def parts(topology: str, mesh: Mesh) -> None:
     found = of_chip(mesh, PARTS, MODEL.heads, POSITIONS, MODEL.head_dim)
     report("parts reduced", mesh, topology, lambda x: x.sum(axis=0), found)
-    add = functools.partial(functools.reduce, jnp.add)
-    report("parts added", mesh, topology, lambda x: add(list(x.astype(jnp.float32))).astype(x.dtype), found)
+
+    def add(x):
+        return functools.reduce(jnp.add, (part.astype(jnp.float32) for part in x)).astype(x.dtype)
+
+    report("parts added", mesh, topology, add, found)
 
 
 def down(topology: str, mesh: Mesh) -> None:

@@ -272,16 +272,21 @@ def _adding_parts(pull: Callable, gradient: Array) -> Sequence[Array]:
 
     def evaluate(jaxpr: jex.core.Jaxpr, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
         values: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *arguments), strict=True))
+        narrow = {}  # what wider values were made of
         for e in jaxpr.eqns:
             inputs = [x.val if isinstance(x, jex.core.Literal) else values[x] for x in e.invars]
             if e.primitive.name in ("jit", "pjit"):
                 outputs = evaluate(e.params["jaxpr"].jaxpr, e.params["jaxpr"].consts, inputs)
             elif e.primitive.name == "reduce_sum" and e.params["axes"] == (0,) and inputs[0].ndim == 4:
-                outputs = [functools.reduce(jnp.add, list(inputs[0]))]
+                # Each part is widened by itself: all of them together would go through memory.
+                parts = list(narrow.get(e.invars[0], inputs[0]))
+                outputs = [functools.reduce(jnp.add, (part.astype(inputs[0].dtype) for part in parts))]
             else:
                 found = e.primitive.bind(*inputs, **e.primitive.get_bind_params(e.params))
                 outputs = found if e.primitive.multiple_results else [found]
             values.update(zip(e.outvars, outputs, strict=True))
+            if e.primitive.name == "convert_element_type":
+                narrow[e.outvars[0]] = inputs[0]
         return [x.val if isinstance(x, jex.core.Literal) else values[x] for x in jaxpr.outvars]
 
     program = jax.make_jaxpr(pull)(gradient)
