@@ -88,7 +88,8 @@ def table(results: pathlib.Path = RESULTS) -> str:
     for name, row in ROWS.items():
         arguments = " ".join(row.arguments[2:] if row.arguments[1] == "nextstep_14b_stage1" else row.arguments)
         path = results / f"{name}.json"
-        cells = _cells(json.loads(path.read_text()), row.gate) if path.exists() else ["", "not compiled", "", "", "", ""]
+        open_gate = f"{row.gate:.0%} open" if row.gate else ""
+        cells = _cells(json.loads(path.read_text()), row.gate) if path.exists() else ["", "not compiled", "", "", "", open_gate]
         lines.append("| " + " | ".join([row.title, f"`{arguments}`", *cells]) + " |")
     return "\n".join(lines)
 
