@@ -88,8 +88,8 @@ def main(argv: list[str]) -> int:
     try:
         usage = "nextstep-jax aot --config NAME --topology v5p:4x4x4"
         config = parse(argv, FLAGS, ("config", "topology"), usage)
-        chosen = (_TOPOLOGY, _SLICES, _WHAT, _TOKENS, _FLAGS, _IMAGES)
-        report, hlo = compile_for(config, *(flag.value for flag in chosen))
+        target = _TOPOLOGY.value, _SLICES.value
+        report, hlo = compile_for(config, *target, _WHAT.value, _TOKENS.value, _FLAGS.value, _IMAGES.value)
         if hlo and _TOP.value:
             cost = read_cost(hlo, CHIPS[generation(_TOPOLOGY.value)], report["chips"])
             report["costliest"] = [item._asdict() for item in cost.costliest(_TOP.value)]

@@ -272,7 +272,7 @@ def _adding_parts(pull: Callable, gradient: Array) -> Sequence[Array]:
 
     def evaluate(jaxpr: jex.core.Jaxpr, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
         values: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *arguments), strict=True))
-        narrow = {}  # what wider values were made of
+        narrow: dict[Any, Any] = {}  # what wider values were made of
         for e in jaxpr.eqns:
             inputs = [x.val if isinstance(x, jex.core.Literal) else values[x] for x in e.invars]
             if e.primitive.name in ("jit", "pjit"):
