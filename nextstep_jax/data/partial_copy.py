@@ -43,9 +43,7 @@ class PartialCopy:
         self._fetch, self._samples = fetch, samples
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         self._file = open(descriptor, "r+b", buffering=0)  # noqa: SIM115 it lives as long as the copy
-        if os.fstat(descriptor).st_size != size:
-            os.ftruncate(descriptor, 0)  # what was there is no part of this shard
-            os.ftruncate(descriptor, size)
+        os.ftruncate(descriptor, size)  # keeps what is there: another thread may be opening it, too
         os.utime(file)  # copies used least recently go first
         try:
             self._offsets = self._find_records(size, lambda start, stop: os.pread(descriptor, stop - start, start))

@@ -1,5 +1,6 @@
 """Datasets in a bucket: built, read and checked as on a disk, from local copies of their shards."""
 
+import concurrent.futures
 import json
 import os
 import pickle
@@ -110,6 +111,19 @@ def test_a_record_half_written_to_a_partial_copy_is_fetched_again(bucket, copies
     assert open_source(bucket)[14] == expected
     part.unlink()
     assert again[14] == expected and again[15].key  # whoever has it open keeps it
+
+
+@pytest.mark.parametrize("bucket", ["gs"], indirect=True)
+def test_threads_fetch_records_side_by_side(bucket, tmp_path, copies, singly, monkeypatch):
+    """All of them begin with the same shard, and readers come and go."""
+    monkeypatch.setattr(shard_files, "_OPEN_SHARDS", 1)
+    monkeypatch.setattr(shard_files, "_SERIES", 1000)
+    _large(bucket)
+    _large(tmp_path / "local")
+    source, local = open_source(bucket), open_source(tmp_path / "local")
+    order = [*range(8), *random.Random(0).choices(range(25), k=60)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(source.__getitem__, order)) == [local[index] for index in order]
 
 
 @pytest.mark.parametrize("bucket", ["s3"], indirect=True)
