@@ -2,14 +2,15 @@
 
     python -m benchmarks.curation stages [--side 512] [--samples 24]
     python -m benchmarks.curation beam [--samples 4000]
-    python -m benchmarks.curation kills [--kills 50] [--workers 2]
+    python -m benchmarks.curation kills [--kills 50] [--workers 2] [--json FILE] [--minutes 10]
 
 stages   every signal and transform that needs no endpoint and no file of the user's, on images like photographs with a line of
          text; processor time of this process, on one thread, after a first sample
 beam     a job over pairs of shapes by itself and by Beam's direct runner in memory, in turns, and the ratio of their processor
          times; needs the extra beam
 kills    a job is killed at random moments, with all its workers, and started again; what it has made at the end must be, byte
-         for byte, what a job made that was left alone. Then the next one begins, until there were enough kills
+         for byte, what a job made that was left alone. Then the next one begins, until there were enough kills. With --json,
+         kills that are in the file already are not done again, and are compared with the same job that was left alone
 """
 
 import argparse
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--workers", type=int, default=2, help="of the jobs that are killed [2]")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of kills [0]")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="after so many, no other job is killed")
     parser.add_argument("--json", type=pathlib.Path, help="write the figures to this file")
     arguments = parser.parse_args()
     if arguments.what == "stages":
@@ -63,10 +65,10 @@ def main() -> None:
     elif arguments.what == "beam":
         figures = time_beam(arguments.samples or 4000)
     else:
-        figures = kill(arguments.kills, arguments.workers, random.Random(arguments.seed))
+        figures = kill(arguments.kills, arguments.workers, arguments.seed, arguments.minutes, arguments.json)
     for name, value in figures.items():
         print(f"{name:36}{value:g}")
-    if arguments.json:
+    if arguments.json and arguments.what != "kills":
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
@@ -165,31 +167,45 @@ job.curate(open_source("shapes:pair:train:2000"), read_recipe(RECIPE), sys.argv[
 """
 
 
-def kill(kills: int, workers: int, draw: random.Random) -> dict[str, float]:
-    """The figures; SystemExit names what differed."""
+def kill(kills: int, workers: int, seed: int, minutes: float, kept: pathlib.Path | None) -> dict[str, float]:
+    """The figures; SystemExit names what differed. `kept`: a file of what was done, one entry a job."""
+    record: dict[str, Any] = {"workers": workers, "seed": seed, "jobs": []}
+    if kept and kept.exists():
+        record = json.loads(kept.read_text())
+        if (record["workers"], record["seed"]) != (workers, seed):
+            raise SystemExit(f"{kept}: made with {record['workers']} workers and seed {record['seed']}")
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        began = time.monotonic()
-        finish(start(folder / "alone", workers))
-        seconds = time.monotonic() - began
-        expected, done, jobs = contents(folder / "alone"), 0, 0
-        while done < kills:
-            out = folder / f"killed_{jobs}"
-            while done < kills:
-                process = start(out, workers)
-                try:
-                    process.wait(draw.uniform(0.2, 1.1) * seconds)
-                    break
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-                    done += 1
-            finish(start(out, workers))
-            require_same(expected, contents(out))
-            jobs += 1
-            print(f"{done} kills, {jobs} jobs: identical", file=sys.stderr, flush=True)
-            shutil.rmtree(out)
-    return {"kills": done, "jobs": jobs, "files of a job": len(expected), "seconds of a job left alone": round(seconds, 1)}
+        if "alone" not in record:
+            finish(start(folder / "alone", workers))
+            record |= {"seconds": round(time.monotonic() - began, 1), "alone": contents(folder / "alone")}
+        while (done := sum(job["kills"] for job in record["jobs"])) < kills and time.monotonic() - began < 60 * minutes:
+            number = len(record["jobs"])
+            killed = kill_one(folder / str(number), workers, record["seconds"], kills - done, random.Random(f"{seed} {number}"))
+            require_same(record["alone"], contents(folder / str(number)))
+            record["jobs"].append({"kills": killed, "identical": True})
+            shutil.rmtree(folder / str(number))
+            print(f"{done + killed} kills, {number + 1} jobs: identical", file=sys.stderr, flush=True)
+            if kept:
+                kept.write_text(json.dumps(record, indent=1) + "\n")
+    found = {"kills": sum(job["kills"] for job in record["jobs"]), "jobs": len(record["jobs"])}
+    return found | {"files of a job": len(record["alone"]), "seconds of a job left alone": record["seconds"]}
+
+
+def kill_one(out: pathlib.Path, workers: int, seconds: float, most: int, draw: random.Random) -> int:
+    """How often a job was killed, at most `most` times, before it ended by itself."""
+    for killed in range(most):
+        process = start(out, workers)
+        try:
+            if code := process.wait(draw.uniform(0.2, 1.1) * seconds):
+                raise SystemExit(f"a job ended with exit code {code}")
+            return killed
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    finish(start(out, workers))
+    return most
 
 
 def start(out: pathlib.Path, workers: int) -> subprocess.Popen:

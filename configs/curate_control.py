@@ -3,10 +3,16 @@
     nextstep-jax data curate PAIRS OUT --config curate_control
 
 PAIRS is a dataset of pairs, such as the anneal cut of curate_pairs. OUT/sft holds edits: from a control image and the caption
-to the image, and from the image to its control image. `:laptop` takes small images.
+to the image, and from the image to its control image. `:laptop` takes small images. `:models` also makes depth maps and poses,
+with models of yours:
+
+    nextstep-jax data curate PAIRS OUT --config curate_control:models \
+        --config.transforms.controls.depth=onnx:DEPTH_ANYTHING --config.transforms.controls.pose=onnx:VITPOSE
 """
 
 from ml_collections import ConfigDict
+
+from nextstep_jax.data.curation.controls import CONTROLS, MODEL_CONTROLS
 
 
 def get_config(argument=None):
@@ -16,4 +22,6 @@ def get_config(argument=None):
     config.signals.sharpness = {}
     config.cuts.sft = (f"size.min_side >= {side}", f"sharpness.laplacian >= {laplacian}")
     config.transforms.controls = {"per_image": 2}
+    if argument == "models":
+        config.transforms.controls.update({"kinds": (*CONTROLS, *MODEL_CONTROLS), "depth": "", "pose": ""})
     return config

@@ -7,6 +7,7 @@ stopped, which Beam alone does not do.
 
 import difflib
 import importlib.util
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -44,9 +45,11 @@ class BeamRunner:
     ) -> Iterator[tuple[int, Any]]:
         import apache_beam as beam
 
+        # As bytes, of which Beam infers no types; it would look at every value of every job. Create spreads them over workers.
+        elements = [pickle.dumps(job) for job in jobs]
         try:
             with beam.Pipeline(options=self._options) as pipeline:
-                _ = pipeline | beam.Create(list(jobs)) | beam.Reshuffle() | beam.Map(_do, function, state)
+                _ = pipeline | beam.Create(elements) | beam.Map(_do, function, state)
         except InputError:
             raise
         except Exception as error:  # whatever a runner raises
@@ -54,5 +57,5 @@ class BeamRunner:
         yield from map_jobs(function, state, jobs, workers, name)
 
 
-def _do(job: tuple, function: Callable[..., Any], state: Any) -> None:
-    function(state, *job)
+def _do(job: bytes, function: Callable[..., Any], state: Any) -> None:
+    function(state, *pickle.loads(job))

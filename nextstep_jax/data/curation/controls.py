@@ -1,12 +1,14 @@
 """Pairs of an image and a control image computed from it, for controllable generation and perception (paper section 5.1.3)."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import UInt8
 
+from nextstep_jax.data.curation.annotators import annotator_files, open_depth, open_pose
 from nextstep_jax.data.curation.image_signals import gray
 from nextstep_jax.data.curation.stages import Dropped, Make, Values, require_kinds, require_package
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
@@ -24,6 +26,8 @@ CONTROLS = {
     "segmentation": "color segmentation",
     "mask": "masked image",
 }
+# Those that take a model of the user's.
+MODEL_CONTROLS = {"depth": "depth map", "pose": "pose"}
 _TO_IMAGE = (
     "Generate an image from this {control}: {text}",
     "{text} Follow the {control}.",
@@ -38,35 +42,50 @@ class Controls:
     image ("perceive").
 
     Attributes:
-      kinds: control images to choose from, of `CONTROLS`.
+      kinds: control images to choose from, of `CONTROLS` and `MODEL_CONTROLS`.
       per_image: how many different kinds of one image.
       directions: what is trained on; one is drawn for each control image.
+      depth, pose: onnx:FOLDER, the models of those kinds (see `annotators`).
     """
 
     kinds: tuple[str, ...] = tuple(CONTROLS)
     per_image: int = 1
     directions: tuple[Literal["generate", "perceive"], ...] = ("generate", "perceive")
+    depth: str = ""
+    pose: str = ""
     version: ClassVar[int] = 1
 
     def __post_init__(self):
-        require_kinds(self.kinds, CONTROLS, self.per_image)
+        require_kinds(self.kinds, {**CONTROLS, **MODEL_CONTROLS}, self.per_image)
         if not self.directions:
             raise InputError("directions must name generate, perceive or both")
+        for name in MODEL_CONTROLS:
+            if getattr(self, name) and name not in self.kinds:
+                raise InputError(f"{name} is set, and kinds has no {name}")
 
     def prepare(self) -> Make:
         cv2 = require_package("cv2", "opencv-python", "controls")
+        models = {}
+        for name, opener in (("depth", open_depth), ("pose", open_pose)):
+            if name in self.kinds:
+                if not getattr(self, name):
+                    raise InputError(f"{name} of controls is not set (expected onnx:FOLDER, or kinds without {name})")
+                models[name] = opener(getattr(self, name), cv2)
 
         def make(sample: Sample, signals: Mapping[str, Values], rng: np.random.Generator) -> Iterable[Sample]:
             if sample.kind != "pair":
                 raise Dropped("not a pair", f"{sample.key}: controls are made of pairs, found kind {sample.kind!r}")
             pixels = sample.images[0].pixels(sample.key)
             caption = "".join(part.text for part in sample.texts).strip()
-            for kind in rng.choice(self.kinds, self.per_image, replace=False):
+            for kind in map(str, rng.choice(self.kinds, self.per_image, replace=False)):
                 direction = rng.choice(self.directions)
-                control = control_image(str(kind), pixels, rng, cv2)
-                yield _as_edit(sample, str(kind), str(direction), pixels, control, caption, rng)
+                control = models[kind](pixels) if kind in models else control_image(kind, pixels, rng, cv2)
+                yield _as_edit(sample, kind, str(direction), pixels, control, caption, rng)
 
         return make
+
+    def model_files(self) -> list[pathlib.Path]:
+        return [*annotator_files(self.depth), *annotator_files(self.pose)]
 
 
 def _as_edit(
@@ -74,7 +93,8 @@ def _as_edit(
 ) -> Sample:
     source, target = (control, pixels) if direction == "generate" else (pixels, control)
     templates = _TO_IMAGE if direction == "generate" else _FROM_IMAGE
-    text = templates[rng.integers(len(templates))].format(control=CONTROLS[kind], text=caption)
+    name = (CONTROLS | MODEL_CONTROLS)[kind]
+    text = templates[rng.integers(len(templates))].format(control=name, text=caption)
     parts = (ImagePart.from_pixels(source, loss=False), TextPart(text), ImagePart.from_pixels(target))
     metadata = {**sample.metadata, "control": kind, "direction": direction}
     return Sample(parts, "edit", f"{sample.key}#{kind}", {}, metadata)

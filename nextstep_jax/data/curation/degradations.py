@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from nextstep_jax.data import images
+from nextstep_jax.data.curation.overlays import watermark
 from nextstep_jax.data.curation.stages import Dropped, Make, Values, require_kinds, require_package
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
 
@@ -28,6 +29,7 @@ INSTRUCTIONS = {
     "scratches": ("Remove the scratches.", "Repair this scratched photograph."),
     "holes": ("Fill in the missing parts.", "Restore the parts of the image that are missing."),
     "gray": ("Colorize this image.", "Give this image its colors back."),
+    "watermark": ("Remove the watermark.", "Show this image without the watermark."),
 }
 
 
@@ -77,6 +79,7 @@ def degrade(kind: str, pixels: Pixels, rng: np.random.Generator, cv2: Any) -> Pi
         "scratches": lambda: _streaks(pixels, rng, cv2, count=(0.00005, 0.0001), length=(0.3, 0.9), brightness=235, tilt=1.0),
         "holes": lambda: _holes(pixels, rng, cv2),
         "gray": lambda: np.asarray(Image.fromarray(pixels).convert("L").convert("RGB")),
+        "watermark": lambda: watermark(pixels, rng)[0],
     }
     return np.ascontiguousarray(makers[kind](), np.uint8)
 

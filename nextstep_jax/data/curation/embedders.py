@@ -114,14 +114,14 @@ class OnnxEmbedder:
     def __init__(self, folder: pathlib.Path, texts: bool):
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder (expected one with vision_model.onnx)")
-        self._vision = OnnxModel(_model_file(folder, "vision_model.onnx"), "an embedder")
+        self._vision = OnnxModel(model_file(folder, "vision_model.onnx"), "an embedder")
         self._preprocess = Preprocessing(folder / "preprocessor_config.json")
         self._image_output = self._vision.output("image_embeds", "pooler_output")
         if not texts:
             return
         from tokenizers import Tokenizer
 
-        self._text_model = OnnxModel(_model_file(folder, "text_model.onnx"), "an embedder")
+        self._text_model = OnnxModel(model_file(folder, "text_model.onnx"), "an embedder")
         self._text_output = self._text_model.output("text_embeds", "pooler_output")
         path = folder / "tokenizer.json"
         if not path.is_file():
@@ -154,11 +154,12 @@ def embedder_files(spelling: str) -> list[pathlib.Path]:
         return []
     folder = pathlib.Path(rest)
     names = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
-    models = [_model_file(folder, name) for name in ("vision_model.onnx", "text_model.onnx")]
+    models = [model_file(folder, name) for name in ("vision_model.onnx", "text_model.onnx")]
     return [path for path in (*models, *(folder / name for name in names)) if path.is_file()]
 
 
-def _model_file(folder: pathlib.Path, name: str) -> pathlib.Path:
+def model_file(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """Where a model is in a folder as exporters write it."""
     inner = folder / "onnx" / name
     return inner if inner.is_file() else folder / name
 
@@ -195,6 +196,11 @@ class Preprocessing:
         except (TypeError, ValueError) as error:
             raise InputError(f"{path}: resample, image_mean or image_std cannot be used ({one_line(error)})") from error
         self._size, self._crop = size, crop
+
+    @property
+    def crops(self) -> bool:
+        """Whether borders of the image are cut off."""
+        return self._crop is not None
 
     def __call__(self, pixels: UInt8[np.ndarray, "height width 3"]) -> Float[np.ndarray, "1 3 h w"]:
         image = Image.fromarray(pixels)

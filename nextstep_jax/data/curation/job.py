@@ -9,8 +9,10 @@ May be killed at any moment; the same command continues. The result does not dep
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -82,44 +84,38 @@ def curate(
         for leftover in (out / SCORES).glob("*/.*.tmp-*"):  # of a job that was killed, on a disk
             leftover.unlink(missing_ok=True)
         state = ScoringState(source, out, recipe.signals, checks)
-        scored = _run(runner, score_shard, state, jobs, workers, out, "measuring", progress)
+        running = _Running(runner, workers, progress)
+        scored = running(score_shard, state, jobs, out, "measuring")
         entries = [entry for shard in scored for entry in shard.samples]
         replaced = _find_duplicates(recipe, entries)
         verdicts = {
             cut: [_verdict(entry, index in replaced, conditions) for index, entry in enumerate(entries)]
             for cut, conditions in recipe.cuts.items()
         }
-        written = {}
-        for cut, reasons in verdicts.items():
-            writing = _WritingState(source, out / cut, recipe.transforms)
-            kept = [_writing_job(job, reasons, entries) for job in jobs]
-            with shard_job.locked(out / cut, plan | {"cut": cut}) as folder:
-                done = _run(runner, _write_shard, writing, kept, workers, folder, cut, progress)
-                shard_job.finish(folder, f"{recipe.name}-{cut}", done)
-            written[cut] = done
+        written = _write(recipe, source, out, jobs, entries, verdicts, plan, running)
         report = make_report(recipe, source, entries, replaced, verdicts, written)
         files.write_json(out / REPORT, report)
         write_sheet(out / SHEET, recipe, source, entries, report)
     return report
 
 
-def _run(
-    runner: Runner,
-    function: Callable[..., Result],
-    state: Any,
-    jobs: Sequence[tuple],
-    workers: int,
-    out: Place,
-    name: str,
-    progress: bool,
-) -> list[Result]:
-    """The results of all jobs, in their order."""
-    done: dict[int, Result] = {}
-    with progress_bar(name, "shard", len(jobs), progress) as bar:
-        for number, result in runner(function, state, jobs, workers, str(out)):
-            done[number] = result
-            bar.update()
-    return [done[number] for number in range(len(jobs))]
+class _Running(NamedTuple):
+    """How jobs are run."""
+
+    runner: Runner
+    workers: int
+    progress: bool
+
+    def __call__(
+        self, function: Callable[..., Result], state: Any, jobs: Sequence[tuple], out: Place, name: str
+    ) -> list[Result]:
+        """The results of all jobs, in their order."""
+        done: dict[int, Result] = {}
+        with progress_bar(name, "shard", len(jobs), self.progress) as bar:
+            for number, result in self.runner(function, state, jobs, self.workers, str(out)):
+                done[number] = result
+                bar.update()
+        return [done[number] for number in range(len(jobs))]
 
 
 # --- duplicates -------------------------------------------------------------------------------------------------------
@@ -173,24 +169,52 @@ def _verdict(entry: Mapping[str, Values] | Unusable, is_duplicate: bool, conditi
 
 class _WritingState(NamedTuple):
     source: Source
-    out: Place
+    folders: Mapping[str, Place]  # by cut
     transforms: Mapping[str, Transform]
 
 
-def _writing_job(job: tuple[int, int, int], reasons: Sequence[str], entries: Sequence[Any]) -> tuple:
+def _write(
+    recipe: Recipe,
+    source: Source,
+    out: Place,
+    jobs: Sequence[tuple[int, int, int]],
+    entries: Sequence[Any],
+    verdicts: Mapping[str, Sequence[str]],
+    plan: Mapping[str, Any],
+    running: _Running,
+) -> dict[str, list[Finished]]:
+    """Write the datasets of all cuts, the shards of one like those of another, and give what was done by cut."""
+    with contextlib.ExitStack() as stack:
+        folders = {cut: stack.enter_context(shard_job.locked(out / cut, plan | {"cut": cut})) for cut in verdicts}
+        state = _WritingState(source, folders, recipe.transforms)
+        given = [_writing_job(cut, job, reasons, entries) for cut, reasons in verdicts.items() for job in jobs]
+        done = iter(running(_write_shard, state, given, out, "writing"))
+        written = {cut: list(itertools.islice(done, len(jobs))) for cut in verdicts}
+        for cut, folder in folders.items():
+            shard_job.finish(folder, f"{recipe.name}-{cut}", written[cut])
+    return written
+
+
+def _writing_job(cut: str, job: tuple[int, int, int], reasons: Sequence[str], entries: Sequence[Any]) -> tuple:
     """A job with the indices of the samples to write, and what was measured of them."""
     number, start, stop = job
     kept = [index for index in range(start, stop) if not reasons[index]]
-    return number, start, stop, kept, {index: entries[index] for index in kept}
+    return cut, number, start, stop, kept, {index: entries[index] for index in kept}
 
 
 def _write_shard(
-    state: _WritingState, number: int, start: int, stop: int, kept: Sequence[int], signals: Mapping[int, Mapping[str, Values]]
+    state: _WritingState,
+    cut: str,
+    number: int,
+    start: int,
+    stop: int,
+    kept: Sequence[int],
+    signals: Mapping[int, Mapping[str, Values]],
 ) -> Finished:
     stages = [[name, description(transform)] for name, transform in state.transforms.items()]
     numbers = {index: _numbers(signals[index]) for index in kept}
     made_from = shard_job.digest(state.source.fingerprint(start, stop), start, stop, [*numbers.items()], stages)
-    return shard_job.make_shard(state.out, number, made_from, _made(state, kept, signals, numbers))
+    return shard_job.make_shard(state.folders[cut], number, made_from, _made(state, kept, signals, numbers))
 
 
 def _made(

@@ -88,7 +88,7 @@ def description(stage: Any) -> dict[str, Any]:
     found |= {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage) if f.metadata != NO_RESULT}
     paths: list[pathlib.Path] = stage.model_files() if hasattr(stage, "model_files") else []
     if paths:
-        found["model_files"] = {path.name: _file_digest(path, files.fingerprint(path)) for path in paths}
+        found["model_files"] = [[path.name, _file_digest(path, files.fingerprint(path))] for path in paths]
     return found
 
 

@@ -108,3 +108,34 @@ def write_head(path: pathlib.Path) -> str:
     """A head that gives how green a unit vector is."""
     nodes = [helper.make_node("MatMul", ["embeds", "green"], ["score"])]
     return save(path, nodes, {"embeds": [1, 3]}, {"score": [1, 1]}, {"green": np.asarray([[0], [1], [0]], np.float32)})
+
+
+def write_dense_model(folder: pathlib.Path, output: str, channels: int) -> str:
+    """A model in the form of depth and pose models, at a quarter of 32x32 pixels: map n is 1 where red is near n / channels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    node = helper.make_node
+    centers = (np.arange(channels) / channels).astype(np.float32).reshape(1, channels, 1, 1)
+    pick = np.zeros((1, 3, 1, 1), np.float32)
+    pick[0, 0] = 1
+    nodes = [
+        node("Conv", ["pixel_values", "pick"], ["red"]),
+        node("AveragePool", ["red"], ["small"], kernel_shape=[4, 4], strides=[4, 4]),
+    ]
+    weights = {"pick": pick}
+    if channels == 1:
+        nodes.append(node("Squeeze", ["small", "axis"], [output]))
+        weights["axis"] = np.asarray([1], np.int64)
+    else:
+        nodes += [
+            node("Sub", ["small", "centers"], ["off"]),
+            node("Abs", ["off"], ["distance"]),
+            node("Mul", ["distance", "steep"], ["steeper"]),
+            node("Sub", ["one", "steeper"], ["high"]),
+            node("Relu", ["high"], [output]),
+        ]
+        weights |= {"centers": centers, "steep": np.float32(2 * channels), "one": np.float32(1)}
+    shape = ["n", 8, 8] if channels == 1 else ["n", channels, 8, 8]
+    save(folder / "model.onnx", nodes, {"pixel_values": ["n", 3, 32, 32]}, {output: shape}, weights)
+    config = {"size": {"height": 32, "width": 32}, "image_mean": [0, 0, 0], "image_std": [1, 1, 1], "resample": 4}
+    (folder / "preprocessor_config.json").write_text(json.dumps(config))
+    return f"onnx:{folder}"
