@@ -185,7 +185,7 @@ def _write(
 ) -> dict[str, list[Finished]]:
     """Write the datasets of all cuts, the shards of one like those of another, and give what was done by cut."""
     with contextlib.ExitStack() as stack:
-        folders = {cut: stack.enter_context(shard_job.locked(out / cut, plan | {"cut": cut})) for cut in verdicts}
+        folders = {cut: stack.enter_context(shard_job.locked(out / cut, {**plan, "cut": cut})) for cut in verdicts}
         state = _WritingState(source, folders, recipe.transforms)
         given = [_writing_job(cut, job, reasons, entries) for cut, reasons in verdicts.items() for job in jobs]
         done = iter(running(_write_shard, state, given, out, "writing"))

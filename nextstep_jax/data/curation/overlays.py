@@ -54,7 +54,8 @@ def watermark(pixels: Pixels, rng: np.random.Generator, fonts: Sequence[str] = (
     Args:
       fonts: files of TrueType fonts to choose from; by default Pillow's own.
     """
-    mask = mark(*pixels.shape[:2], rng, fonts)
+    height, width = pixels.shape[:2]
+    mask = mark(height, width, rng, fonts)
     light = rng.random() < 0.75
     color = np.full(3, rng.uniform(200, 255) if light else rng.uniform(0, 60))
     if rng.random() < 0.15:
