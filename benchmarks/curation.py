@@ -163,7 +163,7 @@ from benchmarks.curation import RECIPE
 from nextstep_jax.data.curation import job
 from nextstep_jax.data.curation.recipe import read_recipe
 from nextstep_jax.data.sources import open_source
-job.curate(open_source("shapes:pair:train:2000"), read_recipe(RECIPE), sys.argv[1], shard_samples=50, workers=int(sys.argv[2]))
+job.curate(open_source("shapes:pair:train:600"), read_recipe(RECIPE), sys.argv[1], shard_samples=20, workers=int(sys.argv[2]))
 """
 
 

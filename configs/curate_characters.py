@@ -11,8 +11,11 @@ beside the videos say, and nothing is checked.
 
 from ml_collections import ConfigDict
 
+from nextstep_jax.data.curation.recipe import require_form
+
 
 def get_config(argument=None):
+    require_form(argument, "laptop")
     config = ConfigDict({"name": "characters", "signals": {}, "duplicates": {}, "cuts": {}, "transforms": {}})
     config.signals.size = {}
     config.signals.nsfw = {}

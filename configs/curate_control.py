@@ -13,9 +13,11 @@ with models of yours:
 from ml_collections import ConfigDict
 
 from nextstep_jax.data.curation.controls import CONTROLS, MODEL_CONTROLS
+from nextstep_jax.data.curation.recipe import require_form
 
 
 def get_config(argument=None):
+    require_form(argument, "laptop", "models")
     side, laplacian = (32, 20) if argument == "laptop" else (512, 100)
     config = ConfigDict({"name": "control", "signals": {}, "duplicates": {}, "cuts": {}, "transforms": {}})
     config.signals.size = {}

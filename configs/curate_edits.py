@@ -9,6 +9,8 @@ Near-duplicates are found by the result. `:laptop` needs no endpoint, and looks 
 
 from ml_collections import ConfigDict
 
+from nextstep_jax.data.curation.recipe import require_form
+
 _SEEN = "You see the images of an edit, the result last. The instruction: {text}\n"
 _CRITERIA = {
     "quality": "Is the result free of artifacts, blur and distortions? 0: ruined, 10: flawless.",
@@ -19,6 +21,7 @@ _CRITERIA = {
 
 
 def get_config(argument=None):
+    require_form(argument, "laptop")
     config = ConfigDict({"name": "edits", "signals": {}, "duplicates": {}, "cuts": {}, "transforms": {}})
     config.signals.size = {}
     config.signals.perceptual_hash = {}

@@ -19,8 +19,11 @@ Its thresholds are on the scales of CLIP ViT-L/14's cosine and of the aesthetic 
 
 from ml_collections import ConfigDict
 
+from nextstep_jax.data.curation.recipe import require_form
+
 
 def get_config(argument=None):
+    require_form(argument, "laptop", "embedder")
     laptop = argument == "laptop"
     config = ConfigDict({"name": "pairs", "signals": {}, "duplicates": {}, "cuts": {}, "transforms": {}})
     config.signals.size = {}

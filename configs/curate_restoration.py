@@ -8,8 +8,11 @@ original, each with an instruction. `:laptop` takes small images.
 
 from ml_collections import ConfigDict
 
+from nextstep_jax.data.curation.recipe import require_form
+
 
 def get_config(argument=None):
+    require_form(argument, "laptop")
     side, laplacian = (32, 20) if argument == "laptop" else (512, 150)
     config = ConfigDict({"name": "restoration", "signals": {}, "duplicates": {}, "cuts": {}, "transforms": {}})
     config.signals.size = {}

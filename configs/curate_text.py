@@ -9,8 +9,11 @@ datasets. `:laptop` keeps short texts, too.
 
 from ml_collections import ConfigDict
 
+from nextstep_jax.data.curation.recipe import require_form
+
 
 def get_config(argument=None):
+    require_form(argument, "laptop")
     words = 5 if argument == "laptop" else 50
     config = ConfigDict({"name": "text", "signals": {}, "duplicates": {}, "cuts": {}, "transforms": {}})
     config.signals.text_quality = {}

@@ -9,8 +9,11 @@ OUT/pretrain holds sequences of two to eight keyframes, each after its text. `:l
 
 from ml_collections import ConfigDict
 
+from nextstep_jax.data.curation.recipe import require_form
+
 
 def get_config(argument=None):
+    require_form(argument, "laptop")
     config = ConfigDict({"name": "tutorials", "signals": {}, "duplicates": {}, "cuts": {}, "transforms": {}})
     config.signals.size = {}
     config.signals.text_quality = {}

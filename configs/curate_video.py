@@ -8,8 +8,11 @@ subtitles beside the videos say.
 
 from ml_collections import ConfigDict
 
+from nextstep_jax.data.curation.recipe import require_form
+
 
 def get_config(argument=None):
+    require_form(argument, "laptop")
     config = ConfigDict({"name": "video", "signals": {}, "duplicates": {}, "cuts": {}, "transforms": {}})
     config.signals.size = {}
     config.signals.nsfw = {}

@@ -8,8 +8,11 @@ OUT/pretrain holds sequences of four views; the text between two states the move
 
 from ml_collections import ConfigDict
 
+from nextstep_jax.data.curation.recipe import require_form
+
 
 def get_config(argument=None):
+    require_form(argument, "laptop")
     config = ConfigDict({"name": "views", "signals": {}, "duplicates": {}, "cuts": {}, "transforms": {}})
     config.signals.size = {}
     config.cuts.pretrain = (f"size.min_side >= {32 if argument == 'laptop' else 256}",)

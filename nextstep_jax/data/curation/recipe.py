@@ -165,6 +165,12 @@ class Recipe:
     max_aspect: float
 
 
+def require_form(argument: str | None, *known: str) -> None:
+    """InputError unless a config file's argument, as in `--config FILE.py:laptop`, is one of its forms."""
+    if argument and argument not in known:
+        raise InputError(f"a config file's argument can be {' or '.join(known)}, found {argument!r}")
+
+
 def read_recipe(settings: Mapping[str, Any]) -> Recipe:
     """The recipe that a config's settings spell.
 

@@ -1,8 +1,11 @@
 """Jobs run by Apache Beam's direct runner: the same files as without it."""
 
+import pickle
+import types
+
 import pytest
 
-from nextstep_jax.data.curation import job
+from nextstep_jax.data.curation import beam_job, job
 from nextstep_jax.data.curation.beam_job import BeamRunner
 from nextstep_jax.data.curation.recipe import read_recipe
 from nextstep_jax.data.sources import open_source
@@ -37,6 +40,19 @@ def test_what_beam_made_is_not_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(job.shard_job, "make_shard", make_shard)
     report = curate(tmp_path / "out", runner=BeamRunner(["runner=DirectRunner", "direct_num_workers=1"]))
     assert len(made) == sum(counts["written"] for counts in report["cuts"].values()) > 0
+
+
+def test_no_pixels_flow_between_steps(tmp_path, monkeypatch):
+    elements = []
+
+    def dumps(job):
+        elements.append(pickle.dumps(job))
+        return elements[-1]
+
+    monkeypatch.setattr(beam_job, "pickle", types.SimpleNamespace(dumps=dumps, loads=pickle.loads))
+    curate(tmp_path / "out", runner=BeamRunner(["runner=DirectRunner"]))
+    assert len(elements) == 3 + 2 * 3  # shards to measure, and to write for each of two cuts
+    assert not any(b"PNG" in element or len(element) > 20 * 1000 for element in elements)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import importlib
 import threading
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from nextstep_jax.chat import Question
@@ -154,3 +155,39 @@ def test_edits_are_judged_by_the_papers_four_criteria(server, tmp_path):
     kept = ArrayRecordSource(tmp_path / "out" / "sft")
     assert [kept[n].texts[0].text for n in range(len(kept))] == [text for text in instructions if not missed[text]]
     assert len(server.bodies) == 15 * 4
+
+
+def test_pairs_are_scored_once_cut_three_times_and_captioned_in_two_languages(server, tmp_path):
+    """Three photographs: one is good enough for every cut, one is not beautiful enough for the last, one too small for two."""
+    data = pytest.importorskip("skimage.data")
+    photos = {"astronaut": "9", "camera": "7", "coffee": "9"}
+    for name in photos:
+        PIL.Image.fromarray(getattr(data, name)()).convert("RGB").save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(f"a photograph called {name}")
+
+    def answer(path, body, count):
+        text = asked(body)
+        if "watermark" in text:
+            return chat_reply("no")
+        if "beautiful" in text:
+            seen[body["messages"][-1]["content"][1]["image_url"]["url"]] = None
+            return chat_reply(list(photos.values())[list(seen).index(body["messages"][-1]["content"][1]["image_url"]["url"])])
+        name = next(name for name in photos if name in text)
+        if "How well does this text" in text:
+            return chat_reply("9")
+        return chat_reply(f"{'详细' if 'Chinese' in text else 'in English'}: {name}")
+
+    seen: dict[str, None] = {}  # images, in the order of the source
+    server.answer = answer
+    settings = importlib.import_module("nextstep_jax.configs.curate_pairs").get_config().to_dict()
+    with_endpoint(settings, f"openai:{server.url}/v1#m", concurrency=1)
+    report = job.curate(open_source(tmp_path), read_recipe(settings), tmp_path / "out")
+    names = {"pretrain": list(photos), "anneal": ["astronaut", "camera"], "sft": ["astronaut"]}
+    for cut, expected in names.items():
+        made = ArrayRecordSource(tmp_path / "out" / cut)
+        assert [made[n].key for n in range(len(made))] == [f"{name}.png" for name in expected], report["cuts"][cut]
+        for sample, name in zip((made[n] for n in range(len(made))), expected, strict=True):
+            assert sample.texts[0].text == f"in English: {name}" and sample.caption_variants["short.zh"] == f"详细: {name}"
+            assert sample.caption_variants["original"] == f"a photograph called {name}"
+    judged = [body for body, _ in server.bodies if "beautiful" in asked(body) or "How well" in asked(body)]
+    assert len(judged) == 2 * 3  # whatever the number of cuts

@@ -89,6 +89,8 @@ def test_the_shipped_recipes_are_read(name, argument):
     module = importlib.import_module(f"nextstep_jax.configs.{name}")
     recipe = read_recipe(module.get_config(argument).to_dict())
     assert recipe.cuts and f"--config {name}" in module.__doc__
+    with pytest.raises(InputError, match="a config file's argument can be laptop.*, found 'lap'"):
+        module.get_config("lap")
 
 
 def test_pairs_are_measured_by_an_embedder_where_one_is_brought():
