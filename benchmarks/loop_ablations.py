@@ -93,7 +93,7 @@ def loops(separate: NextStepConfig, settings: token_loop.SamplerConfig) -> dict[
 
     def one_by_one(params, condition, noise, guidance, embedded):
         def velocity(x, i):
-            now = model.apply({"params": params}, embedded[i][None], condition, method="modulations")
+            now = model.apply({"params": params}, embedded.starts[i][None], condition, method="modulations")
             return model.apply({"params": params}, x, jax.tree.map(lambda table: table[0], now), method="velocity_at")
 
         return integrate(velocity, noise, guidance)
@@ -115,7 +115,7 @@ def loops(separate: NextStepConfig, settings: token_loop.SamplerConfig) -> dict[
         return jnp.concatenate([first, second]), Cache(layers, a.index)
 
     def flow_by_branch(params, condition, noise, guidance, embedded):
-        tables = [model.apply({"params": params}, embedded, row[None], method="modulations") for row in condition]
+        tables = [model.apply({"params": params}, embedded.starts, row[None], method="modulations") for row in condition]
 
         def velocity(x, i):
             now = [jax.tree.map(lambda table: table[i], table) for table in tables]

@@ -425,7 +425,15 @@ MUTATIONS = [
         "data/curation/test_overlays.py",
     ),
     Mutation("objectives/few_step.py", "(first + second) / 2))", "second))", "objectives/test_few_step.py"),
-    Mutation("models/flow_head.py", "share = (1 - 1 / w)", "share = (1 + 0 / w)", "models/test_flow_head.py"),
+    Mutation("objectives/few_step.py", "1.5 * now.guided - 0.5 * before", "now.guided", "objectives/test_few_step.py"),
+    Mutation("models/flow_head.py", "share = (1 - 1 / guid", "share = (1 + 0 / guid", "models/test_flow_head.py"),
+    Mutation("generation/token_loop.py", "guided + durations[i] *", "guided +", "generation/test_token_loop.py"),
+    Mutation(
+        "training/few_step.py",
+        "found.reshape(tokens, -1, draws, x.shape[-1])",
+        "found.reshape(-1, tokens, draws, x.shape[-1])",
+        "training/test_few_step.py",
+    ),
     Mutation(
         "training/few_step.py",
         "positions=place - first",

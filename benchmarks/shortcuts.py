@@ -1,4 +1,5 @@
-"""What cheaper settings change: fewer or other flow-head steps, fewer steps late in the image, int8 weights.
+"""What cheaper settings change: fewer or other flow-head steps, fewer steps late in the image, int8 weights,
+and the jumps of a map head where the checkpoint has one.
 
     python -m benchmarks.shortcuts --json shortcuts.json [--checkpoint DIR] [--size 512]
 
@@ -38,6 +39,7 @@ SETTINGS = {
     "ab2 12 to 6": {"sampler": "ab2", "steps": 12, "final_steps": 6},
     "ode 20, int8": {"sampler": "ode", "steps": 20},
 }
+OF_MAP_HEADS = {f"map {steps}": {"sampler": "map", "steps": steps} for steps in (1, 2, 4)}
 
 
 def main() -> None:
@@ -69,9 +71,10 @@ def run(a: argparse.Namespace) -> dict:
     def pipeline_of(name: str):
         return small if "int8" in name else exact
 
+    settings = SETTINGS | (OF_MAP_HEADS if exact.config.map_head else {})
     reference = tokens(exact, sampler="heun", steps=a.reference)
-    drawn = {name: tokens(pipeline_of(name), **changes) for name, changes in SETTINGS.items()}
-    runs = {name: lambda name=name: tokens(pipeline_of(name), **SETTINGS[name]) for name in SETTINGS}
+    drawn = {name: tokens(pipeline_of(name), **changes) for name, changes in settings.items()}
+    runs = {name: lambda name=name: tokens(pipeline_of(name), **settings[name]) for name in settings}
     seconds = measure.alternate(runs, a.rounds)
     rows = {
         name: {

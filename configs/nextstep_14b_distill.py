@@ -19,8 +19,7 @@ def base():
     config.model = model_fields(preset("14b").with_transformer(dtype="bfloat16", remat="full", scan_layers=True))
     config.model.latent_size = 64
     config.model.map_head = True
-    config.init.copies = (("model/map_head", "model/flow_head"),)
-    config.init.reinit = (r"^model/map_head/(duration_embed|guidance_embed|unconditional)/",)
+    config.init.reinit = (r"^model/map_head/",)
 
     config.steps = 20_000
     config.optimizer.learning_rate = 1e-4

@@ -149,6 +149,11 @@ class FlowHeadConfig:
         """Width of a block's hidden layer."""
         return int(self.width * self.mlp_ratio)
 
+    @property
+    def of_map(self) -> "FlowHeadConfig":
+        """The map head beside it: half the width, two thirds of the blocks."""
+        return FlowHeadConfig(max(1, self.width // 2), max(1, 2 * self.layers // 3))
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageTokenizerConfig:
@@ -257,7 +262,7 @@ class NextStepConfig:
         skipped it.
       text_loss_weight, image_loss_weight: lambda_text, lambda_visual (paper section 4.2).
       input_noise: strength of the noise added to input latents in training, rising linearly over raster positions.
-      map_head: there is a second flow head, distilled from the first, which takes one to four evaluations a token (sampler
+      map_head: there is a map head, distilled from the flow head, with which one to four evaluations make a token (sampler
         "map"). No release has one.
       release: which release's generation settings fit: "1.0", "1.0-edit", "1.1".
     """

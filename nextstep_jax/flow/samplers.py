@@ -18,7 +18,8 @@ A step goes from t to s = t + dt. By release:
   "ab2"         second order at Euler's price, the two-step rule of Adams and Bashforth: x = x + dt ((1 + r) v - r v'), with v'
                 the velocity before and r = dt / (2 dt'). The first step is plain Euler; N steps take N evaluations.
   "map"         x = x + dt u with the average velocity u of the step: what a head distilled for few steps gives
-                (objectives/few_step.py). `sample` is handed u in place of v; `jumps` has the steps' ends.
+                (objectives/few_step.py). `sample` is handed u in place of v; `jumps` has the steps' ends. Its times are
+                (k / N)^2: where guidance decides what the token becomes, near the noise, steps are short.
 
 Letters: N steps, E evaluations, R rows, C channels of one image token.
 """
@@ -205,7 +206,8 @@ def _grid(sampler: str, steps: int, shift: float, last_step: float) -> np.ndarra
         if shift < 1:
             raise InputError(f"sampler 'august2025' with a timestep shift below 1 would integrate past t = 1, found {shift}")
         return np.append(starts, starts[-1] + last_step)
-    return np.asarray(shift_times(np.linspace(0, 1, steps + 1), shift))
+    even = np.linspace(0, 1, steps + 1)
+    return np.asarray(shift_times(even**2 if sampler == "map" else even, shift))
 
 
 def _check(sampler: str, steps: Any) -> None:

@@ -119,7 +119,7 @@ def sweep(
     config: NextStepConfig,
     settings: SamplerConfig,
     params: dict,
-    time_embeddings: Float[Array, "T W"],
+    times: token_loop.EmbeddedTimes,
     state: WindowState,
     noise: Float[Array, "n E B C"],
     guidance: Float[Array, "n 2"],
@@ -152,7 +152,7 @@ def sweep(
     draws = jnp.moveaxis(noise[own, :, jnp.arange(images)[:, None]], 2, 0).reshape(noise.shape[1], images * width, -1)
     strengths = guidance[own.reshape(-1)]
     flat = condition.reshape(-1, condition.shape[-1])
-    found = token_loop.flow_step(config, settings, params, flat, time_embeddings, draws, strengths[:, :1], strengths[:, 1:])
+    found = token_loop.flow_step(config, settings, params, flat, times, draws, strengths[:, :1], strengths[:, 1:])
     found = found.reshape(images, width, -1)
 
     with jax.named_scope("accept"):

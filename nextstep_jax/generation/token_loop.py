@@ -66,6 +66,13 @@ class SamplerConfig:
         return [(stop, int(counts[stop - 1])) for stop in stops]
 
 
+class EmbeddedTimes(NamedTuple):
+    """Embeddings of the times at which the sampler asks for the velocity, [T, W], and for "map" of its jumps, [T, V]."""
+
+    starts: Array
+    jumps: Array | None = None
+
+
 class Prompt(NamedTuple):
     """Right-aligned prompt rows: ids [R, P], image tokens [R, P, C], is_image [R, P] and lengths [R]."""
 
@@ -136,34 +143,37 @@ def flow_step(
     settings: SamplerConfig,
     params: dict,
     condition: Float[Array, "R D"],
-    time_embeddings: Float[Array, "T W"],
+    times: EmbeddedTimes,
     noise: Float[Array, "E B C"],
     cfg: Float[Array, "*strength"],
     image_cfg: Float[Array, "*strength"],
 ) -> Float[Array, "B C"]:
     """One image token [B, C] per image from conditions [R, D] and noise [E, B, C]; strengths are [] or [B, 1]."""
     model, variables = NextStep(config), {"params": params}
-    if settings.sampler == "map":
+    modulations = model.apply(variables, times.starts, condition, method="modulations")
+    if times.jumps is not None:
         of_text, *others = jnp.split(condition, settings.branches)
         strength = jnp.broadcast_to(jnp.reshape(jnp.asarray(cfg), (-1,)), (noise.shape[1],))
         conditions = (of_text, others[-1] if others else None, strength)
-        modulations = model.apply(variables, time_embeddings, *conditions, method="map_modulations")
-    else:
-        modulations = model.apply(variables, time_embeddings, condition, method="modulations")
+        bends = model.apply(variables, times.jumps, *conditions, method="jump_modulations")
+        begin, end = jumps(settings.steps, settings.shift)
+        durations = jnp.asarray(end - begin)
 
-    def jump(x: Array, i: Array) -> Array:
-        now = jax.tree.map(lambda table: table[i], modulations)
-        return model.apply(variables, x, now, method="average_velocity_at")
+    def branch_velocities(x: Array, i: Array, branches: int) -> Array:
+        now = jax.tree.map(lambda table: table[i, : branches * x.shape[0]], modulations)
+        return model.apply(variables, jnp.tile(x, (branches, 1)), now, method="velocity_at")
 
     def velocity(x: Array, i: Array, branches: int) -> Array:
-        now = jax.tree.map(lambda table: table[i, : branches * x.shape[0]], modulations)
-        v = model.apply(variables, jnp.tile(x, (branches, 1)), now, method="velocity_at")
-        return guide(v, cfg, image_cfg, branches, settings.rescale)
+        return guide(branch_velocities(x, i, branches), cfg, image_cfg, branches, settings.rescale)
 
-    # The guidance of "map" is among what its modulations were made of.
+    def average_velocity(x: Array, i: Array) -> Array:
+        v = branch_velocities(x, i, settings.branches)
+        guided, bend = guide(v, cfg, image_cfg, settings.branches), jax.tree.map(lambda table: table[i], bends)
+        return guided + durations[i] * model.apply(variables, x, guided, v[: len(x)], bend, method="acceleration_at")
+
     pieces = [(stop, functools.partial(velocity, branches=m)) for stop, m in settings.branches_along()]
     token = sample(
-        jump if settings.sampler == "map" else pieces,
+        average_velocity if settings.sampler == "map" else pieces,
         noise,
         sampler=settings.sampler,
         steps=settings.steps,
@@ -177,13 +187,15 @@ def flow_step(
 
 
 @jax.named_scope("embed_times")
-def embed_times(config: NextStepConfig, settings: SamplerConfig, params: dict) -> Float[Array, "T W"]:
-    """Embeddings [T, W] of the sampler's times: constants of the whole loop."""
-    if settings.sampler == "map":
-        begin, end = jumps(settings.steps, settings.shift)
-        return NextStep(config).apply({"params": params}, jnp.asarray(begin), jnp.asarray(end), method="embed_durations")
+def embed_times(config: NextStepConfig, settings: SamplerConfig, params: dict) -> EmbeddedTimes:
+    """Embeddings of the sampler's times: constants of the whole loop."""
+    model, variables = NextStep(config), {"params": params}
     times = jnp.asarray(timesteps(settings.sampler, settings.steps, settings.shift))
-    return NextStep(config).apply({"params": params}, times, method="embed_times")
+    starts = model.apply(variables, times, method="embed_times")
+    if settings.sampler != "map":
+        return EmbeddedTimes(starts)
+    ends = [jnp.asarray(grid) for grid in jumps(settings.steps, settings.shift)]
+    return EmbeddedTimes(starts, model.apply(variables, *ends, method="embed_jumps"))
 
 
 def next_condition(config: NextStepConfig, params: dict, state: DecodeState) -> tuple[Float[Array, "R D"], Cache]:
@@ -216,7 +228,7 @@ def sample_step(
     config: NextStepConfig,
     settings: SamplerConfig,
     params: dict,
-    time_embeddings: Float[Array, "T W"],
+    times: EmbeddedTimes,
     state: DecodeState,
     noise: Float[Array, "E B C"],
     guidance: Float[Array, " 2"],
@@ -231,7 +243,7 @@ def sample_step(
       The next state, and the condition [R, D] the flow head was given.
     """
     condition, cache = next_condition(config, params, state)
-    token = flow_step(config, settings, params, condition, time_embeddings, noise, guidance[0], guidance[1])
+    token = flow_step(config, settings, params, condition, times, noise, guidance[0], guidance[1])
     return append_token(config, params, state, cache, token, settings.branches), condition
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 
 from nextstep_jax.batch import Batch
 from nextstep_jax.config import NextStepConfig
-from nextstep_jax.models.flow_head import FlowHead, MapHead, Modulations
+from nextstep_jax.models.flow_head import FlowHead, JumpModulations, MapHead, Modulations
 from nextstep_jax.models.layers import Projection
 from nextstep_jax.models.transformer import Cache, Decoder
 from nextstep_jax.sharding.rules import constrain
@@ -171,7 +171,7 @@ class NextStep(nn.Module):
         return self.image_out_projector(hidden)
 
     def velocity(self, x: Array, t: Array, condition: Array) -> Array:
-        """Velocity [P, C] of points [P, C] at times [P] under conditions [R, D]; see `FlowHead`."""
+        """Velocity [P, C] of points [P, C] at times [Q] under conditions [R, D]; see `FlowHead`."""
         return self.flow_head.velocity(x, t, condition)
 
     def embed_times(self, times: Array) -> Array:
@@ -186,21 +186,33 @@ class NextStep(nn.Module):
         """Velocity [R, C] under the modulations of one time; see `FlowHead`."""
         return self.flow_head.velocity_at(x, modulations)
 
-    def average_velocity(self, x: Array, s: Array, t: Array, condition: Array, unconditional: Array, guidance: Array) -> Array:
-        """Average velocity [P, C] of the guided flow from s [P] to t [P]; see `MapHead`."""
-        return self.map_head.average_velocity(x, s, t, condition, unconditional, guidance)
+    def acceleration(
+        self,
+        x: Array,
+        guided: Array,
+        conditional: Array,
+        s: Array,
+        t: Array,
+        condition: Array,
+        unconditional: Array,
+        guidance: Array,
+    ) -> Array:
+        """How the guided flow bends between times s and t; see `MapHead`."""
+        return self.map_head.acceleration(x, guided, conditional, s, t, condition, unconditional, guidance)
 
-    def embed_durations(self, s: Array, t: Array) -> Array:
+    def embed_jumps(self, s: Array, t: Array) -> Array:
         """Embeddings [T, W] of jumps in flow time; see `MapHead`."""
-        return self.map_head.embed_durations(s, t)
+        return self.map_head.embed_jumps(s, t)
 
-    def map_modulations(self, embeddings: Array, condition: Array, unconditional: Array | None, guidance: Array) -> Modulations:
-        """All modulations at T embedded jumps for R pairs of conditions; see `MapHead`."""
-        return self.map_head.map_modulations(embeddings, condition, unconditional, guidance)
+    def jump_modulations(
+        self, embeddings: Array, condition: Array, unconditional: Array | None, guidance: Array
+    ) -> JumpModulations:
+        """All modulations of T embedded jumps for R pairs of conditions; see `MapHead`."""
+        return self.map_head.jump_modulations(embeddings, condition, unconditional, guidance)
 
-    def average_velocity_at(self, x: Array, modulations: Modulations) -> Array:
-        """Average velocity [R, C] under the modulations of one jump; see `MapHead`."""
-        return self.map_head.velocity_at(x, modulations)
+    def acceleration_at(self, x: Array, guided: Array, conditional: Array, modulations: JumpModulations) -> Array:
+        """How the guided flow bends under the modulations of one jump; see `MapHead`."""
+        return self.map_head.acceleration_at(x, guided, conditional, modulations)
 
     def initialize(self, batch: Batch) -> Array:
         """Touch every parameter once; the method to call `init` with."""
@@ -209,7 +221,7 @@ class NextStep(nn.Module):
         t, condition = jnp.zeros(x.shape[0]), self.project_out(hidden)
         velocity = self.velocity(x, t, condition)
         if self.config.map_head:
-            velocity += self.average_velocity(x, t, t, condition, condition, t + 1)
+            velocity += self.acceleration(x, velocity, velocity, t, t, condition, condition, t + 1)
         return velocity.sum() + self.logits(hidden).sum()
 
 

@@ -1,9 +1,10 @@
-"""The few-step stage: a second flow head learns to jump along the guided flow of the first one.
+"""The few-step stage: a second head learns how the guided flow of the first one bends.
 
 The transformer and the first head are frozen. Every image token is seen with its caption and without, as generation's two
-branches see it, and both hidden states go to both heads.
+branches see it, and both hidden states go to both heads. The draws of a token share its guidance and times.
 
-Letters: B rows, S positions, n slots of the image head, M draws, P = B * n * M points, C channels of an image token, D width.
+Letters: B rows, S positions, n slots of the image head, R = B * n tokens, M draws, P = R * M points, J jumps, C channels of an
+image token, D width.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from nextstep_jax.batch import Batch
 from nextstep_jax.flow.guidance import guide
 from nextstep_jax.flow.paths import interpolate
 from nextstep_jax.models.nextstep import NextStep, init_params
-from nextstep_jax.objectives.few_step import FewStepTerms, draw_times, lagrangian_terms, regression_terms, shortcut_terms
+from nextstep_jax.objectives import few_step
 from nextstep_jax.objectives.multitask import gather_positions, target_weights
 from nextstep_jax.training import multitask
 from nextstep_jax.training.flops import flow_head_forward, transformer_forward, work_of
@@ -27,9 +28,12 @@ from nextstep_jax.training.vocabulary import open_vocabulary
 
 Array = jax.Array
 
-# Forward passes of a head of one branch that a draw costs: the student's own with its derivative and backward pass, and two
-# branches of the teacher at two points.
-_HEAD_PASSES = 12
+# Points at which a draw asks for the flow's velocity, and forward passes of the map head with what their gradient takes.
+_PASSES = {
+    "regression": (few_step.SOLUTION_STEPS, 3 * (sum(few_step.FEWEST) + 1)),
+    "lagrangian": (2, 6),
+    "shortcut": (2, 5),
+}
 
 
 def make_stage(config: FewStepConfig) -> Stage:
@@ -60,20 +64,20 @@ def make_objective(config: FewStepConfig) -> Objective:
         return jnp.sum(mask)
 
     def loss(params, batch, key: Array, normalizers):
-        terms, mask = few_step_losses(model, params["model"], batch[0], key, slots, config.loss)
-        means = {
-            f"few_step/{name}": WeightedMean(jnp.sum(mask[..., None] * value), jnp.sum(mask) * config.loss.draws)
-            for name, value in terms._asdict().items()
-        }
-        total = jnp.sum(mask * jnp.mean(terms.loss, axis=-1))
-        return total / jnp.maximum(normalizers, 1), means
+        values, error, mask = few_step_losses(model, params["model"], batch[0], key, slots, config.loss)
+        mean = WeightedMean(jnp.sum(mask[..., None] * error), jnp.sum(mask) * config.loss.draws)
+        total = jnp.sum(mask * jnp.mean(values, axis=-1))
+        return total / jnp.maximum(normalizers, 1), {"few_step/error": mean}
 
     def counts(batch):
         batch, _ = batch
         work, m = work_of(batch), config.model
-        head = dataclasses.replace(m.flow_head, batch_mul=config.loss.draws * _HEAD_PASSES)
+        velocities, passes = (config.loss.draws * count for count in _PASSES[config.loss.method])
+        first = dataclasses.replace(m.flow_head, batch_mul=2 * velocities)
+        second = dataclasses.replace(m.flow_head.of_map, batch_mul=passes)
         flops = 2 * transformer_forward(m.transformer, work)
-        flops += flow_head_forward(head, m.token_channels, m.transformer.width, work.image_targets)
+        for head, channels in ((first, m.token_channels), (second, 3 * m.token_channels)):
+            flops += flow_head_forward(head, channels, m.transformer.width, work.image_targets)
         starts = (batch.text_ids == m.begin_of_image_id) & (batch.segment_ids > 0)
         return {
             "positions": jnp.float32(batch.text_ids.size),
@@ -87,8 +91,8 @@ def make_objective(config: FewStepConfig) -> Objective:
 
 def few_step_losses(
     model: NextStep, params: dict, batch: Batch, key: Array, slots: int, settings: FewStepLossConfig
-) -> tuple[FewStepTerms, Array]:
-    """The terms [B, n, M] of every image target, and which slots are taken [B, n]."""
+) -> tuple[Array, Array, Array]:
+    """Loss and error [B, n, M] of every image target, and which slots are taken [B, n]."""
 
     def call(method: str, *arguments):
         return model.apply({"params": params}, *arguments, method=method)
@@ -102,33 +106,42 @@ def few_step_losses(
     with jax.named_scope("transformer"):
         states = [call("__call__", seen) for seen in (batch, without_text(batch, model.config.image_area_id))]
         conditions = [jax.lax.stop_gradient(call("project_out", gather(hidden))) for hidden in states]
-    data = jnp.repeat(gather(jnp.roll(batch.image_tokens, -1, axis=1)), settings.draws, axis=0)
-
+    tokens, draws = indices.size, settings.draws
     of_times, of_noise, of_strength = jax.random.split(key, 3)
-    points = data.shape[0]
-    s, t = draw_times(of_times, points)
-    noise = jax.random.normal(of_noise, (2, *data.shape))
-    guidance = jnp.exp(jax.random.uniform(of_strength, (points,)) * jnp.log(settings.max_guidance))
+    noise = jax.random.normal(of_noise, (tokens * draws, model.config.token_channels))
+    low, high = jnp.log(settings.min_guidance), jnp.log(settings.max_guidance)
+    guidance = jnp.exp(jax.random.uniform(of_strength, (tokens,), minval=low, maxval=high))
 
-    def velocity(x: Array, t: Array) -> Array:
-        """The first head's, guided."""
-        both = call("velocity", jnp.tile(x, (2, 1)), jnp.tile(t, 2), jnp.concatenate(conditions))
-        return guide(both, guidance[:, None], 1.0, 2)
+    def velocity(x: Array, t: Array) -> few_step.Velocities:
+        """The first head's at points [P, C]."""
+        both = call("velocity", jnp.tile(x, (2, 1)), jnp.tile(t[::draws], 2), jnp.concatenate(conditions))
+        return few_step.Velocities(guide(both, jnp.repeat(guidance, draws)[:, None], 1.0, 2), both[: len(x)])
 
-    def average_velocity(x: Array, s: Array, t: Array) -> Array:
-        return call("average_velocity", x, s, t, *conditions, guidance)
+    def acceleration(x: Array, velocities: few_step.Velocities, s: Array, t: Array) -> Array:
+        """The second head's at points [J * P, C], which it takes token by token."""
+
+        def by_token(values: Array, each: int) -> Array:
+            return jnp.swapaxes(values.reshape(-1, tokens, each, *values.shape[1:]), 0, 1).reshape(-1, *values.shape[1:])
+
+        points = (by_token(values, draws) for values in (x, *velocities))
+        times = (by_token(values[::draws], 1) for values in (s, t))
+        found = call("acceleration", *points, *times, *conditions, guidance)
+        return jnp.swapaxes(found.reshape(tokens, -1, draws, x.shape[-1]), 0, 1).reshape(x.shape)
 
     with jax.named_scope("few_step"):
         if settings.method == "regression":
-            terms = regression_terms(average_velocity, velocity, noise[0])
+            trajectory = few_step.follow(velocity, noise)
+            losses = few_step.regression_loss(acceleration, trajectory, *few_step.draw_jumps(of_times))
+            loss, error = (jnp.mean(values, axis=0) for values in losses)
         else:
-            x_s, x_t = interpolate(data, noise[0], s), interpolate(data, noise[1], t)
-            arguments = (average_velocity, velocity, x_s, x_t, s, t)
+            data = gather(jnp.roll(batch.image_tokens, -1, axis=1))
+            s, t = (jnp.repeat(times, draws) for times in few_step.draw_times(of_times, tokens))
+            x = interpolate(jnp.repeat(data, draws, axis=0), noise, s)
             if settings.method == "shortcut":
-                terms = shortcut_terms(*arguments)
+                loss, error = few_step.shortcut_loss(acceleration, velocity, x, s, t)
             else:
-                terms = lagrangian_terms(*arguments, settings.normalize_power)
-    return jax.tree.map(lambda value: value.reshape(*indices.shape, settings.draws), terms), mask
+                loss, error = few_step.lagrangian_loss(acceleration, velocity, x, s, t, settings.normalize_power)
+    return loss.reshape(*indices.shape, draws), error.reshape(*indices.shape, draws), mask
 
 
 def without_text(batch: Batch, image_area_id: int) -> Batch:

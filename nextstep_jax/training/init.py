@@ -13,6 +13,9 @@ from nextstep_jax.models.param_layouts import stack_layers, unstack_layers
 from nextstep_jax.sharding.params import path_string, state_shardings
 from nextstep_jax.training.settings import InitConfig
 
+# What a model may be trained without: a map head fits the flow head that it was distilled from, and no other.
+_LEFT_BEHIND = "model/map_head/"
+
 Array = jax.Array
 Params = dict[str, Any]
 
@@ -87,6 +90,8 @@ def _kept(settings: InitConfig, wanted: Mapping[str, Any], stored: Mapping[str, 
     kept = []
     for path, leaf in stored.items():
         if is_reinit(path):
+            continue
+        if path not in wanted and path.startswith(_LEFT_BEHIND):
             continue
         if path not in wanted:
             raise InputError(f"{settings.checkpoint}: holds {path}, which the configured architecture does not have")

@@ -66,21 +66,26 @@ class FewStepLossConfig:
     """Distillation of the flow head to few evaluations (objectives/few_step.py).
 
     Attributes:
-      method: "lagrangian", or its controls "shortcut" and "regression".
-      draws: of times, noise and guidance for each image token.
-      max_guidance: strengths are drawn from 1 to this one, log w evenly.
-      normalize_power: p of the second term's weight in "lagrangian".
+      method: "regression", or its controls "lagrangian" and "shortcut".
+      draws: of noise for each image token.
+      min_guidance, max_guidance: strengths are drawn between them, log w evenly.
+      normalize_power: p of the weight in "lagrangian".
     """
 
-    method: Literal["lagrangian", "shortcut", "regression"] = "lagrangian"
+    method: Literal["regression", "lagrangian", "shortcut"] = "regression"
     draws: Positive = 8
-    max_guidance: Annotated[float, above(1)] = 8.0
+    min_guidance: Annotated[float, at_least(1)] = 1.0
+    max_guidance: Annotated[float, at_least(1)] = 8.0
     normalize_power: Annotated[float, at_least(0)] = 0.5
+
+    def __post_init__(self) -> None:
+        if self.max_guidance < self.min_guidance:
+            raise InputError(f"max_guidance must be at least min_guidance ({self.min_guidance}), found {self.max_guidance}")
 
 
 @dataclasses.dataclass(frozen=True)
 class FewStepConfig(MultitaskConfig):
-    """A second flow head, distilled from the first with everything else frozen (training/few_step.py)."""
+    """A map head, distilled from the flow head with everything else frozen (training/few_step.py)."""
 
     objective: Literal["few_step"] = "few_step"  # type: ignore[assignment]  # narrower in each kind of run
     optimizer: OptimizerConfig = OptimizerConfig(frozen=(r"^model/(?!map_head/)",))

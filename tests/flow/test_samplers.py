@@ -95,6 +95,7 @@ def _oracle(velocity, noise, sampler, steps, shift, level):
     """Each sampler as its formula reads, in float64."""
     x, fresh = noise[0].astype(np.float64), iter(noise[1:].astype(np.float64))
     uniform = np.linspace(0, 1 - 0.04, steps) if sampler == "august2025" else np.arange(steps + 1) / steps
+    uniform = uniform**2 if sampler == "map" else uniform
     grid = uniform / (shift - (shift - 1) * uniform)
     if sampler == "august2025":
         grid = [*grid, grid[-1] + 0.04]

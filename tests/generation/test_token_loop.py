@@ -12,7 +12,7 @@ from nextstep_jax.data.sequence import ImageTokens, image_prefix
 from nextstep_jax.data.vocabulary import SpecialIds
 from nextstep_jax.generation import token_loop
 from nextstep_jax.generation.prompts import align_rows, frame_prompt, row_batch
-from nextstep_jax.models.nextstep import NextStep
+from nextstep_jax.models.nextstep import NextStep, init_params
 from nextstep_jax.models.param_layouts import fuse_projections
 
 SETTINGS = token_loop.SamplerConfig(branches=2, sampler="sde", steps=3)
@@ -214,3 +214,34 @@ def test_the_step_after_a_prefill_is_the_end_of_a_whole_pass(fused, tiny_config,
     for found, row in zip(hidden, rows, strict=True):
         whole = NextStep(tiny_config).apply({"params": tiny_params}, row_batch(row))
         np.testing.assert_allclose(found, whole[0, -1], atol=2e-5)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_a_map_token_takes_the_jumps_of_both_heads(tiny_config, tiny_params, cfg):
+    """x + (t - s) (b + (t - s) a) from 0 to 1/4 and on to 1, by the methods that training calls."""
+    config = dataclasses.replace(tiny_config, map_head=True)
+    apply, images, branches = jax.jit(NextStep(config).apply, static_argnames="method"), 3, 1 if cfg == 1 else 2
+    fresh = init_params(config, jax.random.key(1))["map_head"]
+    head = jax.tree.map(lambda leaf: leaf + 0.2 * jax.random.normal(jax.random.key(2), leaf.shape), fresh)
+    variables = {"params": tiny_params | {"map_head": head}}
+    settings = token_loop.SamplerConfig(branches=branches, sampler="map", steps=2)
+    condition = jax.random.normal(jax.random.key(3), (branches * images, config.transformer.width))
+    noise = jax.random.normal(jax.random.key(4), (1, images, config.token_channels))
+
+    @jax.jit
+    def flow_step(params, condition, noise):
+        times = token_loop.embed_times(config, settings, params)
+        return token_loop.flow_step(config, settings, params, condition, times, noise, cfg, 1.0)
+
+    found = flow_step(variables["params"], condition, noise)
+
+    x = noise[0]
+    for s, t in ((0.0, 0.25), (0.25, 1.0)):
+        start, end = np.full(images, s, np.float32), np.full(images, t, np.float32)
+        rows = np.tile(x, (branches, 1)), np.tile(start, branches), condition
+        v = apply(variables, *rows, method="velocity")
+        guided = v[:images] if cfg == 1 else v[images:] + cfg * (v[:images] - v[images:])
+        conditions = condition[:images], condition[-images:], np.full(images, cfg, np.float32)
+        bend = apply(variables, x, guided, v[:images], start, end, *conditions, method="acceleration")
+        x = x + (t - s) * (guided + (t - s) * bend)
+    np.testing.assert_allclose(found, x, atol=2e-5)

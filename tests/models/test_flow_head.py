@@ -52,51 +52,75 @@ def test_preset_14b_has_the_released_number_of_parameters():
 
 @pytest.fixture(scope="module")
 def map_head(tiny_config, tiny_params):
-    """A model whose map head is a copy of its flow head, with the additions away from zero in `trained`."""
+    """A model with a map head as it begins, and one that is somewhere else."""
     config = dataclasses.replace(tiny_config, map_head=True)
     fresh = init_params(config, jax.random.key(3))["map_head"]
-    added = {name: fresh[name] for name in ("duration_embed", "guidance_embed", "unconditional")}
-    begin = tiny_params | {"map_head": tiny_params["flow_head"] | added}
-    moved = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(jax.random.key(4), x.shape), added)
-    return config, begin, tiny_params | {"map_head": tiny_params["flow_head"] | moved}
+    moved = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(jax.random.key(4), x.shape), fresh)
+    return config, tiny_params | {"map_head": fresh}, tiny_params | {"map_head": moved}
 
 
-def _points(config):
-    x, condition, unconditional = (
-        jax.random.normal(jax.random.key(i), (3, width))
-        for i, width in enumerate((config.token_channels, *[config.transformer.width] * 2))
-    )
-    return x, np.array([0.0, 0.2, 0.7], np.float32), np.array([1.0, 0.2, 0.9], np.float32), condition, unconditional
+def _jumps(config, draws=1):
+    """Points [3 * draws, C] with two velocities, times [3] and [3], conditions [3, D] twice, and guidance [3]."""
+    sizes = (config.token_channels,) * 3, (config.transformer.width,) * 2
+    points = [jax.random.normal(jax.random.key(i), (3 * draws, width)) for i, width in enumerate(sizes[0])]
+    conditions = [jax.random.normal(jax.random.key(9 + i), (3, width)) for i, width in enumerate(sizes[1])]
+    s, t = np.array([0.0, 0.2, 0.7], np.float32), np.array([1.0, 0.4, 0.9], np.float32)
+    return points, (s, t), conditions, np.array([1.0, 3.0, 8.0], np.float32)
 
 
-def test_a_copied_head_begins_as_the_velocity_whatever_the_second_time(map_head):
-    config, params, trained = map_head
-    x, s, t, condition, unconditional = _points(config)
-    model, w = NextStep(config), np.array([1.0, 3.0, 8.0], np.float32)
-    expected = model.apply({"params": params}, x, s, condition, method="velocity")
-    found = model.apply({"params": params}, x, s, t, condition, unconditional, w, method="average_velocity")
-    np.testing.assert_allclose(found, expected, atol=2e-6)
-    later = model.apply({"params": trained}, x, s, t, condition, unconditional, w, method="average_velocity")
-    for changed in ((x, s, t + 0.1, condition, unconditional, w), (x, s, t, condition, unconditional, w + 1)):
-        other = model.apply({"params": trained}, *changed, method="average_velocity")
-        assert np.abs(other - later).max(-1).min() > 1e-4
-    # Without guidance the unconditional state has no effect.
-    other = model.apply({"params": trained}, x, s, t, condition, 2 * unconditional, w, method="average_velocity")
-    np.testing.assert_array_equal(other[0], later[0])
-    assert np.abs(other - later)[1:].max(-1).min() > 1e-4
+def apply(config):
+    return jax.jit(NextStep(config).apply, static_argnames="method")
 
 
-def test_modulations_computed_beforehand_give_the_average_velocity(map_head):
+def test_a_fresh_map_head_takes_straight_steps(map_head):
+    config, params, _ = map_head
+    points, times, conditions, w = _jumps(config)
+    found = apply(config)({"params": params}, *points, *times, *conditions, w, method="acceleration")
+    np.testing.assert_array_equal(found, np.zeros_like(found))
+
+
+def test_an_acceleration_depends_on_all_it_is_told(map_head):
     config, _, params = map_head
-    x, s, t, condition, unconditional = _points(config)
-    model, variables, w = NextStep(config), {"params": params}, np.array([1.0, 3.0, 8.0], np.float32)
-    embedded = model.apply(variables, s, t, method="embed_durations")
-    table = model.apply(variables, embedded, condition, unconditional, w, method="map_modulations")
+    points, (s, t), conditions, w = _jumps(config)
+
+    model = apply(config)
+
+    def of(*arguments):
+        return np.asarray(model({"params": params}, *arguments, method="acceleration"))
+
+    arguments = [*points, s, t, *conditions, w]
+    found = of(*arguments)
+    for i, argument in enumerate(arguments):
+        changed = of(*arguments[:i], argument + 0.1, *arguments[i + 1 :])
+        assert np.abs(changed - found)[1:].max(-1).min() > 1e-5, i
+    # Without guidance the unconditional state has no effect.
+    other = of(*points, s, t, conditions[0], 2 * conditions[1], w)
+    np.testing.assert_array_equal(other[0], found[0])
+
+
+def test_points_share_the_times_and_conditions_of_their_token(map_head):
+    config, _, params = map_head
+    points, times, conditions, w = _jumps(config, draws=2)
+    model, variables = apply(config), {"params": params}
+    each = [np.repeat(values, 2, axis=0) for values in (*times, *conditions, w)]
+    found = model(variables, *points, *times, *conditions, w, method="acceleration")
+    np.testing.assert_allclose(found, model(variables, *points, *each, method="acceleration"), atol=2e-5)
+    found = model(variables, points[0], times[0], conditions[0], method="velocity")
+    expected = model(variables, points[0], each[0], each[2], method="velocity")
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_modulations_computed_beforehand_give_the_acceleration(map_head):
+    config, _, params = map_head
+    points, (s, t), conditions, w = _jumps(config)
+    model, variables = apply(config), {"params": params}
+    embedded = model(variables, s, t, method="embed_jumps")
+    table = model(variables, embedded, *conditions, w, method="jump_modulations")
     for i in range(3):
         now = jax.tree.map(lambda leaf, i=i: leaf[i], table)
-        jump = (x, np.full(3, s[i]), np.full(3, t[i]), condition, unconditional, w)
-        expected = model.apply(variables, *jump, method="average_velocity")
-        np.testing.assert_allclose(model.apply(variables, x, now, method="average_velocity_at"), expected, 2e-6, 2e-6)
+        jump = (np.full(3, s[i]), np.full(3, t[i]))
+        expected = model(variables, *points, *jump, *conditions, w, method="acceleration")
+        np.testing.assert_allclose(model(variables, *points, now, method="acceleration_at"), expected, 2e-5, 2e-5)
 
 
 def abstract_params(config: NextStepConfig) -> dict:

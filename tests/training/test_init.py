@@ -10,7 +10,7 @@ from nextstep_jax import checkpoints
 from nextstep_jax.config import preset
 from nextstep_jax.errors import InputError
 from nextstep_jax.models.nextstep import init_params
-from nextstep_jax.models.param_layouts import stack_layers
+from nextstep_jax.models.param_layouts import stack_layers, unstack_layers
 from nextstep_jax.sharding.mesh import make_mesh
 from nextstep_jax.training.init import initial_params, to_canonical
 from nextstep_jax.training.settings import InitConfig
@@ -109,6 +109,12 @@ def test_named_parameters_are_initialized_anew_whatever_the_checkpoint_holds(tmp
     assert equal(params, {name: tree for name, tree in trained["model"].items() if name != "flow_head"})
 
 
+def test_a_map_head_is_left_behind_where_none_is_trained(tmp_path, trained, mesh):
+    head = {"blocks": {"norm": {"scale": np.ones((2, 8), np.float32)}}}
+    folder = save(tmp_path / "c", {"model": trained["model"] | {"map_head": head}})
+    assert equal(initial_params(InitConfig(folder), init, jax.random.key(1), mesh), trained)
+
+
 def test_an_expression_that_matches_nothing_is_an_error(tmp_path, trained, mesh):
     folder = save(tmp_path / "checkpoint", trained)
     with pytest.raises(InputError, match="config.init.reinit: 'flowhead' matches no parameter"):
@@ -122,14 +128,19 @@ def test_stacking_agrees_with_the_scanned_form(mesh):
 
 
 def test_a_subtree_begins_as_a_copy_of_another(tmp_path, trained, mesh):
-    config = dataclasses.replace(CONFIG, map_head=True)
-    fresh = (r"^model/map_head/(duration_embed|guidance_embed|unconditional)/",)
-    settings = InitConfig(save(tmp_path / "c", trained), fresh, copies=(("model/map_head", "model/flow_head"),))
-    params = initial_params(settings, lambda key: {"model": init_params(config, key)}, jax.random.key(0), mesh)["model"]
-    for name in trained["model"]["flow_head"]:
-        assert equal(params["map_head"][name], trained["model"]["flow_head"][name])
-        assert equal(params["flow_head"][name], trained["model"]["flow_head"][name])
-    assert not params["map_head"]["unconditional"]["kernel"].any()
-    wrong = dataclasses.replace(settings, copies=(("model/map_head", "model/head"),))
-    with pytest.raises(InputError, match="no model/head to begin model/map_head with"):
-        initial_params(wrong, lambda key: {"model": init_params(config, key)}, jax.random.key(0), mesh)
+    """A model with one more layer, which begins as the last."""
+    layers = CONFIG.transformer.layers
+    config = CONFIG.with_transformer(layers=layers + 1)
+    last, new = (f"model/decoder/layers_{i}" for i in (layers - 1, layers))
+    settings = InitConfig(save(tmp_path / "c", trained), copies=((new, last),))
+
+    def init(key):
+        return {"model": init_params(config, key)}
+
+    decoder = unstack_layers(initial_params(settings, init, jax.random.key(0), mesh)["model"])["decoder"]
+    stored = unstack_layers(trained["model"])["decoder"]
+    for i in range(layers + 1):
+        assert equal(decoder[f"layers_{i}"], stored[f"layers_{min(i, layers - 1)}"])
+    wrong = dataclasses.replace(settings, copies=((new, "model/decoder/layer"),))
+    with pytest.raises(InputError, match="no model/decoder/layer to begin model/decoder/layers_"):
+        initial_params(wrong, init, jax.random.key(0), mesh)
