@@ -13,12 +13,11 @@ work up to two batches ahead; a step begins when the slowest host has its rows. 
 devices then wait.
 
 Restarting: a dataset's index of --shards shards is written, read and sent to another process; the folder is surveyed, on the
-disk (sparse files) and, for the stand-in of GCS, with as many objects. A saved position is restored, whose open rows must be
+disk (sparse files) and, with --listed shards, in a stand-in of GCS. A saved position is restored, whose open rows must be
 read again, with every read taking 30 ms.
 """
 
 import argparse
-import contextlib
 import json
 import pathlib
 import pickle
@@ -26,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -53,6 +52,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--step-seconds", type=float, nargs="+", default=[5.0, 8.0])
     parser.add_argument("--shards", type=int, default=100_000)
+    parser.add_argument("--listed", type=int, default=10_000, help="shards in the stand-in, which is slow with more")
     parser.add_argument("--json", help="also write the figures to this file")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -60,7 +60,11 @@ def main() -> None:
         samples, row_seconds, figures = measured(folder, a.samples)
         work = simulated_work(samples, row_seconds, a.steps)
         figures["pod"] = pod(work, a.step_seconds)
-        figures["restart"] = restart(folder, a.shards)
+        print(json.dumps(figures), file=sys.stderr, flush=True)
+        figures["restart"] = {"disk": restart_on_disk(folder / "disk", a.shards)}
+        print(json.dumps(figures["restart"]), file=sys.stderr, flush=True)
+        figures["restart"]["position"] = _restore(folder)
+        figures["restart"]["bucket"] = restart_in_bucket(folder / "bucket", a.listed)
     measure.report(figures, a.json)
 
 
@@ -253,43 +257,37 @@ def stalled(work: Work, step_seconds: float, cores: float) -> float:
 # --- restarting -------------------------------------------------------------------------------------------------------
 
 
-def restart(folder: pathlib.Path, count: int) -> dict:
-    """Seconds and bytes of an index of `count` shards, and of restoring a position."""
+def restart_on_disk(folder: pathlib.Path, count: int) -> dict:
+    """Seconds and bytes of opening a dataset of `count` shards, sparse files."""
+    _write_many(folder, count)
+    figures = {"shards": count, "index_megabytes": (folder / "index.json").stat().st_size / 1e6}
+    return figures | _in_a_process(str(folder))
+
+
+def restart_in_bucket(folder: pathlib.Path, count: int) -> dict:
+    """The same in the stand-in of GCS, where all but the index is empty."""
+    _write_many(folder / stand_in_buckets.BUCKET / "many", count, empty=True)
+    with stand_in_buckets.google_bucket(content=folder) as address:
+        return {"shards": count} | _in_a_process(f"{address}/many")
+
+
+def _write_many(folder: pathlib.Path, count: int, empty: bool = False) -> None:
     from nextstep_jax.data.shards import Shard, shard_name, write_index
 
-    many = folder / "many"
-    many.mkdir()
+    folder.mkdir(parents=True)
     listed = [Shard(shard_name(number), 1000, 1 << 26, f"{number:064x}") for number in range(count)]
     for shard in listed:
-        with open(many / shard.file, "wb") as file:
-            file.truncate(shard.bytes)
-    write_index(many, "many", listed, images=0, kinds={"pair": 1000 * count})
-    figures: dict[str, Any] = {"shards": count, "index_megabytes": (many / "index.json").stat().st_size / 1e6}
-    figures["disk"] = _in_a_process("disk", str(many))
-    with _bucket_of(many) as address:
-        figures["bucket"] = _in_a_process("bucket", address)
-    figures["position"] = _restore(folder)
-    return figures
+        with open(folder / shard.file, "wb") as file:
+            file.truncate(0 if empty else shard.bytes)
+    write_index(folder, "many", listed, images=0, kinds={"pair": 1000 * count})
 
 
-@contextlib.contextmanager
-def _bucket_of(many: pathlib.Path) -> Iterator[str]:
-    """The stand-in of GCS with the folder's names as objects, all but the index empty."""
-    content = many.parent / "buckets"
-    folder = content / stand_in_buckets.BUCKET / "many"
-    folder.mkdir(parents=True)
-    for file in many.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes() if file.suffix == ".json" else b"")
-    with stand_in_buckets.google_bucket(content=content) as address:
-        yield f"{address}/many"
-
-
-def _in_a_process(kind: str, place: str) -> dict:
+def _in_a_process(place: str) -> dict:
     """`opened` in a process of its own, whose memory is its own."""
     command = [sys.executable, "-c", f"from benchmarks import pod_data; pod_data.print_opened({place!r})"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{kind}: {done.stderr}")
+        raise SystemExit(f"{place}: {done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
