@@ -86,6 +86,18 @@ MUTATIONS = [
         "flow/test_likelihood.py",
     ),
     Mutation("flow/likelihood.py", "(table[:, 2] == 0) & (table[:, 3] > 0)", "table[:, 3] >= 0", "flow/test_likelihood.py"),
+    Mutation(
+        "flow/guidance.py",
+        "(times < np.float32(end))",
+        "(times <= np.float32(end))",
+        "generation/test_token_loop.py",
+    ),
+    Mutation(
+        "generation/token_loop.py",
+        "counts = np.where(inside, self.branches, 1)",
+        "counts = np.where(inside, self.branches, self.branches)",
+        "generation/test_token_loop.py",
+    ),
     # --- models -------------------------------------------------------------------------------------------------------
     Mutation(
         "models/layers.py",

@@ -1,19 +1,18 @@
-"""What products of a few rows with a kernel reach on this CPU: XLA's, the library's, NumPy's and PyTorch's, beside the machine.
+"""What products of a few rows with a kernel reach on this CPU: XLA's, NumPy's and PyTorch's, beside the machine.
 
-    python -m benchmarks.products --threads 1 --rows 1 2 4 8 16 40
-    python -m benchmarks.products --threads 1 --inputs 1408 --outputs 512 --kernels 1    # the kernel stays in the cache
+    OMP_NUM_THREADS=1 python -m benchmarks.products --threads 1 --rows 1 2 4 8 16 40
+    OMP_NUM_THREADS=1 python -m benchmarks.products --threads 1 --inputs 512 --outputs 512 --kernels 24  # stay in the cache
 
 x [R, inputs] is multiplied by `--kernels` different kernels [inputs, outputs] one after another, as layers do; by default more
 of them than caches hold. All programs take turns in one process, and each figure is for one product:
 
-  einsum     XLA's general routine
-  project    `models.layers.project`: row by row for two to four rows
-  by_row     row by row for up to sixteen: then a row's result does not depend on how many there are
+  einsum     XLA's product, which the library uses
+  by_row     each row by itself, for up to sixteen
   numpy      its BLAS
   torch      `torch.nn.functional.linear`, if it is installed, with the weight as PyTorch lays it out
   read       the sum of each kernel's numbers: what reading it costs
 
-`first_row` is the largest difference, of numbers around 20, of the first row's result by `project` from the same row's among
+`first_row` is the largest difference, of numbers around 20, of the first row's result by `einsum` from the same row's among
 two. `bytes_a_second` counts the kernel once, `flops` two operations a number and row; `peak_flops` is that of a large product.
 """
 
@@ -61,9 +60,9 @@ def run(a: argparse.Namespace) -> dict:
             "bytes_a_second": 4 * size / one,
             "flops": 2 * rows * size / one,
         }
-    among_two = np.asarray(programs(every[:2], kernels, on_device)["project"]()[0])[0]
+    among_two = np.asarray(programs(every[:2], kernels, on_device)["einsum"]()[0])[0]
     for rows in a.rows:
-        first = np.asarray(runs[rows, "project"]()[0])[0]
+        first = np.asarray(runs[rows, "einsum"]()[0])[0]
         figures[str(rows)]["first_row"] = float(np.abs(first - among_two).max())
     setting = {name: value for name, value in vars(a).items() if name != "json"}
     return {"setting": setting, "kernel_bytes": 4 * size * a.kernels, "peak_flops": measure.matmul_peak(), "rows": figures}
@@ -74,17 +73,14 @@ def programs(x, kernels: list, on_device: list) -> dict[str, Callable]:
     import jax
     import jax.numpy as jnp
 
-    from nextstep_jax.models.layers import project
-
     given = jnp.asarray(x)
     einsum = jax.jit(lambda x, kernels: [jnp.einsum("RI,IO->RO", x, kernel) for kernel in kernels])
-    ours = jax.jit(lambda x, kernels: [project("RI,IO->RO", x, kernel) for kernel in kernels])
 
     def numpy() -> None:
         for kernel in kernels:
             x @ kernel
 
-    found = {"einsum": lambda: einsum(given, on_device), "project": lambda: ours(given, on_device), "numpy": numpy}
+    found = {"einsum": lambda: einsum(given, on_device), "numpy": numpy}
     if len(x) <= 16:
         by_row = jax.jit(lambda x, kernels: [jnp.stack([row @ kernel for row in x]) for kernel in kernels])
         found["by_row"] = lambda: by_row(given, on_device)

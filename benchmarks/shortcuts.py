@@ -12,6 +12,8 @@ step leaves nothing to compare another sampler with). Seconds are those of the p
 against 20 Euler steps. To score a setting:
 
     nextstep-jax evaluate shapes --sampler ab2 --steps 10 --dtype int8
+
+or several beside the checkpoint's own, with intervals: benchmarks/shortcut_scores.py.
 """
 
 import argparse
@@ -37,6 +39,7 @@ SETTINGS = {
     "heun 5": {"sampler": "heun", "steps": 5},
     "ode 20 to 8": {"sampler": "ode", "steps": 20, "final_steps": 8},
     "ab2 12 to 6": {"sampler": "ab2", "steps": 12, "final_steps": 6},
+    "ode 20, guidance 0.1 to 0.8": {"sampler": "ode", "steps": 20, "guidance_start": 0.1, "guidance_end": 0.8},
     "ode 20, int8": {"sampler": "ode", "steps": 20},
 }
 OF_MAP_HEADS = {f"map {steps}": {"sampler": "map", "steps": steps} for steps in (1, 2, 4)}
@@ -63,7 +66,7 @@ def run(a: argparse.Namespace) -> dict:
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(np.arange(len(PROMPTS)))
 
     def tokens(pipeline, **changes):
-        settings = pipeline.settings(size=a.size, **changes)
+        settings = pipeline.settings(image_size=a.size, **changes)
         h, w = pipeline.grid(settings)
         branches = [[[prompt], [settings.negative_prompt], [settings.negative_prompt]] for prompt in PROMPTS]
         return pipeline.sample_tokens(branches, h, w, keys, settings, False)
@@ -126,7 +129,7 @@ def golden_distances(reference_steps: int) -> dict[str, float]:
     found = {
         name: distance(draw(one["sampler"], one["steps"], quantized if "int8" in name else reference.params), converged)
         for name, one in SETTINGS.items()
-        if "final_steps" not in one
+        if not {"final_steps", "guidance_start"} & one.keys()
     }
     own = "august2025", asked["num_sampling_steps"]
     found |= {"release, float32": distance(draw(*own), release), "release, int8": distance(draw(*own, quantized), release)}

@@ -213,12 +213,14 @@ def append_token(
     config: NextStepConfig, params: dict, state: DecodeState, cache: Cache, token: Float[Array, "B C"], branches: int
 ) -> DecodeState:
     """The state after a token [B, C] of each image, which all of its branches read next."""
-    embedding = NextStep(config).apply({"params": params}, token, method="embed_image")
+    # Every branch embeds it for itself: on CPUs a product of one row adds up in another order than one of several, such as
+    # those of the windows of Jacobi decoding.
+    embedding = NextStep(config).apply({"params": params}, jnp.tile(token, (branches, 1)), method="embed_image")
     return DecodeState(
         cache=cache,
         valid=state.valid,
         positions=state.positions + 1,
-        embedding=jnp.tile(embedding, (branches, 1)),
+        embedding=embedding,
         tokens=jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.step, 0)),
         step=state.step + 1,
     )

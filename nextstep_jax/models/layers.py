@@ -3,7 +3,6 @@
 Letters: B batch, S sequence, D model width, N heads, H head dim. Statistics and angles are float32 whatever the compute dtype.
 """
 
-import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -83,35 +82,6 @@ def _rotate_back(table: tuple[Array, Array], gradient: Array) -> tuple[Array, No
 _rotate_by_product.defvjp(_rotate_forward, _rotate_back)
 
 
-# CPUs only: a product of so few rows is read-bound, and the general routine packs the kernel into panels before it starts.
-# Row by row the kernel is read from memory once and for the other rows from cache (measured: 1.7 times quicker at two rows,
-# 1.5 at three, even at five).
-_GEMV_MAX_ROWS = 4
-
-
-def project(equation: str, x: Array, kernel: Array) -> Array:
-    """`einsum(equation, x, kernel)` for a kernel whose leading axes are x's trailing ones and are summed away.
-
-    Which of two programs is compiled follows from the platform that it is lowered for.
-    """
-    operands, result = equation.split("->")
-    contracted = sum(letter not in result for letter in operands.split(",")[1])
-    lead = x.shape[: x.ndim - contracted]
-    rows = math.prod(lead)
-
-    def general(x: Array, kernel: Array) -> Array:
-        return jnp.einsum(equation, x, kernel)
-
-    def by_row(x: Array, kernel: Array) -> Array:
-        flat = kernel.reshape(math.prod(kernel.shape[:contracted]), -1)
-        y = jnp.stack([row @ flat for row in x.reshape(rows, -1)])
-        return y.reshape(*lead, *kernel.shape[contracted:])
-
-    if not 1 < rows <= _GEMV_MAX_ROWS or x.dtype != jnp.float32:
-        return general(x, kernel)
-    return jax.lax.platform_dependent(x, kernel, cpu=by_row, default=general)
-
-
 class Projection(nn.Module):
     """`einsum(equation, x, kernel) + bias`, in `dtype`; an int8 kernel has its `kernel_scale` beside it
     (models/param_layouts.py).
@@ -146,7 +116,7 @@ class Projection(nn.Module):
         if kernel.dtype == jnp.int8 or apart:
             # It also keeps a widened int8 kernel from being computed once, before the loop of tokens, and then read in full.
             x, kernel = jax.lax.optimization_barrier((x, kernel))
-        y = project(self.equation, x, kernel.astype(self.dtype))
+        y = jnp.einsum(self.equation, x, kernel.astype(self.dtype))
         if self.has_variable("params", "kernel_scale"):
             # In float32: rounded to bfloat16 the scales would err as much as everything else in the product.
             y = (y.astype(jnp.float32) * self.get_variable("params", "kernel_scale")).astype(self.dtype)

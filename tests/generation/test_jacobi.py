@@ -65,6 +65,11 @@ def test_tokens_are_those_of_sequential_decoding(model, window):
     assert sweeps <= TOKENS
 
 
+def test_without_tolerance_a_small_window_gives_the_tokens_of_sequential_decoding_bit_for_bit(model):
+    found, _ = windows(model, 2, texts=TEXTS[:1])
+    np.testing.assert_array_equal(found, sequential(model, texts=TEXTS[:1]))
+
+
 def test_without_tolerance_no_first_guess_changes_a_bit(model):
     first = windows(model, 5)[0]
     for guess in ("zero", "above", "shift"):

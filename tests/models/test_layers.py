@@ -1,4 +1,4 @@
-"""Rotary positions by matrix units, the product of a few rows, and kernels of one byte a number."""
+"""Rotary positions by matrix units, and kernels of one byte a number."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nextstep_jax.models import layers
-from nextstep_jax.models.layers import Projection, apply_rope, project, rms_norm, rope_table
+from nextstep_jax.models.layers import Projection, apply_rope, rms_norm, rope_table
 from nextstep_jax.models.param_layouts import quantize_kernel
 
 
@@ -23,24 +23,6 @@ def test_matrix_units_rotate_to_the_same_bits(dtype):
     lowered = jax.jit(apply_rope).trace(x, table)
     dots = {name: lowered.lower(lowering_platforms=(name,)).as_text().count("dot_general") for name in ("cpu", "cuda", "tpu")}
     assert dots == {"cpu": 0, "cuda": 0, "tpu": 1}
-
-
-@pytest.mark.parametrize("rows", [(1, 1), (2, 1), (1, 3), (2, 2), (5, 1)])
-@pytest.mark.parametrize(("equation", "inner", "outer"), [("BSD,DNH->BSNH", (6,), (2, 5)), ("BSNH,NHD->BSD", (2, 3), (7,))])
-def test_few_rows_are_the_same_product(rows, equation, inner, outer):
-    x, kernel = jax.random.normal(jax.random.key(0), (*rows, *inner)), jax.random.normal(jax.random.key(1), (*inner, *outer))
-    expected = np.einsum(equation, np.asarray(x, np.float64), np.asarray(kernel, np.float64))
-    np.testing.assert_allclose(jax.jit(project, static_argnums=0)(equation, x, kernel), expected, atol=1e-5)
-    gradient = jax.grad(lambda kernel: jnp.sum(project(equation, x, kernel) ** 2))(kernel)
-    summed = jax.grad(lambda kernel: jnp.sum(jnp.einsum(equation, x, kernel) ** 2))(kernel)
-    np.testing.assert_allclose(gradient, summed, rtol=1e-4, atol=1e-4)
-
-
-def test_few_rows_have_a_program_of_their_own_on_cpus_alone():
-    arguments = "BSD,DF->BSF", jnp.ones((2, 1, 8)), jnp.ones((8, 16))
-    lowered = jax.jit(project, static_argnums=0).trace(*arguments)
-    dots = {name: lowered.lower(lowering_platforms=(name,)).as_text().count("dot_general") for name in ("cpu", "cuda")}
-    assert dots == {"cpu": 2, "cuda": 1}
 
 
 def test_quantized_projection_is_near_the_exact_one():
