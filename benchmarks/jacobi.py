@@ -16,13 +16,13 @@ from benchmarks import measure
 from benchmarks.generate import decoding_config, random_params
 from benchmarks.shortcuts import PROMPTS, distance
 
-WINDOWS, TOLERANCES = (4, 8, 16), (1e-4, 0.01, 0.02, 0.1)
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", help="folder of a checkpoint [the built-in model]")
     parser.add_argument("--sizes", type=int, nargs="*", default=[64, 256], help="sides in pixels")
+    parser.add_argument("--windows", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--tolerances", type=float, nargs="+", default=[1e-4, 0.01, 0.02, 0.1])
     parser.add_argument("--preset", default="mid", help="whose sweeps are timed; - for none")
     parser.add_argument(
         "--samplers", nargs="*", default=["ode:20", "ab2:10", "map:2"], help="SAMPLER:STEPS to time sweeps with"
@@ -30,15 +30,17 @@ def main() -> None:
     measure.options(parser)
     arguments = parser.parse_args()
     measure.prepare(arguments)
-    figures: dict = {"acceptance": {size: acceptance(arguments.checkpoint, size) for size in arguments.sizes}}
+    figures: dict = {"acceptance": {size: acceptance(arguments, size) for size in arguments.sizes}}
     if arguments.preset != "-":
         samplers = [(name, int(steps)) for name, steps in (text.split(":") for text in arguments.samplers)]
-        figures["cost"] = {f"{name} {steps}": cost(arguments.preset, name, steps, arguments.rounds) for name, steps in samplers}
+        figures["cost"] = {f"{name} {steps}": cost(arguments, name, steps) for name, steps in samplers}
     measure.report(figures, arguments.json)
 
 
-def acceptance(checkpoint: str | None, size: int) -> list[dict]:
-    """Tokens a sweep and distances from sequential decoding, by window, tolerance and first guess."""
+def acceptance(a: argparse.Namespace, size: int) -> list[dict]:
+    """Tokens a sweep and distances from sequential decoding, by window, tolerance and first guess; other guesses than the
+    library's with the first window and tolerance alone.
+    """
     import jax
     import numpy as np
 
@@ -47,7 +49,7 @@ def acceptance(checkpoint: str | None, size: int) -> list[dict]:
     from nextstep_jax.generation.pipeline import Pipeline
     from nextstep_jax.generation.prompts import align_rows, frame_prompt
 
-    pipeline = Pipeline.from_checkpoint(checkpoint)
+    pipeline = Pipeline.from_checkpoint(a.checkpoint)
     settings = pipeline.settings(image_size=size)
     (h, w), config, params = pipeline.grid(settings), pipeline.config, pipeline.params
     how, guidance = settings.sampler_config(False), settings.guidance(h * w)
@@ -68,8 +70,9 @@ def acceptance(checkpoint: str | None, size: int) -> list[dict]:
     keys = jax.random.split(jax.random.key(0), len(PROMPTS))
     sequential = [draw(text, key, None)[0] for text, key in zip(PROMPTS, keys, strict=True)]
     rows = []
-    settled = itertools.product(WINDOWS, TOLERANCES, ["last"])
-    guessed = itertools.product([8], [0.02], [guess for guess in jacobi.FIRST_GUESSES if guess != "last"])
+    settled = itertools.product(a.windows, a.tolerances, ["last"])
+    others = [guess for guess in jacobi.FIRST_GUESSES if guess != "last"]
+    guessed = itertools.product(a.windows[:1], a.tolerances[:1], others)
     for width, tolerance, guess in (*settled, *guessed):
         window = jacobi.JacobiConfig(width, w, guess)
         found, sweeps = zip(*[draw(text, key, window, tolerance) for text, key in zip(PROMPTS, keys, strict=True)], strict=True)
@@ -81,7 +84,7 @@ def acceptance(checkpoint: str | None, size: int) -> list[dict]:
     return rows
 
 
-def cost(preset: str, sampler: str, steps: int, rounds: int) -> dict:
+def cost(a: argparse.Namespace, sampler: str, steps: int) -> dict:
     """Seconds of a sequential step and of a sweep of each window at one place of a 256-token image, batch 1, two branches."""
     import dataclasses
 
@@ -92,7 +95,7 @@ def cost(preset: str, sampler: str, steps: int, rounds: int) -> dict:
     from nextstep_jax.generation import jacobi, token_loop
 
     tokens, prompt = 256, 64
-    config = dataclasses.replace(decoding_config(preset, "float32"), map_head=sampler == "map")
+    config = dataclasses.replace(decoding_config(a.preset, "float32"), map_head=sampler == "map")
     how = token_loop.SamplerConfig(branches=2, sampler=sampler, steps=steps, normalize_tokens=True)
     params = random_params(config, "float32")
     ids = np.full((2, prompt), 7, np.int32)
@@ -118,8 +121,8 @@ def cost(preset: str, sampler: str, steps: int, rounds: int) -> dict:
         )
         return lambda: step(params, begun)
 
-    runs = {"one token": sequential()} | {str(width): sweep(width) for width in (2, *WINDOWS)}
-    found = measure.alternate(runs, rounds)
+    runs = {"one token": sequential()} | {str(width): sweep(width) for width in a.windows}
+    found = measure.alternate(runs, a.rounds)
     return {name: {"seconds": value, "tokens": value / found["one token"]} for name, value in found.items()}
 
 
