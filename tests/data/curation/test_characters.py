@@ -67,6 +67,7 @@ def unit(*vector) -> Face:
 def test_faces_of_one_frame_are_different_people():
     frames = [[unit(1, 0), unit(0.9, 0.1)], [unit(0.95, 0.05)], [], [unit(0, 1), unit(1, 0)]]
     assert cluster(frames, 0.5) == [[(0, 0), (1, 0), (3, 1)], [(0, 1)], [(3, 0)]]
+    assert cluster([[unit(1, 0)], [unit(1, 0.2), unit(1, 0.1)]], 0.5) == [[(0, 0), (1, 1)], [(1, 0)]]  # the nearest joins
     assert cluster([[unit(1, 0)], [unit(0.7, 0.714)]], 0.8) == [[(0, 0)], [(1, 0)]]
     assert cluster([], 0.5) == [] and cluster([[]], 0.5) == []
 
