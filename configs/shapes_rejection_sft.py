@@ -6,7 +6,8 @@
 
 The candidates are those of configs/shapes_dpo.py. Little data is soon learned by heart: parameters are averaged, ShapeEval's
 held-out prompts are judged every 50 steps, and the best step is exported; three times without a better one end the run.
-Expected: not run. Shrunk: `--config shapes_rejection_sft:laptop`.
+Expected: judged every 25 steps it ended after 150; its best step, 75, had lost 0.08 of words and gained 0.03 of attribute
+binding (docs/post_training.md). Shrunk: `--config shapes_rejection_sft:laptop`.
 """
 
 from nextstep_jax.configs import shapes_sft
