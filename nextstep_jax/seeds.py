@@ -1,5 +1,7 @@
 """Seeds: whole numbers from 0 to 2**63 - 1, every bit of which counts."""
 
+import hashlib
+
 import jax
 
 from nextstep_jax.errors import InputError
@@ -23,3 +25,11 @@ def seed_key(seed: int, name: str = "seed") -> jax.Array:
     high, low = divmod(require_seed(seed, name), 2**32)
     key = jax.random.key(low)
     return jax.random.fold_in(key, high) if high else key
+
+
+def prompt_seed(seed: int, id: str) -> int:
+    """The seed of a prompt's images under the seed of a whole evaluation, the same whichever other prompts are drawn.
+
+    Prompts that shared their noise would not be independent, and an interval over prompts would be too narrow.
+    """
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{id}".encode(), digest_size=8).digest()) >> 1

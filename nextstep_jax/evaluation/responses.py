@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from nextstep_jax.data import shapes
 from nextstep_jax.generation.interleaved import generate_interleaved
 from nextstep_jax.generation.pipeline import MAX_BATCH, Pipeline
+from nextstep_jax.seeds import prompt_seed
 
 CAPTION_TOKENS = 64  # of a story's sentences, too
 
@@ -21,32 +22,41 @@ def generate_responses(
 
     Args:
       canvas: (width, height) in pixels of the images that are neither edits nor of stories.
-      seed: of every response; with one seed a prompt's response does not depend on the others.
+      seed: of the whole evaluation; a response depends on it and on its prompt (`seeds.prompt_seed`), not on other prompts.
       progress: called with (responses done, responses in all).
     """
     responses: list[shapes.Response] = [""] * len(prompts)
-    drawn = [i for i, prompt in enumerate(prompts) if prompt.category not in ("edits", "captions", "stories")]
     width, height = canvas
-    batches = [drawn[first : first + MAX_BATCH] for first in range(0, len(drawn), MAX_BATCH)]
-    batches += [[i] for i in range(len(prompts)) if i not in set(drawn)]
     done = 0
-    for batch in batches:
-        first = prompts[batch[0]]
-        if first.category == "captions":
-            responses[batch[0]] = pipeline.generate_text(
-                images=[shapes.render(first.scene)], max_tokens=CAPTION_TOKENS, seed=seed
-            )
-        elif first.category == "edits":
-            responses[batch[0]] = pipeline.edit(shapes.render(first.scene), first.text, seed=seed)[0].pixels
-        elif first.category == "stories":
+    for batch in _batches(prompts):
+        of_batch, category = [prompts[i] for i in batch], prompts[batch[0]].category
+        texts, seeds = [prompt.text for prompt in of_batch], [prompt_seed(seed, prompt.text) for prompt in of_batch]
+        answers: Sequence[shapes.Response]
+        if category == "captions":
+            sources = [shapes.render(of_batch[0].scene)]
+            answers = [pipeline.generate_text(images=sources, max_tokens=CAPTION_TOKENS, seed=seeds[0])]
+        elif category == "stories":
             parts = generate_interleaved(
-                pipeline, first.text, max_images=shapes.MAX_STORY, max_tokens=CAPTION_TOKENS, seed=seed
+                pipeline, texts[0], max_images=shapes.MAX_STORY, max_tokens=CAPTION_TOKENS, seed=seeds[0]
             )
-            responses[batch[0]] = [part if isinstance(part, str) else part.pixels for part in parts]
+            answers = [[part if isinstance(part, str) else part.pixels for part in parts]]
+        elif category == "edits":
+            edited = pipeline.edit_batch([shapes.render(prompt.scene) for prompt in of_batch], texts, seed=seeds)
+            answers = [image.pixels for image in edited]
         else:
-            images = pipeline.generate([prompts[i].text for i in batch], height=height, width=width, seed=seed)
-            for i, image in zip(batch, images, strict=True):
-                responses[i] = image.pixels
+            drawn = pipeline.generate(texts, height=height, width=width, seed=seeds)
+            answers = [image.pixels for image in drawn]
+        for i, answer in zip(batch, answers, strict=True):
+            responses[i] = answer
         done += len(batch)
         progress(done, len(prompts))
     return responses
+
+
+def _batches(prompts: Sequence[shapes.Prompt]) -> list[list[int]]:
+    """Numbers of the prompts that are answered together: images with images, edits with edits, anything else alone."""
+    edits = [i for i, prompt in enumerate(prompts) if prompt.category == "edits"]
+    alone = [i for i, prompt in enumerate(prompts) if prompt.category in ("captions", "stories")]
+    drawn = sorted(set(range(len(prompts))) - {*edits, *alone})
+    groups = [group[first : first + MAX_BATCH] for group in (drawn, edits) for first in range(0, len(group), MAX_BATCH)]
+    return groups + [[i] for i in alone]

@@ -6,7 +6,6 @@ them by rounding only.
 """
 
 import dataclasses
-import hashlib
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,6 +23,7 @@ from nextstep_jax.generation.config import GenerationConfig
 from nextstep_jax.generation.generated_image import GeneratedImage
 from nextstep_jax.generation.pipeline import MAX_BATCH, Pipeline
 from nextstep_jax.generation.rewriting import rewrite_prompts
+from nextstep_jax.seeds import prompt_seed
 
 RECORD, IMAGES = "nextstep.json", "images"
 
@@ -86,13 +86,6 @@ def select(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
     if limit is None or limit >= len(items):
         return items
     return [items[i * len(items) // limit] for i in range(limit)]
-
-
-def prompt_seed(seed: int, id: str) -> int:
-    """The seed of a prompt's images, the same whichever other prompts are drawn. Image j of the prompt is
-    `nextstep-jax generate PROMPT --seed SEED`'s image j.
-    """
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{id}".encode(), digest_size=8).digest()) >> 1
 
 
 def export(
