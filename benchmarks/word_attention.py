@@ -4,8 +4,8 @@
 
 Prompts are "a red circle left of a blue square" and the like, with two shapes and two colors. Of each image: does the word of
 the object named first have a larger share of its attention on that object's half than the other object's word has there? For
-shape words and color words, with the weights themselves and with what is shown of them. The blocks to average were settled on
-with the first line's prompts; the others confirm.
+shape words and color words, with the weights themselves and with what is shown of them. The block was settled on with these
+prompts; tests/generation/test_word_attention.py has others.
 """
 
 import itertools

@@ -12,7 +12,7 @@ After the first stage (configs/shapes_nextstep.py), more data, then the run, on 
         nextstep-jax train --config shapes_sft --workdir runs/shapes_sft
 
 Expected: 8,400 steps of 0.6 s on two cores, 85 minutes, then ShapeEval 0.93, edits 0.98, captions 0.9 (README.md has the
-categories). That is what the model inside the package has. It took its steps in four pieces, each from the last one's export
+categories); on from there goes configs/shapes_grids.py. It took its steps in four pieces, each from the last one's export
 with a learning rate that rose and fell anew: 2,278 without the tables and with plans that gave a place once, before the thing;
 1,099 with plans as they are; 3,700 with the tables as well; and 1,300 (learning rate 2e-3) with shares of pairs 0.45, captions
 0.33, edits 0.15 and tables 0.03, since words and captions had suffered. That cost attribute binding as much, and the mean of

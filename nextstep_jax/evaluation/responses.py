@@ -7,7 +7,8 @@ from nextstep_jax.generation.interleaved import generate_interleaved
 from nextstep_jax.generation.pipeline import MAX_BATCH, Pipeline
 from nextstep_jax.seeds import prompt_seed
 
-CAPTION_TOKENS = 64  # of a story's sentences, too
+CAPTION_TOKENS = 64
+STEP_TOKENS = 192  # a sentence of a story and what the model thinks about it
 
 
 def generate_responses(
@@ -36,9 +37,7 @@ def generate_responses(
             sources = [shapes.render(of_batch[0].scene)]
             answers = [pipeline.generate_text(images=sources, max_tokens=CAPTION_TOKENS, seed=seeds[0])]
         elif category == "stories":
-            parts = generate_interleaved(
-                pipeline, texts[0], max_images=shapes.MAX_STORY, max_tokens=CAPTION_TOKENS, seed=seeds[0]
-            )
+            parts = generate_interleaved(pipeline, texts[0], max_images=shapes.MAX_STORY, max_tokens=STEP_TOKENS, seed=seeds[0])
             answers = [[part if isinstance(part, str) else part.pixels for part in parts]]
         elif category == "edits":
             edited = pipeline.edit_batch([shapes.render(prompt.scene) for prompt in of_batch], texts, seed=seeds)

@@ -57,16 +57,17 @@ def word_attention(
     text = pipeline.prompt_text(prompt, settings)
     row = pipeline.frame([text, ImageTokens(tokens, h, w)], 0)
     padded = align_rows([row])
-    layers = upper_layers(pipeline.config.transformer.layers)
+    layers = last_layers(pipeline.config.transformer.layers)
     weights = np.asarray(_attention(pipeline.config, pipeline.params, padded, layers, h * w))
     of_row = weights[:, weights.shape[1] - len(row) :]
     places = pipeline.vocabulary.word_places(text)
     return WordAttention([word for word, _ in places], np.stack([of_row[:, ids].sum(1) for _, ids in places]))
 
 
-def upper_layers(layers: int) -> tuple[int, ...]:
-    """Numbers of up to three blocks spread over the upper half of `layers`, the last one among them."""
-    return tuple(sorted({*np.linspace(layers // 2, layers - 1, _LAYERS).round().astype(int).tolist()}))
+def last_layers(layers: int) -> tuple[int, ...]:
+    """Numbers of up to three blocks spread over the last fifth of `layers`, the last one among them."""
+    first = layers - max(1, layers // 5)
+    return tuple(sorted({*np.linspace(first, layers - 1, _LAYERS).round().astype(int).tolist()}))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "layers", "count"))

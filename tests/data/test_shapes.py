@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nextstep_jax.data import images, records, shapes
-from nextstep_jax.data.shapes import edits, holdout, language, layout, meaning, samples, scene, stories
+from nextstep_jax.data.shapes import edits, holdout, language, layout, meaning, samples, scene, stories, thinking
 from nextstep_jax.errors import InputError
 
 COUNT = 400
@@ -355,7 +355,7 @@ def test_the_dataset_has_not_changed_unnoticed(drawn):
         later = kind.startswith("pair_") or kind == "story"
         digests[later].update(repr((sample.key, [part.text for part in sample.texts], scenes)).encode())
     assert digests[False].hexdigest() == "38c44f61e153e29a"
-    assert digests[True].hexdigest() == "a1feafe546aeafa1"
+    assert digests[True].hexdigest() == "6d6a6eaf204a0d5b"
 
 
 def test_parts_and_losses_of_each_kind():
@@ -374,9 +374,11 @@ def test_parts_and_losses_of_each_kind():
         kind, parts = form("interleaved", index)
         assert kind == "interleaved" and len(parts) in (6, 8) and parts == [("text", True), ("image", True)] * (len(parts) // 2)
         kind, parts = form("story", index)
-        count = len(parts) // 2
+        count = len(parts) // 3
         assert kind == "interleaved" and count in (2, 3, 4, 5)
-        assert parts == [("text", True), ("image", True)] * count + [("text", True)]
+        sentence = thoughts = ("text", True)
+        first, later = [sentence, ("image", True)], [sentence, thoughts, ("image", True)]
+        assert parts == first + later * (count - 1) + [sentence]
     for width, height in shapes.CANVASES:
         assert form(f"pair_{width}x{height}") == form("pair")
         image = shapes.sample(f"pair_{width}x{height}", 0).images[0]
@@ -386,7 +388,11 @@ def test_parts_and_losses_of_each_kind():
 def test_stories_say_what_happens_and_then_what_there_is(drawn):
     """A step changes what it says and nothing else, and only the last says that it is."""
     for sample, scenes in [(sample, scenes) for kind, sample, scenes in drawn if kind == "story"]:
-        first, *steps, end = (part.text for part in sample.texts)
+        first, *between, end = (part.text for part in sample.texts)
+        steps, thoughts = between[::2], between[1::2]
+        assert [text.removeprefix("<|begin_of_thinking|>").removesuffix("<|end_of_thinking|>") for text in thoughts] == [
+            thinking.thinking_text(*change) for change in itertools.pairwise(scenes)
+        ]
         assert shapes.contradiction(stories.parse_beginning(first), scenes[0]) is None
         assert shapes.contradiction(shapes.parse_closing(end), scenes[-1]) is None
         for number, (text, before, after) in enumerate(zip(steps, scenes[:-1], scenes[1:], strict=True), 1):

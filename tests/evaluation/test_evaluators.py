@@ -95,5 +95,5 @@ def test_edits_are_done_to_the_scene_that_is_shown():
     prompt = shapes.prompts("heldout", "edits", 1)[0]
     after = apply_edit(prompt.truth, prompt.scene, random.Random(0))
     oracle = Oracle()
-    oracle.edit = lambda image, text, seed: [GeneratedImage(shapes.render(after), TOKENS, {})]
+    oracle.edit_batch = lambda images, texts, seed: [GeneratedImage(shapes.render(after), TOKENS, {}) for _ in texts]
     assert shapes_evaluator(per_category=1, categories=("edits",))(oracle) == {"edits": 1.0}

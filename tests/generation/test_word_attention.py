@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nextstep_jax.errors import InputError
 from nextstep_jax.evaluation import traces
 from nextstep_jax.generation.pipeline import Pipeline
-from nextstep_jax.generation.word_attention import contrast, upper_layers, word_attention
+from nextstep_jax.generation.word_attention import contrast, last_layers, word_attention
 
 
 def test_it_is_the_mean_of_the_whole_maps(tiny_pipeline):
@@ -19,7 +19,7 @@ def test_it_is_the_mean_of_the_whole_maps(tiny_pipeline):
     found = word_attention(tiny_pipeline, "a red circle", tiny_pipeline.settings(prompt_suffix="blue"), tokens, 2, 3)
     assert found.words == ["a", "red", "circle", "blue"]
     _, maps = traces.word_attention(tiny_pipeline, "a red circle blue", tokens, 2, 3)  # [L, N, n, W]
-    layers = list(upper_layers(len(maps)))
+    layers = list(last_layers(len(maps)))
     np.testing.assert_allclose(found.weights, maps[layers].mean((0, 1)).T, rtol=1e-5, atol=1e-7)
 
 
@@ -31,13 +31,13 @@ def test_words_of_several_ids_are_summed(tiny_pipeline):
     assert found.words == text.split() and [len(ids) for _, ids in places] == [1, 1, 2, 1]
     assert sorted(sum((ids for _, ids in places), [])) == list(range(len(tiny_pipeline.vocabulary.encode(text))))
     _, maps = traces.word_attention(tiny_pipeline, text, tokens, 2, 2)
-    by_id = maps[list(upper_layers(len(maps)))].mean((0, 1)).T
+    by_id = maps[list(last_layers(len(maps)))].mean((0, 1)).T
     np.testing.assert_allclose(found.weights, [by_id[ids].sum(0) for _, ids in places], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(("layers", "chosen"), [(1, (0,)), (2, (1,)), (5, (2, 3, 4)), (48, (24, 36, 47))])
-def test_layers_are_of_the_upper_half(layers, chosen):
-    assert upper_layers(layers) == chosen
+@pytest.mark.parametrize(("layers", "chosen"), [(1, (0,)), (2, (1,)), (5, (4,)), (48, (39, 43, 47))])
+def test_layers_are_of_the_last_fifth(layers, chosen):
+    assert last_layers(layers) == chosen
 
 
 @given(st.lists(st.lists(st.floats(0, 1, width=32), min_size=4, max_size=4), min_size=1, max_size=5))

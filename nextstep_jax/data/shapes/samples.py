@@ -4,12 +4,14 @@ Kinds of sample:
 
     pair         a caption, then its image
     pair_80x48   the same on a canvas of 80 x 48 pixels; so for each of scene.CANVASES
+    pair_newcomer  a pair of one of the kinds that newcomers ask for (newcomer.py)
     caption      an image, then a caption of it (the image is no target)
     edit         an image, an instruction, the image afterwards (only the last is a target)
     thinking     an instruction, an image, thinking text between the thinking tokens, the image afterwards (both are
                  targets; thinking.py)
     interleaved  a story: step by step, text and image in turn
-    story        a story of two to five images, after which it says what there is now, and ends
+    story        a story of two to five images, each but the first thought through before it is drawn; after the last it
+                 says what there is now, and ends
     text         sentences without an image
     table        the first part of a thinking text, but of three to five objects and without an image; then these objects in
                  another order, which is a target and takes nothing but lookups
@@ -75,7 +77,7 @@ from nextstep_jax.data.shapes.thinking import table, thinking_text
 from nextstep_jax.errors import InputError
 
 _PAIRS = {"pair": SQUARE} | {f"pair_{width}x{height}": (width, height) for width, height in CANVASES}
-KINDS = (*_PAIRS, "caption", "edit", "thinking", "interleaved", "story", "text", "table", "letters")
+KINDS = (*_PAIRS, "pair_newcomer", "caption", "edit", "thinking", "interleaved", "story", "text", "table", "letters")
 SPLITS = ("train", "heldout")
 PROMPT_CATEGORIES = (*CATEGORIES, "edits", "captions")  # of the benchmark
 EXTRA_CATEGORIES = ("stories", *NEWCOMER_CATEGORIES)  # asked for by name
@@ -136,6 +138,9 @@ def sample(kind: str, index: int, *, split: str = "train", seed: int = 0) -> Sam
         category = random_category(rng)
         scene = random_scene(category, rng, split, _PAIRS[kind])
         parts = (TextPart(realize(describe(scene, rng, **_CAPTION_DETAIL[category]), rng)), _image(scene))
+    elif kind == "pair_newcomer":
+        text, _, scene = draw_newcomer_prompt(rng.choice(NEWCOMER_CATEGORIES), rng, split)
+        parts = (TextPart(text), _image(scene))
     elif kind == "caption":
         scene = random_scene(random_category(rng), rng, split)
         parts = (_image(scene, loss=False), TextPart(caption(scene, rng)))
@@ -145,13 +150,12 @@ def sample(kind: str, index: int, *, split: str = "train", seed: int = 0) -> Sam
         if kind == "edit":
             parts = (source, instruction, _image(after))
         else:
-            thoughts = TextPart(f"<|begin_of_thinking|>{thinking_text(before, after)}<|end_of_thinking|>")
-            parts = (instruction, source, thoughts, _image(after))
+            parts = (instruction, source, _thoughts(before, after), _image(after))
     elif kind == "interleaved":
         parts = _told(story(rng, (3, 4)))
     elif kind == "story":
         steps = story(rng, range(2, MAX_STORY + 1))
-        parts = (*_told(steps), TextPart(closing(steps[-1][1], rng)))
+        parts = (*_told(steps, thinking=True), TextPart(closing(steps[-1][1], rng)))
     elif kind == "table":
         first, again = table(rng)
         parts = (TextPart(first, loss=False), TextPart(again))
@@ -159,10 +163,8 @@ def sample(kind: str, index: int, *, split: str = "train", seed: int = 0) -> Sam
         parts = (_image(_letters(rng)),)
     else:
         parts = (TextPart(_sentences(rng)),)
-    stored_as = {"caption": "pair", "letters": "pair", "thinking": "edit", "story": "interleaved", "table": "text"}.get(
-        kind, kind
-    )
-    stored_as = "pair" if kind in _PAIRS else stored_as
+    others = {"caption": "pair", "letters": "pair", "thinking": "edit", "story": "interleaved", "table": "text"}
+    stored_as = "pair" if kind.startswith("pair") else others.get(kind, kind)
     return Sample(parts, stored_as, f"shapes/{split}/{seed}/{kind}/{index}")
 
 
@@ -276,8 +278,19 @@ def _generator(what: str, split: str, seed: int) -> random.Random:
     return random.Random(int.from_bytes(digest, "little"))
 
 
-def _told(steps: list[tuple[str, Scene]]) -> tuple[TextPart | ImagePart, ...]:
-    return tuple(part for text, scene in steps for part in (TextPart(text), _image(scene)))
+def _told(steps: list[tuple[str, Scene]], *, thinking: bool = False) -> tuple[TextPart | ImagePart, ...]:
+    """Sentence and image of each step in turn; with `thinking` what leads from one scene to the next stands between them."""
+    parts: list[TextPart | ImagePart] = []
+    for number, (text, scene) in enumerate(steps):
+        parts.append(TextPart(text))
+        if thinking and number:
+            parts.append(_thoughts(steps[number - 1][1], scene))
+        parts.append(_image(scene))
+    return tuple(parts)
+
+
+def _thoughts(before: Scene, after: Scene) -> TextPart:
+    return TextPart(f"<|begin_of_thinking|>{thinking_text(before, after)}<|end_of_thinking|>")
 
 
 def _image(scene: Scene, loss: bool = True) -> ImagePart:
