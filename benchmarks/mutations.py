@@ -608,12 +608,7 @@ MUTATIONS = [
         "probability",
         "evaluation/suites/test_genai.py",
     ),
-    Mutation(
-        "evaluation/suites/export.py",
-        'blake2b(f"{seed}/{id}".encode()',
-        'blake2b(f"{seed}".encode()',
-        "evaluation/suites/test_export.py",
-    ),
+    Mutation("seeds.py", 'blake2b(f"{seed}/{id}".encode()', 'blake2b(f"{seed}".encode()', "evaluation/test_responses.py"),
     Mutation(
         "evaluation/suites/judging.py",
         "result.score is None and result.raw is None",

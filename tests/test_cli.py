@@ -261,8 +261,8 @@ def test_a_prompt_can_be_rewritten_before_it_is_drawn(run, tmp_path, server, tin
 
 def test_what_the_model_does_not_know_is_one_line_each(run, tmp_path):
     options = ("--out", tmp_path / "a.png", "--steps", 1)
-    code, _, err = run("generate", "a cat", "--width", 96, *options)
+    code, _, err = run("generate", "a cat", "--width", 112, *options)
     warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
-    assert code == 0 and len(warnings) == 2 and "'cat'" in warnings[0] and "96x64" in warnings[1] and "Traceback" not in err
+    assert code == 0 and len(warnings) == 2 and "'cat'" in warnings[0] and "112x64" in warnings[1] and "Traceback" not in err
     code, _, err = run("generate", 'the word "cat" in red', *options)
     assert code == 0 and "warning" not in err

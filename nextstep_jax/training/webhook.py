@@ -75,6 +75,8 @@ class Webhook:
         deadline = time.monotonic() + _TIMEOUT_S
         for post in self._posts:
             post.join(max(0.0, deadline - time.monotonic()))
+        if any(post.is_alive() for post in self._posts):
+            logger.warning("the webhook of %s did not answer in %g s", self._variable, _TIMEOUT_S)
 
     def _post(self, body: bytes) -> None:
         assert self._address is not None
