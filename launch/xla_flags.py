@@ -51,7 +51,7 @@ FLAGS: dict[str, dict[str, str]] = {
 
 
 _VMEM = "xla_tpu_scoped_vmem_limit_kib"
-_VMEM_KIB = 128 * 1024  # of a TPU core of these generations
+_VMEM_KIB = {"v5e": 128 * 1024, "v5p": 64 * 1024, "v6e": 128 * 1024}  # of a core (jax's pallas/mosaic/tpu_info.py)
 
 
 def compiler_options(generation: str, spec: str) -> dict[str, str]:
@@ -73,8 +73,9 @@ def compiler_options(generation: str, spec: str) -> dict[str, str]:
             raise InputError(f"--flags must be launch, none or NAME=VALUE,NAME=VALUE, found {item!r}")
         options[name] = value
     limit = options.get(_VMEM, "0")
-    if not limit.isdigit() or int(limit) > _VMEM_KIB:  # the compiler takes any number
-        raise InputError(f"--flags: {_VMEM} must be a whole number up to {_VMEM_KIB}, found {limit!r}")
+    most = _VMEM_KIB[generation]
+    if not limit.isdigit() or int(limit) > most:  # the compiler takes any number
+        raise InputError(f"--flags: {_VMEM} must be a whole number up to {most} on {generation}, found {limit!r}")
     return options
 
 

@@ -282,7 +282,8 @@ def _adding_parts(pull: Callable, gradient: Array) -> Sequence[Array]:
                 parts = list(narrow.get(e.invars[0], inputs[0]))
                 outputs = [functools.reduce(jnp.add, (part.astype(inputs[0].dtype) for part in parts))]
             else:
-                found = e.primitive.bind(*inputs, **e.primitive.get_bind_params(e.params))
+                with jax.named_scope(str(e.source_info.name_stack)):  # what a kernel is called in the compiled program
+                    found = e.primitive.bind(*inputs, **e.primitive.get_bind_params(e.params))
                 outputs = found if e.primitive.multiple_results else [found]
             values.update(zip(e.outvars, outputs, strict=True))
             if e.primitive.name == "convert_element_type":

@@ -12,12 +12,15 @@ import re
 from collections import defaultdict
 from typing import NamedTuple
 
+from nextstep_jax.errors import NextStepError
 from nextstep_jax.sharding.topologies import Chip
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 # Bytes/s of one chip between slices: 200 Gbit/s a host of four chips.
 DCN_BYTES_PER_SECOND = 6.25e9
 
+_KERNEL = 'custom_call_target="tpu_custom_call"'  # of Pallas; the only ones in the library's programs are the splash kernels
+_KERNEL_FLOPS = {"splash_mha_fwd": 4.0, "splash_mha_dkv": 10.0}  # by name: of a pair and a position of a head
 _HOST = "S(5)"  # in the layout of an array: it is in the memory of the host
 _ASYNC_FUSION = "async_collective_fusion"  # names of the fusions that the TPU compiler runs a collective beside
 
@@ -132,7 +135,7 @@ def read_cost(hlo: str, chip: Chip, devices: int) -> Cost:
             found = re.search(r'"estimated_cycles":"(\d+)"', i.rest)
             if found and not fused[name]:  # inside a fusion, they are the fusion's
                 spend(INSTRUCTION, int(found[1]) / chip.clock, times, i)
-            if i.opcode == "custom-call" and i.name.startswith("splash"):
+            if i.opcode == "custom-call" and _KERNEL in i.rest:
                 of_kernel = attention_flops(i, shapes)
                 flops += times * of_kernel
                 spend(KERNEL, of_kernel / (chip.kernel_efficiency * chip.flops), times, i)
@@ -288,13 +291,18 @@ def product_flops(i: Instruction, shapes: dict[str, str]) -> float:
 def attention_flops(i: Instruction, shapes: dict[str, str]) -> float:
     """FLOPs of a splash kernel on causal rows: two products of the forward pass, five of the backward pass, over the blocks
     that the kernel visits. Where the queries of a row are split over devices, these are those of the last one, which has most.
+
+    Raises:
+      NextStepError: another kernel, whose time would be left out.
     """
+    if (phase := next((name for name in _KERNEL_FLOPS if name in i.name), None)) is None:
+        raise NextStepError(f"kernel {i.name} of the compiled program: its FLOPs are not known, only those of splash kernels")
     of_operands = operands(i, shapes)
     inputs = [dims for shape in of_operands if len(dims := dims_of(shape)) >= 3 and dims[-1] >= 64]
     queries, keys = max(inputs, key=math.prod), max(dims[-2] for dims in inputs)
     # What each block is like: [1, blocks of queries, blocks of keys].
     grid = next(dims for shape in of_operands if shape.startswith("s8[") and len(dims := dims_of(shape)) == 3)
-    return (4.0 if "fwd" in i.name else 10.0) * math.prod(queries) * keys * visited(queries[-2], keys, *grid[1:])
+    return _KERNEL_FLOPS[phase] * math.prod(queries) * keys * visited(queries[-2], keys, *grid[1:])
 
 
 def visited(queries: int, keys: int, query_blocks: int, key_blocks: int) -> float:

@@ -111,6 +111,7 @@ def run(monkeypatch):
         (["--config", CONFIG, "--topology", "v5e:4x4", "again"], "unexpected argument 'again'"),
         (["--config", CONFIG, "--topology", "v5e:4x4", "--flags", "fast"], "NAME=VALUE,NAME=VALUE, found 'fast'"),
         (["--config", CONFIG, "--topology", "v6e:4x4", "--flags", "xla_tpu_scoped_vmem_limit_kib=999999"], "up to 131072"),
+        (["--config", CONFIG, "--topology", "v5p:2x2x1", "--flags", "xla_tpu_scoped_vmem_limit_kib=98304"], "65536 on v5p"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(run, arguments, message, capsys):

@@ -1,5 +1,7 @@
 """The attention kernels against plain attention, and which of them is chosen."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,12 +129,12 @@ def test_gradients_of_blocks_are_summed_in_float32(arrays, monkeypatch):
         assert np.abs(many - one).max() <= 2**-7 * np.abs(one).max()
 
 
-def lowered_gradient(policy: str, arrays) -> str:
+def lowered_gradient(policy: str, arrays, names: bool = False) -> str:
     """The gradient of attention rematerialized with `policy`, lowered for TPU."""
     q, k, v, ids, g = arrays
     attend = jax.checkpoint(lambda *x: causal_attention(*x, jnp.asarray(ids), "splash"), policy=remat_policy(policy))
     gradient = jax.jit(jax.grad(lambda *x: jnp.vdot(jnp.sin(attend(*x)), g), argnums=(0, 1, 2)))
-    return gradient.trace(q, k, v).lower(lowering_platforms=("tpu",)).as_text()
+    return gradient.trace(q, k, v).lower(lowering_platforms=("tpu",)).as_text(debug_info=names)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +155,15 @@ def test_parts_of_the_queries_gradient_are_added_up(arrays, monkeypatch):
     assert "stablehlo.reduce(" not in text
     parts = "x".join(map(str, (arrays[0].shape[0], 2, arrays[0].shape[2], LENGTH, 128)))
     assert f"tensor<{parts}xbf16>" in text and f"tensor<{parts}xf32>" not in text
+
+
+def test_both_kernels_keep_their_names(arrays, monkeypatch):
+    """The compiled program calls a kernel by the last of its scopes; profiles and training/hlo_cost.py go by that."""
+    monkeypatch.setattr(attention, "_platform", lambda: "tpu")
+    text = lowered_gradient("attention", arrays, names=True)
+    kernels = re.findall(r"stablehlo.custom_call @tpu_custom_call.* loc\((#loc\d+)\)", text)
+    scopes = {re.search(rf'^{place} = loc\("(.*?)"', text, re.MULTILINE)[1].split("/")[-2][:14] for place in kernels}
+    assert len(kernels) == 2 and scopes == {"splash_mha_fwd", "splash_mha_dkv"}
 
 
 def test_splash_names_rows_it_cannot_take():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nextstep_jax.errors import NextStepError
 from nextstep_jax.sharding.topologies import CHIPS
 from nextstep_jax.training import hlo_cost
 
@@ -54,6 +55,13 @@ def test_everything_in_a_loop_counts_as_often_as_it_runs():
     assert cost.of(hlo_cost.BLOCKING) == pytest.approx(3 * (gathered + scattered) * 3 / 4 / CHIP.links)
     assert cost.of(hlo_cost.OVERLAPPED) == pytest.approx(3 * gathered * 3 / 4 / CHIP.links)
     assert cost.seconds == pytest.approx(cost.of(hlo_cost.INSTRUCTION) + cost.of(hlo_cost.KERNEL) + cost.of(hlo_cost.BLOCKING))
+
+
+def test_a_kernel_that_is_not_known_is_refused_and_not_left_out():
+    with pytest.raises(NextStepError, match="kernel vmap__.1 of the compiled program"):
+        hlo_cost.read_cost(LOOP.replace("splash_mha_fwd.1", "vmap__.1"), CHIP, devices=4)
+    backward = hlo_cost.read_cost(LOOP.replace("splash_mha_fwd.1", "splash_mha_dkv_segmented.1"), CHIP, devices=4)
+    assert backward.of(hlo_cost.KERNEL) == pytest.approx(2.5 * hlo_cost.read_cost(LOOP, CHIP, devices=4).of(hlo_cost.KERNEL))
 
 
 @pytest.mark.parametrize(
