@@ -50,6 +50,7 @@ from nextstep_jax.checkpoints.steps import read_step
 from nextstep_jax.data.build import build
 from nextstep_jax.data.encode import encode
 from nextstep_jax.data.sources import open_source
+from nextstep_jax.launch import rendezvous
 from nextstep_jax.launch import train as launch_train
 from nextstep_jax.rewards.protocol import RewardRequest, Score
 from nextstep_jax.training import metrics
@@ -420,7 +421,7 @@ def train(argv: list[str]) -> int:
         remember(self, step, names)
 
     metrics.NonFiniteGuard.remember = logged
-    launch_train._JOIN_TIMEOUT_S, launch_train._HEARTBEAT_TIMEOUT_S = JOIN, HEARTBEAT
+    rendezvous._JOIN_TIMEOUT_S, rendezvous._HEARTBEAT_TIMEOUT_S = JOIN, HEARTBEAT
     return launch_train.main(sys.argv)
 
 

@@ -2,10 +2,14 @@
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax
 
 from nextstep_jax.errors import InputError
 
+_HEARTBEAT_TIMEOUT_S = 60  # seconds without a sign of life after which a process counts as dead
+_JOIN_TIMEOUT_S = 300  # seconds in which all processes must have come
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _FLAGS = ("--coordinator", "--num_processes", "--process_id")
 
@@ -42,6 +46,21 @@ def find_rendezvous(
         raise InputError(f"--coordinator (or {_VARIABLES[0]}) must be HOST:PORT, found {address!r}")
     processes = _whole(count, 1, None, "--num_processes", _VARIABLES[1])
     return Rendezvous(str(address), processes, _whole(number, 0, processes, "--process_id", _VARIABLES[2]))
+
+
+def join(rendezvous: Rendezvous | None) -> None:
+    """Connect to the other processes, before anything else asks for JAX's devices; None: where the scheduler says they are.
+
+    Raises:
+      InputError: there is no scheduler that says so.
+    """
+    told: dict[str, Any] = rendezvous._asdict() if rendezvous else {}
+    told |= {"initialization_timeout": _JOIN_TIMEOUT_S, "heartbeat_timeout_seconds": _HEARTBEAT_TIMEOUT_S}
+    try:
+        jax.distributed.initialize(**told)
+    except ValueError as error:
+        by_hand = f"{', '.join(_VARIABLES)} tell it by hand"
+        raise InputError(f"--distributed: no cluster found in the environment ({error}); {by_hand}") from error
 
 
 def _whole(value: object, low: int, stop: int | None, flag: str, variable: str) -> int:

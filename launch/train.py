@@ -20,22 +20,19 @@ been missing for a minute, or when it has not come within five minutes of the st
 import logging
 import os
 import sys
-from typing import Any
 
 import jax
 from absl import flags
 from absl import logging as absl_logging
 
-from nextstep_jax.errors import InputError, NextStepError
+from nextstep_jax.errors import NextStepError
 from nextstep_jax.evaluation.evaluators import EVALUATORS
 from nextstep_jax.launch.flag_parsing import parse
-from nextstep_jax.launch.rendezvous import Rendezvous, find_rendezvous
+from nextstep_jax.launch.rendezvous import find_rendezvous, join
 from nextstep_jax.launch.watch import watch
 from nextstep_jax.training.loop import train
 
 FLAGS = flags.FLAGS
-_HEARTBEAT_TIMEOUT_S = 60  # seconds without a sign of life after which a process counts as dead
-_JOIN_TIMEOUT_S = 300  # seconds in which all processes must have come
 flags.DEFINE_string("config", None, "The stage: a shipped config or a file, NAME.py; with :laptop, shrunk.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and the trained model.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes: find the others first.")
@@ -55,7 +52,7 @@ def main(argv: list[str]) -> int:
             code = watch()
             if code is not None:
                 return code
-            _initialize_distributed(rendezvous)
+            join(rendezvous)
         train(config, str(_WORKDIR.value), EVALUATORS)
     except NextStepError as error:
         return _fail(str(error), error.exit_code)
@@ -69,17 +66,6 @@ def main(argv: list[str]) -> int:
         said = str(error).splitlines()[0]
         return _fail(f"another process of this run is gone or out of reach ({said}); start all processes again", 1)
     return 0
-
-
-def _initialize_distributed(rendezvous: Rendezvous | None) -> None:
-    """Connect to the other processes. InputError when neither flags nor the environment say where they are."""
-    told: dict[str, Any] = rendezvous._asdict() if rendezvous else {}
-    told |= {"initialization_timeout": _JOIN_TIMEOUT_S, "heartbeat_timeout_seconds": _HEARTBEAT_TIMEOUT_S}
-    try:
-        jax.distributed.initialize(**told)
-    except ValueError as error:
-        by_hand = "--coordinator, --num_processes and --process_id tell it by hand"
-        raise InputError(f"--distributed: no cluster found in the environment ({error}); {by_hand}") from error
 
 
 def _fail(message: str, code: int) -> int:

@@ -9,12 +9,14 @@ import click
 from nextstep_jax.cli_shared import (
     AREA,
     CHECKPOINT,
+    DISTRIBUTED,
     DTYPE,
     MESH,
     SAMPLER,
     SEED,
     Group,
     Number,
+    is_first_process,
     keep_compiled_programs,
     load_pipeline,
     require_writable,
@@ -95,9 +97,12 @@ def evaluate():
 @click.option("--thinking/--no-thinking", default=None, help="Think before drawing.  [default: the checkpoint's]")
 @DTYPE
 @MESH
+@DISTRIBUTED
 @_JSON
 @click.option("--sheet", type=_PATH, metavar="PAGE.html", help="Also write a page of prompts, images and verdicts.")
-def shapes(checkpoint, prompts_file, per_category, categories, canvas, seed, dtype, mesh, json_file, sheet, **changes):
+def shapes(
+    checkpoint, prompts_file, per_category, categories, canvas, seed, dtype, mesh, distributed, json_file, sheet, **changes
+):
     """ShapeEval: images, edits and captions of the built-in dataset's world, judged by reading their pixels."""
     from nextstep_jax.data.files import write_bytes, write_json
     from nextstep_jax.evaluation import shapes as shape_eval
@@ -116,7 +121,7 @@ def shapes(checkpoint, prompts_file, per_category, categories, canvas, seed, dty
     else:
         count = per_category or shape_eval.PER_CATEGORY
         prompts = shape_eval.default_prompts(count, categories=categories, seed=seed, canvas=(width, height))
-    pipeline = load_pipeline(checkpoint, dtype, mesh).with_overrides(changes)
+    pipeline = load_pipeline(checkpoint, dtype, mesh, distributed).with_overrides(changes)
     made_with = _made_with(checkpoint) | {
         "seed": seed,
         "dtype": dtype,
@@ -125,6 +130,8 @@ def shapes(checkpoint, prompts_file, per_category, categories, canvas, seed, dty
     }
     with updating_bar("generating", unit="prompt") as update:
         responses = generate_responses(pipeline, prompts, seed, update, (width, height))
+    if not is_first_process():
+        return
     report = shape_eval.evaluate(prompts, responses)
     if json_file is not None:
         write_json(json_file, shapes_score(prompts, report, made_with))

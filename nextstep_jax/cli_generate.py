@@ -12,6 +12,7 @@ import click
 
 from nextstep_jax.cli_shared import (
     CHECKPOINT,
+    DISTRIBUTED,
     DTYPE,
     MESH,
     SAMPLER,
@@ -19,6 +20,7 @@ from nextstep_jax.cli_shared import (
     SEED,
     Command,
     Number,
+    is_first_process,
     load_pipeline,
     make_folder,
     require_writable,
@@ -99,6 +101,7 @@ def _generation_options(command):
         click.option("--negative-prompt", help="Text that guidance leads away from.  [default: the checkpoint's]"),
         DTYPE,
         MESH,
+        DISTRIBUTED,
         click.option(
             "--preview", type=click.Path(path_type=pathlib.Path), help="While it is drawn, keep the partial image in this file."
         ),
@@ -123,6 +126,8 @@ def generate(prompts: tuple[str, ...], rewrite: str | None, **options):
     with _profile(options["profile"]):
         endpoint = None
         if rewrite is not None:
+            if options["distributed"]:
+                raise InputError("--rewrite does not go with --distributed: each process would be answered something else")
             from nextstep_jax.chat import ChatEndpoint
 
             endpoint = ChatEndpoint(rewrite)  # refuses an address before the model is loaded
@@ -182,6 +187,7 @@ def _text_options(command):
         SEED,
         DTYPE,
         MESH,
+        DISTRIBUTED,
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
         click.option("--profile", is_flag=True, help="Print how long each part took."),
     ]
@@ -207,13 +213,15 @@ def complete(prompt: str, images: tuple[pathlib.Path, ...], interleave: pathlib.
     if interleave is not None:
         make_folder(interleave)
     with _profile(options["profile"]):
-        pipeline = load_pipeline(options["checkpoint"], options["dtype"], options["mesh"])
+        pipeline = load_pipeline(**_where(options))
         if interleave is None:
             parts = [pipeline.generate_text(prompt, images, **_sampling(options))]
         else:
             from nextstep_jax.generation.interleaved import generate_interleaved
 
             parts = generate_interleaved(pipeline, prompt, images, **_sampling(options))
+    if not is_first_process():
+        return
     shown = []
     for part in parts:
         if isinstance(part, str):
@@ -234,8 +242,10 @@ def complete(prompt: str, images: tuple[pathlib.Path, ...], interleave: pathlib.
 def caption(images: tuple[pathlib.Path, ...], **options):
     """Describe each IMAGE in a line of text."""
     with _profile(options["profile"]):
-        pipeline = load_pipeline(options["checkpoint"], options["dtype"], options["mesh"])
+        pipeline = load_pipeline(**_where(options))
         captions = [pipeline.generate_text("", [image], **_sampling(options)) for image in images]
+    if not is_first_process():
+        return
     if options["as_json"]:
         records = [{"image": str(image), "caption": text} for image, text in zip(images, captions, strict=True)]
         click.echo(json.dumps(records))
@@ -244,6 +254,10 @@ def caption(images: tuple[pathlib.Path, ...], **options):
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def _where(options: dict) -> dict:
+    return {name: options[name] for name in ("checkpoint", "dtype", "mesh", "distributed")}
 
 
 def _sampling(options: dict) -> dict:
@@ -282,12 +296,14 @@ def _prepare(options: dict, edit: bool):
     changes = {name: options[name] for name in names if name in options} | {"normalize_tokens": options["normalize_tokens"]}
     size = {name: options[name] for name in ("height", "width", "aspect")}
     require_usable(options["checkpoint"], edit, changes, **size)
-    pipeline = load_pipeline(options["checkpoint"], options["dtype"], options["mesh"])
+    pipeline = load_pipeline(**_where(options))
     settings = pipeline.settings(edit, **changes)
     return pipeline, settings, size
 
 
 def _save(images: list, options: dict) -> None:
+    if not is_first_process():
+        return
     paths = _paths(options["out"], len(images))
     from nextstep_jax.generation.profiling import part
 
@@ -326,6 +342,10 @@ def _chunk_bar(options: dict) -> Iterator:
         def on_chunk(done: int, total: int, partial: "PartialImages") -> None:
             update(done, total)
             if options["preview"] is not None:
-                save_image(options["preview"], partial()[0])
+                images = partial()  # by all processes
+                if is_first_process():
+                    save_image(options["preview"], images[0])
 
-        yield on_chunk if sys.stderr.isatty() or options["preview"] is not None else None
+        # Several processes must make the same calls, and not all of them have a terminal.
+        watched = sys.stderr.isatty() and not options["distributed"]
+        yield on_chunk if watched or options["preview"] is not None else None

@@ -64,6 +64,12 @@ MESH = click.option(
     help="Use all devices: heads and MLPs split over tensor, images over data, what is left if not given.  [default: one "
     "device]",
 )
+DISTRIBUTED = click.option(
+    "--distributed",
+    is_flag=True,
+    help="One of several processes that run this command on one mesh: find the others first, as `train` does. The first one "
+    "writes what comes out.",
+)
 SEED = click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="The same seed gives the same result."
 )
@@ -220,13 +226,28 @@ SAMPLER = Name("sampler", "nextstep_jax.flow.samplers", "SAMPLERS")
 SCHEDULE = Name("schedule", "nextstep_jax.flow.guidance", "SCHEDULES")
 
 
-def load_pipeline(checkpoint: pathlib.Path | None, dtype: str | None, mesh: Mapping[str, int] | None = None):
-    """The pipeline of a checkpoint folder, the built-in model's for None; on a mesh of all devices where sizes are given."""
+def load_pipeline(
+    checkpoint: pathlib.Path | None, dtype: str | None, mesh: Mapping[str, int] | None = None, distributed: bool = False
+):
+    """The pipeline of a checkpoint folder, the built-in model's for None; on a mesh of all devices where sizes are given, of
+    all processes' where they are several (`distributed`)."""
+    if distributed and mesh is None:
+        raise InputError("--distributed needs --mesh, for all processes' devices")
     from nextstep_jax.generation.pipeline import Pipeline
+    from nextstep_jax.launch import rendezvous
     from nextstep_jax.sharding.mesh import make_mesh
 
+    if distributed:
+        rendezvous.join(rendezvous.find_rendezvous(None, None, None, os.environ))
     keep_compiled_programs()
     return Pipeline.from_checkpoint(checkpoint, dtype, None if mesh is None else make_mesh({"data": -1, **mesh}))
+
+
+def is_first_process() -> bool:
+    """Whether this process writes what comes out: of several on one mesh, which all have it, one does."""
+    import jax
+
+    return jax.process_index() == 0
 
 
 def leave_out_absent_tpus() -> None:

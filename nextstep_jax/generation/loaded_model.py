@@ -31,6 +31,7 @@ from nextstep_jax.generation.sizes import bucket_area, bucket_pixels
 from nextstep_jax.generation.tokenizer import decode_images, encode_images
 from nextstep_jax.generation.unfamiliar import unfamiliar
 from nextstep_jax.seeds import seed_key
+from nextstep_jax.sharding.mesh import to_host
 
 Array = jax.Array
 ImageSource = image_files.Source
@@ -179,7 +180,7 @@ class LoadedModel:
             with self.on_mesh(), part("encode") as done:
                 tokens = done(encode_images(config, self.config.patch, params, values, noise_key))
             side = self.token_pixels
-            encoded.append(ImageTokens(np.asarray(tokens[0]), pixels.shape[0] // side, pixels.shape[1] // side))
+            encoded.append(ImageTokens(to_host(tokens[0]), pixels.shape[0] // side, pixels.shape[1] // side))
         return encoded
 
     def decode_images(self, tokens: np.ndarray | Array, h: int, w: int) -> list[Pixels]:
@@ -187,7 +188,7 @@ class LoadedModel:
         config, params = self.image_tokenizer
         with self.on_mesh(), part("decode") as done:
             pixels = done(decode_images(config, self.config.patch, h, w, params, jnp.asarray(tokens)))
-        return list(image_files.to_uint8(np.asarray(pixels)))
+        return list(image_files.to_uint8(to_host(pixels)))
 
     def decode_batch(self, tokens: np.ndarray, h: int, w: int) -> list[Pixels]:
         """As `decode_images`, in powers of two: few programs serve every number of images."""
@@ -233,9 +234,9 @@ class LoadedModel:
                 draws = noise[:, : now.num_noise_draws]
                 state = done(advance(self.config, now, self.params, state, draws, settings.guidance(tokens), stop))
             if on_chunk is not None:
-                partial = np.asarray(state.tokens[:count, :tokens])
+                partial = to_host(state.tokens[:count, :tokens])
                 on_chunk(stop, tokens, PartialImages(partial, h, w, self.decode_images))
-        return np.asarray(state.tokens[:count, :tokens])
+        return to_host(state.tokens[:count, :tokens])
 
     # --- ids and text -------------------------------------------------------------------------------------------------
 
@@ -278,7 +279,7 @@ class LoadedModel:
             with self.on_mesh(), part("text") as done:
                 arguments = (key[None], temperature, top_p, allowed, stops, stop)
                 state = done(text.decode_ids(self.config, self.params, state, *arguments))
-            ids = np.asarray(state.ids)[0, : int(state.lengths[0])].tolist()
+            ids = to_host(state.ids)[0, : int(to_host(state.lengths)[0])].tolist()
             ids, met = (ids[:-1], ids[-1]) if ids and ids[-1] in set(stop_ids) else (ids, None)
             if on_ids is not None:
                 on_ids(ids)

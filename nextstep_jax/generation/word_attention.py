@@ -21,6 +21,7 @@ from nextstep_jax.generation.pipeline import Pipeline
 from nextstep_jax.generation.prompts import align_rows
 from nextstep_jax.generation.token_loop import Prompt
 from nextstep_jax.models.nextstep import NextStep
+from nextstep_jax.sharding.mesh import to_host
 
 Array = jax.Array
 
@@ -58,7 +59,7 @@ def word_attention(
     row = pipeline.frame([text, ImageTokens(tokens, h, w)], 0)
     padded = align_rows([row])
     layers = last_layers(pipeline.config.transformer.layers)
-    weights = np.asarray(_attention(pipeline.config, pipeline.params, padded, layers, h * w))
+    weights = to_host(_attention(pipeline.config, pipeline.params, padded, layers, h * w))
     of_row = weights[:, weights.shape[1] - len(row) :]
     places = pipeline.vocabulary.word_places(text)
     return WordAttention([word for word, _ in places], np.stack([of_row[:, ids].sum(1) for _, ids in places]))

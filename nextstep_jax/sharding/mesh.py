@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nextstep_jax.errors import InputError
@@ -80,3 +80,10 @@ def global_batch(batch, mesh: Mesh, names: tuple[str, ...] = ("batch", "sequence
         return jax.make_array_from_process_local_data(sharding, leaf, (leaf.shape[0] * parts // here, *leaf.shape[1:]))
 
     return jax.tree.map(place, shardings, batch)
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+    """The whole array, on every process; all of them call this together where each holds a part of it."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))

@@ -4,13 +4,16 @@ import json
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from nextstep_jax import checkpoints
+from nextstep_jax.data.images import load
 from nextstep_jax.errors import InputError
 from nextstep_jax.generation.load import load_model
 from nextstep_jax.sharding.mesh import make_mesh
@@ -35,6 +38,51 @@ def test_images_and_text_are_those_of_one_device(bucket, tiny_checkpoint, tmp_pa
     assert found.pop("same_text") and set(found) == {"tensor=2", "tensor=8"}
     for mesh, (difference, split) in found.items():
         assert difference <= 1 and split, (mesh, found)
+
+
+def run_together(*command):
+    """Two processes of four pretended devices each, started with one command line; the lines that each of them printed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    told = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | told | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    line, pipes = [sys.executable, *map(str, command)], {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen(line, env=environment | {"JAX_PROCESS_ID": str(i)}, **pipes) for i in range(2)]
+    ended = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0, 0], ended
+    return [[line for line in out.splitlines() if "[Gloo]" not in line] for out, _ in ended]  # gloo prints its peers
+
+
+def test_processes_on_one_mesh_make_what_one_makes_and_the_first_writes_it(tiny_checkpoint, tiny_pipeline, tmp_path):
+    prompts, command = ("a red circle", "a blue square"), ("-m", "nextstep_jax")
+    common = ("--checkpoint", tiny_checkpoint, "--mesh", "tensor=4", "--distributed")
+    shown = ("--out", tmp_path, "--preview", tmp_path / "now.png")
+    printed = run_together(*command, "generate", *prompts, "--seed", 3, *shown, *common)
+    assert printed == [[str(tmp_path / f"image-{i}.png") for i in range(2)], []]
+    for i, image in enumerate(tiny_pipeline.generate(list(prompts), seed=3)):
+        difference = np.asarray(load(tmp_path / f"image-{i}.png"), np.int32) - np.asarray(image.pixels, np.int32)
+        assert np.abs(difference).max() <= 1
+    assert np.array_equal(np.asarray(load(tmp_path / "now.png")), np.asarray(load(tmp_path / "image-0.png")))
+    text, nothing = run_together(*command, "complete", "a red", "--max-tokens", 8, "--json", *common)
+    assert json.loads(text[0])["parts"] == [{"text": tiny_pipeline.generate_text("a red", max_tokens=8)}] and nothing == []
+
+
+def test_an_array_that_processes_hold_parts_of_is_whole_on_each_host():
+    printed = run_together(pathlib.Path(__file__).parent / "programs/whole_on_the_host.py")
+    assert [json.loads(lines[-1]) for lines in printed] == [np.arange(16.0).reshape(8, 2).tolist()] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--distributed",), "--distributed needs --mesh"),
+        (("--mesh", "tensor=1", "--distributed", "--rewrite", "openai:http://localhost:9#m"), "--rewrite does not go with"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_one_line(run, tiny_checkpoint, options, message, monkeypatch):  # noqa: F811
+    code, _, err = run("generate", "a red circle", "--checkpoint", tiny_checkpoint, *options)
+    assert code == 2 and re.search(message, err) and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 """Processes that are told by hand where the others are. (tests/training/test_processes.py runs such.)"""
 
+import jax
 import pytest
 
 from nextstep_jax.errors import InputError
 from nextstep_jax.launch import train as launch_train
-from nextstep_jax.launch.rendezvous import find_rendezvous
+from nextstep_jax.launch.rendezvous import Rendezvous, find_rendezvous, join
 
 TOLD = {"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
 
@@ -39,6 +40,23 @@ def test_an_address_in_the_environment_leaves_the_rest_to_the_scheduler():
 def test_what_cannot_be_is_refused(flags, message):
     with pytest.raises(InputError, match=message):
         find_rendezvous(*flags, {})
+
+
+def test_without_a_scheduler_that_knows_the_rest_it_says_how_to_tell_it(monkeypatch):
+    given = []
+
+    def initialize(**told):
+        given.append(told)
+        raise ValueError("coordinator_address should be defined")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(InputError, match="no cluster found .*JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID tell"):
+        join(None)
+    with pytest.raises(InputError):
+        join(Rendezvous("host:1234", 4, 3))
+    assert [told.get("process_id") for told in given] == [None, 3] and all(
+        "heartbeat_timeout_seconds" in told for told in given
+    )
 
 
 def test_it_is_checked_before_anything_starts(tmp_path, capsys, monkeypatch):
