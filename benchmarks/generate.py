@@ -13,6 +13,9 @@ evaluations). Timed on their own and together, in the compiled loop that the lib
   floor      those bytes over the bandwidth of a copy measured in the same process
   of_floor   floor / seconds: 1 would be a program that does nothing but read
 
+`peer` and, with `--peer-compile`, `peer_compiled` hold the release's seconds and `times_faster`, theirs over ours. Its
+transformer's are the rest of its token.
+
 `compile` is the time to trace and compile the two programs without a cache. Peak memory is the compiler's account of the
 loop's program, and what the device (or, on a CPU, the process) counted. On CPUs a model may fit the caches: then a
 product can be quicker than the floor says.
@@ -39,6 +42,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--chunk", type=int, default=8, help="tokens a timed run samples")
     parser.add_argument("--peer", help="checkout of the PyTorch release to time as well (float32, CPU)")
+    parser.add_argument("--peer-compile", action="store_true", help="and once more under torch.compile")
     measure.options(parser)
     arguments = parser.parse_args()
     measure.prepare(arguments)
@@ -57,19 +61,25 @@ def run(a: argparse.Namespace) -> dict:
     if a.peer:
         from benchmarks.torch_peer import Peer
 
-        peer = Peer(a.peer, config, a.threads or 1)
-        runs["peer/a_token"] = peer.decoder(a.batch, a.prompt, a.tokens, a.chunk, a.cfg, a.steps)
-        runs["peer/flow_head"] = peer.flow_head(a.batch, a.cfg, a.steps)
+        peer = Peer(a.peer, config, a.threads or 1, compiled=a.peer_compile)
+        theirs = {
+            "a_token": peer.decoder(a.batch, a.prompt, a.tokens, a.chunk, a.cfg, a.steps),
+            "flow_head": peer.flow_head(a.batch, a.cfg, a.steps),
+        }
+        runs |= {f"peer/{name}": peer.uncompiled(run) for name, run in theirs.items()}
         runs["peer/prefill"] = peer.prefill(a.batch, settings.branches, a.prompt, a.tokens)
-    found = measure.alternate(runs, a.rounds)
-    ours = per_token({name.split("/")[1]: value for name, value in found.items() if name.startswith("ours/")}, a.chunk)
-    theirs = {name.split("/")[1]: value for name, value in found.items() if name.startswith("peer/")}
-    if theirs:
-        theirs["a_token"] /= a.chunk
-        theirs["transformer"] = theirs["a_token"] - theirs["flow_head"]
+        runs |= {f"peer_compiled/{name}": run for name, run in theirs.items() if a.peer_compile}
+    seconds: dict[str, dict[str, float]] = {}
+    for name, value in measure.alternate(runs, a.rounds).items():
+        seconds.setdefault(name.split("/")[0], {})[name.split("/")[1]] = value
+    ours = per_token(seconds.pop("ours"), a.chunk)
     setting = {k: v for k, v in vars(a).items() if k not in ("json", "peer")}
     figures = {"setting": setting} | figures_of(config, settings, params, programs, ours, a.batch, a.tokens)
-    return figures | {"peer_seconds": theirs, "times_faster": {name: theirs[name] / ours[name] for name in theirs}}
+    for name, found in seconds.items():
+        found["a_token"] /= a.chunk
+        found["transformer"] = found["a_token"] - found["flow_head"]
+        figures[name] = {"seconds": found, "times_faster": {part: found[part] / ours[part] for part in found}}
+    return figures
 
 
 def decoding_config(preset_name: str, dtype: str, **changes):

@@ -1,6 +1,6 @@
 """Jacobi decoding: tokens accepted a sweep, what that changes, and what a sweep costs.
 
-    python -m benchmarks.jacobi --json jacobi.json [--checkpoint DIR] [--sizes 64 256] [--threads 1] [--clock cpu]
+    python -m benchmarks.jacobi --json jacobi.json [--checkpoint DIR] [--sizes 64x64 64x128] [--threads 1] [--clock cpu]
 
 `acceptance` draws PROMPTS with a checkpoint at each size, alone, with every window, tolerance and first guess, from the same
 noise as sequential decoding: tokens a sweep, and the root-mean-square distance of the tokens. `cost` times, at a preset with
@@ -20,7 +20,7 @@ from benchmarks.shortcuts import PROMPTS, distance
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", help="folder of a checkpoint [the built-in model]")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[64, 256], help="sides in pixels")
+    parser.add_argument("--sizes", nargs="*", default=["64x64", "256x256"], help="HEIGHTxWIDTH in pixels")
     parser.add_argument("--windows", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--tolerances", type=float, nargs="+", default=[1e-4, 0.01, 0.02, 0.1])
     parser.add_argument("--preset", default="mid", help="whose sweeps are timed; - for none")
@@ -37,7 +37,7 @@ def main() -> None:
     measure.report(figures, arguments.json)
 
 
-def acceptance(a: argparse.Namespace, size: int) -> list[dict]:
+def acceptance(a: argparse.Namespace, size: str) -> list[dict]:
     """Tokens a sweep and distances from sequential decoding, by window, tolerance and first guess; other guesses than the
     library's with the first window and tolerance alone.
     """
@@ -50,8 +50,8 @@ def acceptance(a: argparse.Namespace, size: int) -> list[dict]:
     from nextstep_jax.generation.prompts import align_rows, frame_prompt
 
     pipeline = Pipeline.from_checkpoint(a.checkpoint)
-    settings = pipeline.settings(image_size=size)
-    (h, w), config, params = pipeline.grid(settings), pipeline.config, pipeline.params
+    settings, config, params = pipeline.settings(), pipeline.config, pipeline.params
+    h, w = pipeline.grid(settings, *map(int, size.split("x")))
     how, guidance = settings.sampler_config(False), settings.guidance(h * w)
 
     def draw(text: str, key, window: jacobi.JacobiConfig | None, tolerance: float = 0.0):

@@ -1,7 +1,7 @@
 """Whether one commit is slower than another on this machine: run before a release.
 
     python -m benchmarks.regress v0.1.0                    # this commit against a tag
-    python -m benchmarks.regress main~20 main --threads 2 --turns 7 --json regress.json
+    python -m benchmarks.regress main~20 main --threads 1 --clock cpu --turns 7 --json regress.json    # on a busy machine
 
 Both commits are checked out into a temporary folder. Each measure runs in processes of its own, the commits taking turns, so
 that what else the machine does meets both alike; a commit is measured by its own programs (benchmarks/generate.py and
@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5, help="processes of each program and commit")
     parser.add_argument("--rounds", type=int, default=5, help="timed runs in a process")
     parser.add_argument("--threads", type=int, help="cores to use")
+    parser.add_argument("--clock", choices=measure.CLOCKS, help="cpu: processor time; both commits must know the option")
     parser.add_argument("--limit", type=float, default=1.1, help="times slower that are still allowed")
     parser.add_argument("--json", help="write the figures to this file")
     a = parser.parse_args()
@@ -113,7 +114,8 @@ def run(program: Program, tree: pathlib.Path, a: argparse.Namespace) -> dict[str
     """
     file = tree / "figures.json"
     command = [sys.executable, "-m", f"benchmarks.{program.module}", *program.options, "--rounds", str(a.rounds)]
-    command += ["--threads", str(a.threads)] if a.threads else []
+    for name in ("threads", "clock"):
+        command += [f"--{name}", str(value)] if (value := getattr(a, name)) else []
     environment = os.environ | {"PYTHONPATH": str(tree), "JAX_COMPILATION_CACHE_DIR": str(tree / ".compiled")}
     done = subprocess.run([*command, "--json", str(file)], cwd=tree, env=environment, capture_output=True, text=True)
     if done.returncode:

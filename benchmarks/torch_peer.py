@@ -1,16 +1,18 @@
 """The PyTorch release (August 2025, github.com/stepfun-ai/NextStep-1) with random weights, to time beside this library.
 
 Its source is not part of this repository: pass a checkout as `--peer DIR`, in an environment that also has torch,
-transformers 4.49, diffusers 0.32, loguru and einops. Its own decoding loop and flow-head sampler are called, uncompiled unless
-asked for.
+transformers 4.49, diffusers 0.32, loguru and einops, and for torch.compile on a CPU a C++ compiler. Its own decoding loop and
+flow-head sampler are called, uncompiled unless asked for.
 """
 
+import importlib.machinery
 import importlib.util
 import os
 import pathlib
 import sys
 import types
 import unittest.mock
+from collections.abc import Callable
 
 import numpy as np
 
@@ -27,7 +29,9 @@ class Peer:
 
     Args:
       folder: the release's checkout.
-      compiled: with its functions under torch.compile, as it ships; float32 on a CPU by default.
+      compiled: with those of its functions under torch.compile that it ships so; `uncompiled` then runs it without. The
+        prompt's pass is never compiled, as in its pipeline.
+      device, dtype: float32 on a CPU by default.
     """
 
     def __init__(
@@ -48,17 +52,18 @@ class Peer:
         import transformers.modeling_utils  # both look for torchvision, which only the release's image loading needs
 
         assert diffusers.models and transformers.modeling_utils
-        for name in _UNUSED:
-            if importlib.util.find_spec(name.split(".")[0]) is None:
-                sys.modules[name] = unittest.mock.MagicMock(__name__=name)
+        missing = [name for name in _UNUSED if importlib.util.find_spec(name.split(".")[0]) is None]
+        sys.modules |= {name: _stand_in(name) for name in missing}
         from nextstep.models.modeling_nextstep import NextStep
         from nextstep.models.pipeline_nextstep import NextStepPipeline
+        from nextstep.utils.compile_utils import compile_manager
         from transformers.cache_utils import StaticCache
         from transformers.utils import logging
 
         logging.set_verbosity_error()
         torch.set_num_threads(threads)
         self.torch, self._decoding, self._cache = torch, NextStepPipeline.decoding, StaticCache
+        self._compile_disabled = compile_manager.compile_disabled
         self.config, self._device, self._dtype = config, torch.device(device), getattr(torch, dtype)
         default = torch.get_default_dtype()
         torch.set_default_dtype(self._dtype)
@@ -68,6 +73,15 @@ class Peer:
         finally:
             torch.set_default_dtype(default)
         self.model.to(self._device, dtype=self._dtype)
+
+    def uncompiled(self, run: Callable) -> Callable:
+        """`run`, one of the functions below, without torch.compile."""
+
+        def without():
+            with self._compile_disabled():
+                return run()
+
+        return without
 
     def decoder(self, images: int, prompt: int, tokens: int, chunk: int, cfg: float, steps: int):
         """A function that decodes `chunk` tokens of each image, as the first of `tokens`."""
@@ -147,8 +161,16 @@ class Peer:
         ids = self.torch.full((rows, prompt), 7, dtype=self.torch.long, device=self._device)
         mask = self.torch.ones((rows, prompt), dtype=self.torch.long, device=self._device)
         embeddings = self.model.prepare_inputs_embeds(ids)
-        out = self.model.forward_model(inputs_embeds=embeddings, attention_mask=mask, past_key_values=cache, use_cache=True)
+        with self._compile_disabled():
+            out = self.model.forward_model(inputs_embeds=embeddings, attention_mask=mask, past_key_values=cache, use_cache=True)
         return out.last_hidden_state[:, -1:]
+
+
+def _stand_in(name: str) -> unittest.mock.MagicMock:
+    """A module for imports alone; torch.compile looks for every module's spec."""
+    module = unittest.mock.MagicMock(__name__=name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    return module
 
 
 def _released(config: NextStepConfig):

@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--remat", default="none", help="see config.REMAT_POLICIES")
     parser.add_argument("--scan", action="store_true", help="loop over stacked layers, as large models are trained")
     parser.add_argument("--peer", help="checkout of the PyTorch release to time as well (float32, CPU)")
+    parser.add_argument("--peer-compile", action="store_true", help="and once more under torch.compile")
     measure.options(parser)
     arguments = parser.parse_args()
     measure.prepare(arguments)
@@ -74,9 +75,11 @@ def run(a: argparse.Namespace) -> dict:
     if a.peer:
         from benchmarks.torch_peer import Peer
 
-        runs["peer"] = Peer(a.peer, config, a.threads or 1).train_step(np.asarray(batch[0].text_ids), a.rows * samples)
+        peer = Peer(a.peer, config, a.threads or 1, compiled=a.peer_compile)
+        step = peer.train_step(np.asarray(batch[0].text_ids), a.rows * samples)
+        runs |= {"peer": peer.uncompiled(step)} | ({"peer_compiled": step} if a.peer_compile else {})
     found = measure.alternate(runs, a.rounds)
-    peer = found.pop("peer", None)
+    peers = {name: found.pop(name) for name in ("peer", "peer_compiled") if name in found}
     whole_step = found["step"]
     figures = {
         "setting": {k: v for k, v in vars(a).items() if k not in ("json", "peer")},
@@ -91,8 +94,8 @@ def run(a: argparse.Namespace) -> dict:
         "largest_float32": largest_float32(training.step.as_text(), jax.tree.leaves(training.state)),
         "tokens_times_vocabulary": a.rows * a.length * config.transformer.vocab_size,
     }
-    if peer is not None:
-        figures |= {"peer_seconds": peer, "times_faster": peer / found["loss_and_gradients"]}
+    for name, seconds in peers.items():
+        figures[name] = {"seconds": seconds, "times_faster": seconds / found["loss_and_gradients"]}
     return figures
 
 

@@ -9,16 +9,16 @@ import subprocess
 from benchmarks.gpu.record import Record, run_part
 
 # Distributions that the parts need; then those of which only the version is of interest.
-NEEDED = (
-    "jax jaxlib flax orbax-checkpoint optax numpy ml_dtypes einops tokenizers safetensors msgpack pillow click tqdm "
-    "ml_collections"
-)
-OTHERS = "jax-cuda13-plugin jax-cuda12-plugin absl-py grain tensorflow-datasets torch triton transformers diffusers"
+NEEDED = "jax jaxlib flax orbax-checkpoint optax numpy ml_dtypes einops tokenizers safetensors msgpack pillow click tqdm"
+OTHERS = "ml_collections jax-cuda13-plugin jax-cuda12-plugin grain tensorflow-datasets torch triton transformers diffusers"
 MODULES = {
     "generation": "nextstep_jax.generation.pipeline",
     "command line": "nextstep_jax.cli",
     "parity": "nextstep_jax.conversion.parity",
-    "training": "nextstep_jax.training.multitask",
+    "objective": "nextstep_jax.training.multitask",
+    "optimizer": "nextstep_jax.training.optimizer",
+    "training step": "nextstep_jax.training.step",
+    "packing": "nextstep_jax.data.packing",
 }
 
 

@@ -14,11 +14,17 @@ import pytest
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import ahead
 from benchmarks.gpu.attention import packed_segments, visible_pairs
+from benchmarks.gpu.environment import MODULES
 from benchmarks.gpu.hlo import written_in_loops
 from benchmarks.gpu.loops import require_decoding_flags
 from benchmarks.gpu.record import Record
 from benchmarks.gpu.trace import largest_entries, reduce
 from launch.xla_flags import FLAGS
+
+
+def arguments_of_run(folder: pathlib.Path, seconds: float) -> argparse.Namespace:
+    options = {"preset_scale": "tiny", "resume": False, "peer": None, "peer_packages": None}
+    return argparse.Namespace(out=str(folder), seconds=seconds, cache=str(folder / "cache"), **options)
 
 
 def test_a_failing_part_and_a_slow_one_leave_the_others_alone(tmp_path, monkeypatch):
@@ -34,16 +40,7 @@ def test_a_failing_part_and_a_slow_one_leave_the_others_alone(tmp_path, monkeypa
     written = []
     write = gpu.write
     monkeypatch.setattr(gpu, "write", lambda file, result: (write(file, result), written.append(list(result["parts"]))))
-    a = argparse.Namespace(
-        out=str(tmp_path),
-        preset_scale="tiny",
-        seconds=200.0,
-        resume=False,
-        peer=None,
-        peer_packages=None,
-        cache=str(tmp_path / "cache"),
-    )
-    assert not gpu.run(a, list(parts))
+    assert not gpu.run(arguments_of_run(tmp_path, seconds=200.0), list(parts))
     result = json.loads((tmp_path / "nvidia-h100-80gb-hbm3-tiny.json").read_text())
     assert {name: part["status"] for name, part in result["parts"].items()} == {
         "environment": "ok",
@@ -69,6 +66,20 @@ def test_the_script_measures_every_loop_variant(tmp_path):
 
     assert list(part["figures"]) == list(VARIANTS)
     assert all(figure["token_seconds"] > 0 for figure in part["figures"].values())
+
+
+def test_a_machine_without_the_data_stack_and_torch(tmp_path, monkeypatch):
+    missing = ("grain", "tensorflow_datasets", "ml_collections", "torch", "transformers", "diffusers")
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules |= dict.fromkeys({missing})")  # as if not installed
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    names = ["environment", "torch", "attention"]
+    monkeypatch.setattr(gpu, "PARTS", {name: gpu.PARTS[name]._replace(seconds=500) for name in names})
+    assert gpu.run(arguments_of_run(tmp_path, seconds=2000.0), names)
+    parts = json.loads((tmp_path / "cpu-tiny.json").read_text())["parts"]
+    figures = parts["environment"]["figures"]
+    assert figures["missing"] == [] and all(figures[f"import/{name}"] == module for name, module in MODULES.items())
+    assert parts["torch"]["figures"] == {"reference loop": {"skipped": "torch is not installed"}}
+    assert parts["attention"]["figures"]["library"]["seconds"]["both"] > 0
 
 
 def test_no_time_left_means_skipped(tmp_path):

@@ -1,5 +1,6 @@
 """Two commits compared: a slower one is found, and each is measured by its own code."""
 
+import json
 import subprocess
 import sys
 
@@ -10,9 +11,11 @@ from benchmarks import regress
 PROGRAM = """
 import argparse, json
 parser = argparse.ArgumentParser()
-for name in ("--preset", "--chunk", "--rounds", "--json", "--threads"):
+for name in ("--preset", "--chunk", "--rounds", "--json", "--threads", "--clock"):
     parser.add_argument(name)
-open(parser.parse_args().json, "w").write(json.dumps({"seconds": {"a_token": SECONDS, "prefill": 1.0}}))
+a = parser.parse_args()
+prefill = 1.0 if (a.threads, a.clock) == (None, None) else 2.0 if (a.threads, a.clock) == ("1", "cpu") else None
+open(a.json, "w").write(json.dumps({"seconds": {"a_token": SECONDS, "prefill": prefill}}))
 """
 
 
@@ -50,6 +53,12 @@ def test_a_slower_commit_is_found(history, monkeypatch, capsys):
 def test_a_little_slower_is_allowed(history, monkeypatch):
     assert call(monkeypatch, "HEAD~2", "HEAD~1") == 0
     assert call(monkeypatch, "HEAD~2", "HEAD~1", "--limit", "1.04") == 1
+
+
+def test_threads_and_clock_are_handed_on(history, monkeypatch, tmp_path):
+    file = tmp_path / "figures.json"
+    assert call(monkeypatch, "HEAD~2", "HEAD~1", "--threads", "1", "--clock", "cpu", "--json", str(file)) == 0
+    assert json.loads(file.read_text())["measures"]["token tiny: prefill"]["seconds"] == {"base": 2.0, "new": 2.0}
 
 
 @pytest.mark.parametrize("arguments", [("nowhere",), ("HEAD", "HEAD", "--programs", "none")])
