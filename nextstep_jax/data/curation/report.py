@@ -2,6 +2,7 @@
 
 import collections
 import html
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -93,6 +94,7 @@ def _summaries(entries: Entries) -> dict[str, dict[str, Any]]:
 
 # --- the page ---------------------------------------------------------------------------------------------------------
 
+_KEY = "Images nearest each threshold: outlined are those on the side that is kept. The red line is the threshold."
 _STYLE = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text-align: left; }
@@ -104,7 +106,7 @@ figure img { max-width: 112px; max-height: 112px; display: block; } .kept img { 
 
 def write_sheet(path: str | os.PathLike, recipe: Recipe, source: Source, entries: Entries, report: Mapping[str, Any]) -> None:
     """Write the page: one file, images in it, no script."""
-    body = [f"<h1>{html.escape(recipe.name)}: {html.escape(source.name)}</h1>", f"<p>{report['samples']} samples</p>"]
+    body = [f"<h1>{html.escape(recipe.name)}: {html.escape(source.name)}</h1>", f"<p>{report['samples']} samples. {_KEY}</p>"]
     rows = "".join(
         f"<tr><td>{html.escape(cut)}<td>{counts['kept']}<td>{counts['written']}<td>{_words(counts['dropped'])}"
         f"<td>{_words(counts['left_out'])}</tr>"
@@ -139,20 +141,23 @@ def _words(counts: Mapping[str, int]) -> str:
 
 
 def _histogram(summary: Mapping[str, Any], threshold: float) -> str:
-    """Bars as SVG, with a line where the threshold lies."""
-    counts, low, high = summary["counts"], summary["min"], summary["max"]
-    width, height, top = 400, 80, max(summary["counts"])
-    bar = width / len(counts)
+    """Bars as SVG, with a line where the threshold lies, which may be beyond all of them."""
+    counts, edges, width, height = summary["counts"], summary["edges"], 400, 80
+    low, high = min(edges[0], threshold), max(edges[-1], threshold)
+
+    def place(value: float) -> float:
+        return width * (value - low) / (high - low or 1.0)
+
     bars = "".join(
-        f'<rect x="{n * bar:.1f}" y="{height - height * count / top:.1f}" width="{bar - 1:.1f}"'
-        f' height="{height * count / top:.1f}" fill="#999"/>'
-        for n, count in enumerate(counts)
+        f'<rect x="{place(left):.1f}" y="{height - height * count / max(counts):.1f}"'
+        f' width="{max(1.0, place(right) - place(left) - 1):.1f}" height="{height * count / max(counts):.1f}" fill="#999"/>'
+        for count, (left, right) in zip(counts, itertools.pairwise(edges), strict=True)
     )
-    place = width * min(1.0, max(0.0, (threshold - low) / (high - low or 1.0)))
-    line = f'<line x1="{place:.1f}" x2="{place:.1f}" y1="0" y2="{height}" stroke="#c03020" stroke-width="2"/>'
+    x = place(threshold)
+    line = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}" stroke="#c03020" stroke-width="2"/>'
     return (
         f'<svg width="{width}" height="{height}" role="img" aria-label="histogram">{bars}{line}</svg>'
-        f"<p>{low:g} to {high:g}, mean {summary['mean']:.4g}; {summary['missing']} not measured</p>"
+        f"<p>{summary['min']:g} to {summary['max']:g}, mean {summary['mean']:.4g}; {summary['missing']} not measured</p>"
     )
 
 

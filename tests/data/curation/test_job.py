@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from PIL import ImageFilter
 
 from nextstep_jax.data.curation import job, scores, stages
 from nextstep_jax.data.curation.recipe import read_recipe
+from nextstep_jax.data.curation.report import _histogram
 from nextstep_jax.data.image_folder import FolderSource
 from nextstep_jax.data.shards import ArrayRecordSource
 from nextstep_jax.data.sources import open_source
@@ -189,12 +191,21 @@ def test_the_page_shows_samples_near_thresholds_and_escapes_what_it_shows(tmp_pa
     assert "&lt;script&gt;0.png" in page and "<script" not in page and "http" not in page
 
 
+@pytest.mark.parametrize("threshold, line, bars", [(4.0, 400, (0, 100)), (-2.0, 0, (200, 300)), (1.0, 200, (0, 200))])
+def test_a_threshold_is_drawn_where_it_lies_even_beyond_all_values(threshold, line, bars):
+    summary = {"counts": [2, 1], "edges": [0.0, 1.0, 2.0], "min": 0.0, "max": 2.0, "mean": 0.8, "missing": 0}
+    drawn = _histogram(summary, threshold)
+    assert [float(x) for x in re.findall(r'<rect x="([^"]*)"', drawn)] == list(bars)
+    assert f'<line x1="{line:.1f}"' in drawn
+
+
 # --- interruption -----------------------------------------------------------------------------------------------------
 
 PROGRAM = """
 import sys
 from nextstep_jax.data.curation import job
 from nextstep_jax.data.curation.recipe import read_recipe
+from nextstep_jax.data.curation.report import _histogram
 from nextstep_jax.data.sources import open_source
 from tests.data.curation.test_job import RECIPE
 job.curate(open_source("shapes:pair:train:400"), read_recipe(RECIPE), sys.argv[1], shard_samples=20, workers=int(sys.argv[2]))
