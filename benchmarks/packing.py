@@ -55,11 +55,14 @@ def sample_sizes(kind: str, limits: Sizes, tokens: tuple[int, int], draw: np.ran
     return [added(*(added(text(words(60, 0.8)), picture()) for _ in range(count)), text(1))]
 
 
-def sizes_of_a_mixture(stage: str, rows: int, text: float, image: float, seed: int = 0) -> tuple[Sizes, list[Sizes]]:
+def sizes_of_a_mixture(
+    stage: str, rows: int, text: float, image: float, seed: int = 0, length: int | None = None
+) -> tuple[Sizes, list[Sizes]]:
     """The limits of a row, and what is put into rows in the order in which a mixture reads it: the kind furthest behind its
-    share of tokens is next. What fits into no row is left out.
+    share of tokens is next. What fits into no row is left out. `length` is that of other rows than the stage's.
     """
-    length, low, high, shares = STAGES[stage]
+    stages, low, high, shares = STAGES[stage]
+    length = length or stages
     limits = (length, round(text * length), round(image * length))
     draw = np.random.default_rng(seed)
     tokens = dict.fromkeys(shares, 0)

@@ -8,6 +8,7 @@ CPU core a training row takes 2 (v5e) to 10 minutes (v6e). Nothing of this has r
 """
 
 import argparse
+import importlib
 import importlib.metadata
 import json
 import os
@@ -16,7 +17,11 @@ import subprocess
 import sys
 from typing import Any, NamedTuple
 
+from benchmarks import packing
 from benchmarks.result_files import result
+from nextstep_jax.config import preset
+from nextstep_jax.sharding.topologies import CHIPS, generation
+from nextstep_jax.training.flops import Work, multitask_flops
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "tpu"
@@ -38,34 +43,33 @@ class Row(NamedTuple):
     gate: float | None = None
 
 
+STAGE_1 = "nextstep_14b_stage1"
+MIXTURE_ROWS = 400
+
+
 def _stage(config: str, topology: str, *more: str) -> tuple[str, ...]:
     return ("--config", config, "--topology", topology, *more)
 
 
-_SHORT = "--config.data.seq_len=8192"
+_LENGTH = "--config.data.seq_len="
+_SHORT = _LENGTH + "8192"
 _REMAT = "--config.model.transformer.remat="
 ROWS = {
-    "v6e-256": Row("stage 1, v6e-256", _stage("nextstep_14b_stage1", "v6e:16x16", _SHORT, _REMAT + "attention"), 0.45),
+    "v6e-256": Row("stage 1, v6e-256", _stage(STAGE_1, "v6e:16x16", _SHORT, _REMAT + "attention"), 0.45),
     "v5e-256": Row(
         "stage 1, v5e-256",
-        _stage("nextstep_14b_stage1", "v5e:16x16", _SHORT, _REMAT + "block_in:host,attention_out:device"),
+        _stage(STAGE_1, "v5e:16x16", _SHORT, _REMAT + "block_in:host,attention_out:device"),
         0.48,
     ),
-    "v5p-128": Row(
-        "stage 1, v5p-128", _stage("nextstep_14b_stage1", "v5p:4x4x4", _SHORT, "--config.mesh.data=4", _REMAT + "gate"), 0.56
-    ),
+    "v5p-128": Row("stage 1, v5p-128", _stage(STAGE_1, "v5p:4x4x4", _SHORT, "--config.mesh.data=4", _REMAT + "gate"), 0.56),
     "2x-v6e-256": Row(
-        "stage 1, 2 x v6e-256", _stage("nextstep_14b_stage1", "v6e:16x16", "--slices", "2", _SHORT, _REMAT + "attention"), 0.43
+        "stage 1, 2 x v6e-256", _stage(STAGE_1, "v6e:16x16", "--slices", "2", _SHORT, _REMAT + "attention"), 0.43
     ),
     "dpo-v5p-128": Row("DPO, v5p-128", _stage("nextstep_14b_dpo", "v5p:4x4x4", "--tokens-per-chip", "8192")),
     "rollouts-v5p-128": Row("NFT rollouts, v5p-128", _stage("nextstep_14b_nft", "v5p:4x4x4", "--what", "rollouts")),
-    "decode-v5e-8": Row("one image, v5e-8", _stage("nextstep_14b_stage1", "v5e:2x4", "--what", "generate")),
-    "decode-16-v5e-8": Row(
-        "16 images, v5e-8", _stage("nextstep_14b_stage1", "v5e:2x4", "--what", "generate", "--images", "16")
-    ),
-    "decode-16-v6e-8": Row(
-        "16 images, v6e-8", _stage("nextstep_14b_stage1", "v6e:2x4", "--what", "generate", "--images", "16")
-    ),
+    "decode-v5e-8": Row("one image, v5e-8", _stage(STAGE_1, "v5e:2x4", "--what", "generate")),
+    "decode-16-v5e-8": Row("16 images, v5e-8", _stage(STAGE_1, "v5e:2x4", "--what", "generate", "--images", "16")),
+    "decode-16-v6e-8": Row("16 images, v6e-8", _stage(STAGE_1, "v6e:2x4", "--what", "generate", "--images", "16")),
 }
 
 
@@ -76,20 +80,47 @@ def compile_row(row: Row) -> dict[str, Any]:
     if not done.stdout:
         raise SystemExit(done.stderr)
     versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
-    return {"versions": versions, **json.loads(done.stdout)}
+    report = json.loads(done.stdout)
+    return {"versions": versions, **report, "on_a_mixture": on_a_mixture(row.arguments, report)}
+
+
+def on_a_mixture(arguments: tuple[str, ...], report: dict[str, Any]) -> dict[str, float] | None:
+    """What a stage-1 step that takes as long does on rows packed with the mixture of benchmarks/packing.py: the kernel visits
+    the same blocks, and most of their pairs belong to two samples. None for other stages and for what was not compiled.
+
+    Returns:
+      tokens_per_second: a chip's, padding not counted.
+      mfu: with the pairs that samples see.
+    """
+    if arguments[1] != STAGE_1 or report["what"] != "train" or "estimated_seconds" not in report:
+        return None
+    config = importlib.import_module(f"nextstep_jax.configs.{STAGE_1}").get_config()
+    given = [int(value.removeprefix(_LENGTH)) for value in arguments if value.startswith(_LENGTH)]
+    length, most = (given or [config.data.seq_len])[0], config.max_target_fraction
+    limits, items = packing.sizes_of_a_mixture("stage 1", MIXTURE_ROWS, most.text, most.image, length=length)
+    positions = sum(n for n, *_ in items)
+    padding = packing.waste_best_fit(items, limits, config.data.packing_buffer)
+    tokens = report["tokens_per_chip"] * (1 - padding)
+    text, image = (tokens * sum(sizes[i] for sizes in items) / positions for i in (1, 2))
+    work = Work(tokens, tokens * sum(n * (n + 1) / 2 for n, *_ in items) / positions, image, text, image)
+    useful = multitask_flops(preset("14b"), work)
+    peak = CHIPS[generation(report["topology"])].flops
+    return {"tokens_per_second": tokens / report["estimated_seconds"], "mfu": useful / report["estimated_seconds"] / peak}
 
 
 def table(results: pathlib.Path = RESULTS) -> str:
     """The table of all rows, from their files."""
     lines = [
-        "| 14B | arguments of `nextstep-jax aot` | mesh | fits | GiB a chip (peak) | time, estimated | MFU, estimated | gate |",
-        "|---|---|---|---|---|---|---|---|",
+        "| 14B | arguments of `nextstep-jax aot` | mesh | fits | GiB a chip (peak) | time | MFU | gate | mixture: tokens/s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in ROWS.items():
-        arguments = " ".join(row.arguments[2:] if row.arguments[1] == "nextstep_14b_stage1" else row.arguments)
+        arguments = " ".join(row.arguments[2:] if row.arguments[1] == STAGE_1 else row.arguments)
         path = results / f"{name}.json"
         open_gate = f"{row.gate:.0%} open" if row.gate else ""
-        cells = _cells(json.loads(path.read_text()), row.gate) if path.exists() else ["", "not compiled", "", "", "", open_gate]
+        cells = (
+            _cells(json.loads(path.read_text()), row.gate) if path.exists() else ["", "not compiled", "", "", "", open_gate, ""]
+        )
         lines.append("| " + " | ".join([row.title, f"`{arguments}`", *cells]) + " |")
     return "\n".join(lines)
 
@@ -97,14 +128,15 @@ def table(results: pathlib.Path = RESULTS) -> str:
 def _cells(report: dict[str, Any], gate: float | None) -> list[str]:
     mesh = ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items() if size > 1)
     if "peak_bytes" not in report:
-        return [mesh, "no", f"{report['reason']}", "", "", _verdict(None, gate)]
+        return [mesh, "no", f"{report['reason']}", "", "", _verdict(None, gate), ""]
     size, peak = report["bytes_per_chip"] / 2**30, report["peak_bytes"] / 2**30
     host = f"; {report['host_bytes_per_chip'] / 2**30:.1f} on the host" if report["host_bytes_per_chip"] else ""
     seconds = report["estimated_seconds"]
     spent = f"{seconds * 1e3:.1f} ms a token" if report["what"] == "generate" else f"{seconds:.2f} s"
     mfu = "" if report["what"] == "generate" else f"{report['estimated_mfu']:.1%}"
-    fits = "yes" if report["fits"] else "no"
-    return [mesh, fits, f"{size:.1f} ({peak:.1f}{host})", spent, mfu, _verdict(report["estimated_mfu"], gate)]
+    fits, mixture = "yes" if report["fits"] else "no", report["on_a_mixture"]
+    packed = f"{mixture['tokens_per_second']:,.0f} ({mixture['mfu']:.1%})" if mixture else ""
+    return [mesh, fits, f"{size:.1f} ({peak:.1f}{host})", spent, mfu, _verdict(report["estimated_mfu"], gate), packed]
 
 
 def _verdict(mfu: float | None, gate: float | None) -> str:

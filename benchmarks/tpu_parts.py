@@ -1,7 +1,8 @@
 """What the TPU compiler expects of single parts of a 14B layer, each written in two ways, in seconds instead of minutes.
 
-    python -m benchmarks.tpu_parts [rotation] [parts] [down] [--topology v6e:16x16]
+    python -m benchmarks.tpu_parts [product] [rotation] [parts] [down] [--topology v6e:16x16]
 
+    product    one product of the MLP, 16,384 positions; and at the chip's peak
     rotation   queries of 16,384 positions and their rotary positions: by halves of a head; by a product with a matrix
     parts      the sum of the attention kernel's eight parts of the queries' gradient: as a reduction; as additions
     down       the MLP's last product with its gradients in a loop over layers, the kernel split over all chips: along its last
@@ -44,6 +45,13 @@ def report(name: str, mesh: Mesh, topology: str, function: Callable, *arguments:
 
 def of_chip(mesh: Mesh, *shape: int, dtype: str = "bfloat16", split: PartitionSpec | None = None) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, split or PartitionSpec()))
+
+
+def product(topology: str, mesh: Mesh) -> None:
+    arguments = of_chip(mesh, POSITIONS, MODEL.width), of_chip(mesh, MODEL.width, MODEL.mlp_width)
+    report("product", mesh, topology, jnp.matmul, *arguments)
+    peak = 2 * POSITIONS * MODEL.width * MODEL.mlp_width / CHIPS[generation(topology)].flops
+    print(f"{'at the peak':<28}{1e3 * peak:8.3f} ms")
 
 
 def rotation(topology: str, mesh: Mesh) -> None:
@@ -90,15 +98,18 @@ def down(topology: str, mesh: Mesh) -> None:
             report(f"down, its {name} dimension", mesh, topology, jax.grad(loss), kernels, rows)
 
 
+PARTS_OF_A_LAYER = {"product": product, "rotation": rotation, "parts": parts, "down": down}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="*", choices=["rotation", "parts", "down", []])
+    parser.add_argument("part", nargs="*", choices=[*PARTS_OF_A_LAYER, []])
     parser.add_argument("--topology", default="v6e:16x16")
     options = parser.parse_args()
     devices = topology_devices(options.topology)
-    for part in options.part or ["rotation", "parts", "down"]:
+    for part in options.part or PARTS_OF_A_LAYER:
         mesh = make_mesh({"fsdp": -1}, devices if part == "down" else devices[:1])
-        {"rotation": rotation, "parts": parts, "down": down}[part](options.topology, mesh)
+        PARTS_OF_A_LAYER[part](options.topology, mesh)
 
 
 if __name__ == "__main__":
