@@ -132,7 +132,7 @@ def inspect(source, sheet, sheet_samples, limit, verify, as_json, **reading):
 
 
 @data.command()
-@click.argument("prompts")
+@click.argument("prompts", nargs=-1, required=True)
 @click.argument("out", type=click.Path(path_type=pathlib.Path))
 @click.option(
     "--reward",
@@ -159,8 +159,8 @@ def candidates(prompts, out, rewards, cache, checkpoint, dtype, seed, per_prompt
     """Draw several images of each of PROMPTS, score them, and write the dataset OUT for preference training; interrupted, the
     same command goes on.
 
-    PROMPTS is a text file with a prompt a line, a .jsonl file of objects with "prompt" and what rewards need, or
-    shapes:CATEGORY:N.
+    Each of PROMPTS is a text file with a prompt a line, a .jsonl file of objects with "prompt" and what rewards need, or
+    shapes:CATEGORY:N, with :WIDTHxHEIGHT for images of another canvas of the built-in dataset.
     """
     from nextstep_jax import checkpoints
     from nextstep_jax.generation.load import builtin_checkpoint
@@ -169,7 +169,7 @@ def candidates(prompts, out, rewards, cache, checkpoint, dtype, seed, per_prompt
     from nextstep_jax.rewards.loading import open_reward, parse_weighted
     from nextstep_jax.training.candidates import make_candidates, read_prompts
 
-    asked = read_prompts(prompts)
+    asked = [prompt for spec in prompts for prompt in read_prompts(spec)]
     terms = []
     for text in rewards:
         weight, name = parse_weighted(text)

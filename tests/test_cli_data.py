@@ -141,11 +141,13 @@ def test_candidates_are_drawn_scored_and_counted(run, tmp_path):
     prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
     prompts.write_text("a red circle\nleft\nred\na blue square\n")
     reward = "2 python:tests.training.test_preference:brightness"
-    code, text, _ = run("candidates", prompts, out, "--reward", reward, "--per-prompt", 3, "--steps", 2, "--json")
+    drawn_with = ("--reward", reward, "--per-prompt", 3, "--steps", 2, "--json")
+    code, text, _ = run("candidates", prompts, "shapes:counting:1:80x48", out, *drawn_with)
     report = json.loads(text)
-    assert code == 0 and (report["prompts"], report["samples"], report["images"]) == (4, 2, 6)
+    assert code == 0 and (report["prompts"], report["samples"], report["images"]) == (5, 3, 9)
     assert report["skipped"] == {"not scored": 1, "all scores equal": 1}
-    assert run("inspect", out, "--json")[0] == 0
+    found = json.loads(run("inspect", out, "--json")[1])["images"]
+    assert [found[side]["max"] for side in ("height", "width")] == [64, 80] and found["height"]["min"] == 48
     for arguments, message in [
         (("--reward", "beauty"), "reward must be shapes, ocr,"),
         (("--reward", "much shapes"), "WEIGHT REWARD"),

@@ -32,14 +32,18 @@ from nextstep_jax.rewards.protocol import RewardRequest
 from nextstep_jax.seeds import MAX_SEED
 
 MAX_FILE = 256 << 20  # bytes of a file of prompts
+_CANVASES = {"": None} | {f"{width}x{height}": (width, height) for width, height in shapes.CANVASES}
 
 
 @dataclasses.dataclass(frozen=True)
 class CandidatePrompt:
-    """A prompt, and what rewards may need to know of it (JSON values)."""
+    """A prompt, what rewards may need to know of it (JSON values), and (width, height) of its images in pixels, None for the
+    model's own size.
+    """
 
     text: str
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    canvas: tuple[int, int] | None = None
 
 
 def read_prompts(spec: str | os.PathLike) -> list[CandidatePrompt]:
@@ -47,19 +51,26 @@ def read_prompts(spec: str | os.PathLike) -> list[CandidatePrompt]:
 
     Args:
       spec: a text file with one prompt a line; a .jsonl file of objects with "prompt" and whatever else rewards need; or
-        "shapes:CATEGORY:N", N training prompts of one of ShapeEval's categories of images from prompts.
+        "shapes:CATEGORY:N", N training prompts of one of ShapeEval's categories of images from prompts, or
+        "shapes:CATEGORY:N:WIDTHxHEIGHT", of images of one of its other canvases.
 
     Raises:
       InputError: naming the file, and the line that is no prompt.
     """
     scheme, _, rest = str(spec).partition(":")
     if scheme == "shapes" and rest:
-        category, _, count = rest.partition(":")
+        category, _, rest = rest.partition(":")
+        count, _, size = rest.partition(":")
         known = (*shapes.CATEGORIES, *shapes.NEWCOMER_CATEGORIES)
-        if category not in known or not count.isdigit() or not int(count):
-            raise InputError(f"{spec}: expected shapes:CATEGORY:N, a category being one of {', '.join(known)}")
-        prompts = shapes.prompts("train", category, int(count))
-        return [CandidatePrompt(prompt.text, {"category": category}) for prompt in prompts]
+        if category not in known or not count.isdigit() or not int(count) or size not in _CANVASES:
+            sizes = ", ".join(filter(None, _CANVASES))
+            raise InputError(
+                f"{spec}: expected shapes:CATEGORY:N or shapes:CATEGORY:N:CANVAS, a category being one of {', '.join(known)}, "
+                f"a canvas one of {sizes}"
+            )
+        canvas = _CANVASES[size]
+        prompts = shapes.prompts("train", category, int(count), canvas=canvas or shapes.SQUARE)
+        return [CandidatePrompt(prompt.text, {"category": category}, canvas) for prompt in prompts]
     path = pathlib.Path(spec)
     try:
         with open(path, "rb") as file:
@@ -136,7 +147,8 @@ def make_candidates(
     with shard_job.locked(out, plan) as folder, progress_bar("candidates", "prompt", len(prompts), progress) as bar:
         for number, start in enumerate(shard_starts):
             some = prompts[start : start + shard_prompts]
-            made_from = shard_job.digest(made_with, start, [[prompt.text, dict(prompt.metadata)] for prompt in some])
+            asked = [[prompt.text, dict(prompt.metadata), *(prompt.canvas or ())] for prompt in some]
+            made_from = shard_job.digest(made_with, start, asked)
             samples = _samples(pipeline, some, terms, start, per_prompt, seed, settings)
             done.append(shard_job.make_shard(folder, number, made_from, samples))
             bar.update(len(some))
@@ -163,7 +175,10 @@ def _samples(
     """The preferences of one shard, whose first prompt has the number `start`; all of its images are scored together."""
     groups: list[list[GeneratedImage]] = []
     for number, prompt in enumerate(prompts, start):
-        groups.append(pipeline.generate(prompt.text, n=count, seed=(seed + number) % (MAX_SEED + 1), settings=settings))
+        width, height = prompt.canvas or (None, None)
+        own_seed = (seed + number) % (MAX_SEED + 1)
+        drawn = pipeline.generate(prompt.text, width=width, height=height, n=count, seed=own_seed, settings=settings)
+        groups.append(drawn)
     requests = [
         [RewardRequest(prompt.text, image.pixels, prompt.metadata) for image in group]
         for prompt, group in zip(prompts, groups, strict=True)

@@ -29,9 +29,11 @@ def open_prompts(root: str, sources: Mapping[str, PromptsConfig]) -> tuple[list[
     """
     prompts: list[CandidatePrompt] = []
     weights: list[float] = []
-    for _, source in sorted(sources.items()):
+    for name, source in sorted(sources.items()):
         if source.weight:
             found = read_prompts(source.path if ":" in source.path else pathlib.Path(root) / source.path)
+            if any(prompt.canvas for prompt in found):
+                raise InputError(f"config.data.sources.{name}.path: the images of a run have one size, found {source.path}")
             prompts += found
             weights += [source.weight / len(found)] * len(found)
     return prompts, np.asarray(weights) / max(sum(weights), 1e-30)

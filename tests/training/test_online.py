@@ -228,6 +228,7 @@ def decoded(image):
         ({"data.batch_size": 9}, "a step takes 9 different prompts, found 8"),
         ({"data.sources.all.path": ""}, "config.data.sources.all.path is missing"),
         ({"data.sources.all.path": "/nowhere.txt"}, "/nowhere.txt: cannot be read"),
+        ({"data.sources.all.path": "shapes:words:9:80x48"}, "config.data.sources.all.path: the images of a run have one"),
         ({"rewards.one.reward": "python:nowhere:f"}, "config.rewards.one: reward python:nowhere:f"),
         ({"rewards.one.reward": ""}, "config.rewards.one.reward is missing"),
         ({"rollouts.window": 4}, "config.rollouts.window of 4 steps holds step 3 of 'cps'|config.rollouts.window"),

@@ -221,6 +221,8 @@ def test_prompts_of_files_and_of_the_dataset(tmp_path):
     assert read_prompts(tmp_path / "a.jsonl") == [CandidatePrompt("a sign", {"text": "Open"})]
     for category in ("words", "counted pairs"):
         assert [p.metadata["category"] for p in read_prompts(f"shapes:{category}:3")] == [category] * 3
+    canvases = [prompt.canvas for spec in ("shapes:counting:1", "shapes:counting:1:80x48") for prompt in read_prompts(spec)]
+    assert canvases == [None, (80, 48)]
 
 
 @pytest.mark.parametrize(
@@ -240,7 +242,7 @@ def test_files_that_hold_no_prompts_are_refused(tmp_path, name, content, message
         read_prompts(tmp_path / name)
 
 
-@pytest.mark.parametrize("spec", ["shapes:cats:3", "shapes:words:0", "shapes:words:x", "shapes:words"])
+@pytest.mark.parametrize("spec", ["shapes:cats:3", "shapes:words:0", "shapes:words:x", "shapes:words", "shapes:words:3:80x80"])
 def test_prompts_that_the_dataset_does_not_have_are_refused(spec):
     with pytest.raises(InputError, match="expected shapes:CATEGORY:N"):
         read_prompts(spec)
