@@ -28,7 +28,8 @@ FLAGS: dict[str, dict[str, str]] = {
         **_OVERLAP,
         **_SLICES,
         # Of 128 MiB of on-chip memory let one fusion use 96, not 16: products of 16,384 positions need fewer passes over their
-        # operands. Of the time of a step a quarter is won, and the compiler takes three times as long.
+        # operands. Of the time of a step a quarter is won, and the compiler takes three times as long. Drawing an image takes a
+        # fifth longer (docs/pods.md).
         _VMEM: "98304",
     },
     "v5p": {
