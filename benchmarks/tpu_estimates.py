@@ -70,8 +70,8 @@ ROWS = {
     "dpo-v5p-128": Row("DPO, v5p-128", _stage("nextstep_14b_dpo", "v5p:4x4x4", "--tokens-per-chip", "8192")),
     "rollouts-v5p-128": Row("NFT rollouts, v5p-128", _stage("nextstep_14b_nft", "v5p:4x4x4", "--what", "rollouts")),
     "decode-v5e-8": Row("one image, v5e-8", _stage(STAGE_1, "v5e:2x4", "--what", "generate", *_PREFETCH)),
-    "decode-16-v5e-8": Row("16 images, v5e-8", _stage(STAGE_1, "v5e:2x4", "--what", "generate", "--images", "16")),
-    "decode-16-v6e-8": Row("16 images, v6e-8", _stage(STAGE_1, "v6e:2x4", "--what", "generate", "--images", "16")),
+    "decode-16-v5e-8": Row("16 images, v5e-8", _stage(STAGE_1, "v5e:2x4", "--what", "generate", "--images", "16", *_PREFETCH)),
+    "decode-16-v6e-8": Row("16 images, v6e-8", _stage(STAGE_1, "v6e:2x4", "--what", "generate", "--images", "16", *_PREFETCH)),
 }
 
 
