@@ -4,7 +4,8 @@
 
 Each stage gets items of which it is known whether they are to be found, and a threshold as the recipes have it. Recall is how
 many of them were found, precision how many of those found were planted. Photographs are those that scikit-image ships, whole
-and in parts. Prints the table of docs/curation.md; exit code 1 if a floor is not reached.
+and in parts; the classifier of watermarks was trained on others. Prints the table of docs/curation.md; exit code 1 if a floor
+is not reached.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from nextstep_jax.data.curation.recipe import Duplicates, Recipe, read_recipe
 from nextstep_jax.data.curation.sequences import DistinctFrames
 from nextstep_jax.data.curation.stages import Dropped, Measure
 from nextstep_jax.data.curation.text_signals import Language, MinHash
+from nextstep_jax.data.curation.watermarks import Watermark
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
 from nextstep_jax.data.video_folder import find_shots
 from tests.data.curation.scenes import near_duplicates, photograph
@@ -178,6 +180,17 @@ def find_unsafe() -> Found:
     measure = Nsfw().prepare()
     images = [*photographs(), *pages(), *(photograph(seed, 384, 512) for seed in range(10))]
     return judged([], images, lambda image: value_of(measure, "score", image) >= 0.3)
+
+
+def find_watermarks() -> Found:
+    measure, images = Watermark().prepare(), photographs()
+    marked = [
+        Image.fromarray(overlays.watermark(np.asarray(image), np.random.default_rng((7, n, draw)))[0])
+        for n, image in enumerate(images)
+        for draw in range(2)
+    ]
+    signs = [with_words(image, n)[0] for n, image in enumerate(images)]
+    return judged(marked, [*images, *signs, *pages()], lambda image: value_of(measure, "score", image) >= 0.5)
 
 
 def find_near_duplicates() -> Found:
@@ -427,6 +440,7 @@ FLOORS = [
     Floor("ocr", "lines of text", "lines that are not there", find_lines, 0.9, 0.9),
     Floor("ocr: area", "pages", "photographs", find_text_rich, 1, 1),
     Floor("nsfw", "none", "harmless images", find_unsafe, most_others=0),
+    Floor("watermark", "marks", "photographs, signs, pages", find_watermarks, 0.5, 0.7, 0.25),
     Floor("perceptual_hash", "copies", "originals", find_near_duplicates, 0.95, 0.99),
     Floor("language: en", "English", "five others", functools.partial(find_language, "en"), 1, 1),
     Floor("language: zh", "Chinese", "five others", functools.partial(find_language, "zh"), 1, 1),

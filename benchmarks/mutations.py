@@ -431,6 +431,19 @@ MUTATIONS = [
         "data/curation/test_questions.py",
     ),
     Mutation(
+        "data/curation/watermarks.py",
+        "worst_of_images(measure, high_is_worse=True)",
+        "worst_of_images(measure, high_is_worse=False)",
+        "data/curation/test_watermarks.py",
+    ),
+    Mutation(
+        "data/curation/watermarks.py",
+        "max(_SIDE, n * scale)",
+        "max(_SIDE, n * scale / 4)",
+        "benchmarks/test_watermarks.py",
+    ),
+    Mutation("data/curation/report.py", "max(edges[-1], threshold)", "edges[-1]", "data/curation/test_job.py"),
+    Mutation(
         "data/curation/overlays.py",
         "mixed = pixels * (1 - opaque[..., None]) + color",
         "mixed = pixels + color",

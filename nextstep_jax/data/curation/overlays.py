@@ -1,7 +1,7 @@
 """Watermarks drawn over images: text or a logo, once, in a corner or all over, or lines from corner to corner.
 
 What is drawn lets the image shine through, as the marks of stock agencies do; text that hides what is behind it (a sign, a
-subtitle, a page) is no watermark here.
+subtitle, a page) is no watermark here. The classifier in `watermarks` was trained on these, in other fonts.
 """
 
 import math
@@ -70,9 +70,9 @@ def mark(height: int, width: int, rng: np.random.Generator, fonts: Sequence[str]
     makers: Mapping[str, Callable[[], Image.Image]] = {
         "line": lambda: _placed(_text(rng, round(side * rng.uniform(0.08, 0.22)), fonts), size, rng, turned=60),
         "corner": lambda: _in_corner(_text(rng, round(side * rng.uniform(0.05, 0.1)), fonts), size, rng),
-        "logo": lambda: _in_corner(logo(rng, round(side * rng.uniform(0.12, 0.3))), size, rng),
+        "logo": lambda: _in_corner(logo(rng, round(side * rng.uniform(0.12, 0.3)), fonts), size, rng),
         "tiles": lambda: _tiled(_text(rng, round(side * rng.uniform(0.05, 0.12)), fonts), size, rng),
-        "logos": lambda: _tiled(logo(rng, round(side * rng.uniform(0.1, 0.25))), size, rng),
+        "logos": lambda: _tiled(logo(rng, round(side * rng.uniform(0.1, 0.25)), fonts), size, rng),
         "cross": lambda: _cross(size, rng, _text(rng, round(side * rng.uniform(0.08, 0.14)), fonts)),
     }
     size, side = (width, height), min(height, width)
@@ -114,7 +114,7 @@ def _text(rng: np.random.Generator, size: int, fonts: Sequence[str]) -> Image.Im
     return image
 
 
-def logo(rng: np.random.Generator, side: int) -> Image.Image:
+def logo(rng: np.random.Generator, side: int, fonts: Sequence[str] = ()) -> Image.Image:
     """A ring, a disc, a shield or a frame, with something in it."""
     side = max(12, side)
     image = Image.new("L", (side, side))
@@ -133,7 +133,7 @@ def logo(rng: np.random.Generator, side: int) -> Image.Image:
     ink, inner = (0 if outline == "disc" else 255), side * 0.28
     if rng.random() < 0.5:
         letter = "ABDEGHKMNRSTX"[rng.integers(13)]
-        draw.text((side / 2, side / 2), letter, ink, font=ImageFont.load_default(max(8, round(side * 0.5))), anchor="mm")
+        draw.text((side / 2, side / 2), letter, ink, font=_font(rng, round(side * 0.5), fonts), anchor="mm")
     else:
         count = int(rng.integers(3, 7))
         turns = 2 * np.pi * np.arange(count) / count + rng.uniform(0, 2 * np.pi)

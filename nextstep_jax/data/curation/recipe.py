@@ -23,6 +23,7 @@ from nextstep_jax.data.curation import (
     sequences,
     text_signals,
     views,
+    watermarks,
 )
 from nextstep_jax.data.curation.stages import Signal, Transform, Values
 from nextstep_jax.errors import InputError
@@ -34,6 +35,7 @@ SIGNALS: dict[str, type] = {
     "perceptual_hash": image_signals.PerceptualHash,
     "ocr": model_signals.Ocr,
     "nsfw": model_signals.Nsfw,
+    "watermark": watermarks.Watermark,
     "alignment": embedding_signals.Alignment,
     "aesthetics": embedding_signals.Aesthetics,
     "judgement": model_signals.Judgement,
