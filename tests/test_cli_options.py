@@ -33,7 +33,7 @@ def command(monkeypatch, capsys, tmp_path, tiny_pipeline):
     for work in ("generate", "edit", "generate_text"):
         monkeypatch.setattr(type(tiny_pipeline), work, begin)
     for module in (cli_generate, cli_evaluate):
-        monkeypatch.setattr(module, "load_pipeline", lambda *_: tiny_pipeline)
+        monkeypatch.setattr(module, "load_pipeline", lambda *_, **__: tiny_pipeline)
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["nextstep-jax", *map(str, arguments)])

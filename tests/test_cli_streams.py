@@ -82,7 +82,7 @@ def test_the_cache_of_compiled_programs_is_optional(caches, monkeypatch):
     ],
 )
 def test_what_ends_a_command_is_one_line(error, code, line, monkeypatch, capsys):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(cli_generate, "load_pipeline", fail)
