@@ -52,12 +52,13 @@ def _stage(config: str, topology: str, *more: str) -> tuple[str, ...]:
 
 
 _LENGTH = "--config.data.seq_len="
-_SHORT = _LENGTH + "8192"
+_SHORT, _SHORTER = _LENGTH + "8192", _LENGTH + "4096"
 # What one fusion may not use of the on-chip memory has room for weights that are fetched ahead: the token loop waits for these.
 _PREFETCH = ("--flags", "xla_tpu_scoped_vmem_limit_kib=16384")
 _REMAT = "--config.model.transformer.remat="
 ROWS = {
     "v6e-256": Row("stage 1, v6e-256", _stage(STAGE_1, "v6e:16x16", _SHORT, _REMAT + "attention"), 0.45),
+    "v6e-256-4096": Row("the same in rows of 4,096", _stage(STAGE_1, "v6e:16x16", _SHORTER, _REMAT + "attention"), 0.45),
     "v5e-256": Row(
         "stage 1, v5e-256",
         _stage(STAGE_1, "v5e:16x16", _SHORT, _REMAT + "block_in:host,attention_out:device"),
@@ -65,7 +66,7 @@ ROWS = {
     ),
     "v5p-128": Row("stage 1, v5p-128", _stage(STAGE_1, "v5p:4x4x4", _SHORT, "--config.mesh.data=4", _REMAT + "gate"), 0.56),
     "2x-v6e-256": Row(
-        "stage 1, 2 x v6e-256", _stage(STAGE_1, "v6e:16x16", "--slices", "2", _SHORT, _REMAT + "attention"), 0.43
+        "stage 1, 2 x v6e-256", _stage(STAGE_1, "v6e:16x16", "--slices", "2", _SHORTER, _REMAT + "attention"), 0.43
     ),
     "dpo-v5p-128": Row("DPO, v5p-128", _stage("nextstep_14b_dpo", "v5p:4x4x4", "--tokens-per-chip", "8192")),
     "rollouts-v5p-128": Row("NFT rollouts, v5p-128", _stage("nextstep_14b_nft", "v5p:4x4x4", "--what", "rollouts")),
