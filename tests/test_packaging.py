@@ -1,6 +1,6 @@
 """The wheel, installed on its own and used from another folder: it generates, trains and knows its configs."""
 
-import importlib.util
+import importlib.metadata
 import os
 import pathlib
 import subprocess
@@ -23,7 +23,9 @@ def run(*command, cwd, **environment):
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """bin folder of a virtual environment that holds the wheel, and sees this environment's packages for everything else."""
-    if importlib.util.find_spec("build") is None:
+    try:
+        importlib.metadata.version("build")  # not a search for a module: `pip install .` leaves a folder build/ in the checkout
+    except importlib.metadata.PackageNotFoundError:
         pytest.skip("needs the extra dev")
     folder = tmp_path_factory.mktemp("wheel")
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", ROOT, cwd=folder)
