@@ -67,8 +67,8 @@ MESH = click.option(
 DISTRIBUTED = click.option(
     "--distributed",
     is_flag=True,
-    help="One of several processes that run this command on one mesh: find the others first, as `train` does. The first one "
-    "writes what comes out.",
+    help="One of several processes that run this command on one mesh, of which the first writes what comes out: the scheduler "
+    "says where the others are, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
 )
 SEED = click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="The same seed gives the same result."
