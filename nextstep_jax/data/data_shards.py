@@ -12,16 +12,13 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 from nextstep_jax.errors import InputError
 
 Rows = TypeVar("Rows", covariant=True)
+Item = TypeVar("Item", covariant=True)
 
 
 class DataShard(Protocol[Rows]):
     """What makes the rows of one data shard; `set_state(get_state())` makes its very next rows come again."""
 
-    def __next__(self) -> Rows:
-        """Its next rows. StopIteration after the last, for data that ends."""
-
-    def padding(self) -> Rows:
-        """Rows that hold nothing, for when it has ended before the others."""
+    def __next__(self) -> Rows: ...
 
     def get_state(self) -> Any: ...
 
@@ -30,36 +27,30 @@ class DataShard(Protocol[Rows]):
     def close(self) -> None: ...
 
 
-class DataShards(Generic[Rows]):
-    """Iterator over the rows of this process's data shards: each item is a list with the next rows of every shard, in order.
-    A shard that has ended before the others, here or on another process, is padded.
+class EndingDataShard(DataShard[Rows], Protocol[Rows]):
+    """A data shard whose rows may end: StopIteration after the last."""
+
+    def padding(self) -> Rows:
+        """Rows that hold nothing, for when it has ended before the others."""
+
+
+class DataShards(Generic[Rows, Item]):
+    """Iterator over items, each made of the next rows of all of this process's data shards. The data does not end.
 
     Args:
       shards: {number: data shard}, those of this process.
       count: N, those of all processes.
-      anywhere: whether what it is given is true on any process; called once an item by all of them together. None: the data
-        does not end.
+      collate: the rows of the shards, in the order of their numbers -> the item.
     """
 
-    def __init__(self, shards: Mapping[int, DataShard[Rows]], count: int, anywhere: Callable[[bool], bool] | None = None):
-        self._shards, self._count, self._anywhere = dict(sorted(shards.items())), count, anywhere
-        self._ended: set[int] = set()
+    def __init__(self, shards: Mapping[int, DataShard[Rows]], count: int, collate: Callable[[list[Rows]], Item]):
+        self._shards, self._count, self._collate = dict(sorted(shards.items())), count, collate
 
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> list[Rows]:
-        if self._anywhere is None:
-            return [next(shard) for shard in self._shards.values()]
-        rows: dict[int, Rows] = {}
-        for number in self._shards.keys() - self._ended:
-            try:
-                rows[number] = next(self._shards[number])
-            except StopIteration:
-                self._ended.add(number)
-        if not self._anywhere(bool(rows)):
-            raise StopIteration
-        return [rows[number] if number in rows else shard.padding() for number, shard in self._shards.items()]
+    def __next__(self) -> Item:
+        return self._collate([next(shard) for shard in self._shards.values()])
 
     def get_state(self) -> dict[str, Any]:
         """{"data_shards": {number: state}}: this process's part of the saved position."""
@@ -81,7 +72,6 @@ class DataShards(Generic[Rows]):
                 f"the position in the data was saved with config.data.data_shards={len(states)}, now it is {self._count}; "
                 "a run keeps its number of data shards"
             )
-        self._ended.clear()
         for number, shard in self._shards.items():
             shard.set_state(states[str(number)])
 
@@ -89,3 +79,38 @@ class DataShards(Generic[Rows]):
         """End the readers."""
         for shard in self._shards.values():
             shard.close()
+
+
+class EndingDataShards(DataShards[Rows, Item]):
+    """`DataShards` of data that ends. A shard that has ended before the others, here or on another process, is padded.
+
+    Args:
+      anywhere: whether what it is given is true on any process; called once an item by all of them together.
+    """
+
+    def __init__(
+        self,
+        shards: Mapping[int, EndingDataShard[Rows]],
+        count: int,
+        collate: Callable[[list[Rows]], Item],
+        anywhere: Callable[[bool], bool],
+    ):
+        super().__init__(shards, count, collate)
+        self._padding = {number: shard.padding for number, shard in shards.items()}
+        self._anywhere = anywhere
+        self._ended: set[int] = set()
+
+    def __next__(self) -> Item:
+        rows: dict[int, Rows] = {}
+        for number in self._shards.keys() - self._ended:
+            try:
+                rows[number] = next(self._shards[number])
+            except StopIteration:
+                self._ended.add(number)
+        if not self._anywhere(bool(rows)):
+            raise StopIteration
+        return self._collate([rows[number] if number in rows else self._padding[number]() for number in self._shards])
+
+    def set_state(self, saved: Sequence[Any]) -> None:
+        super().set_state(saved)
+        self._ended.clear()

@@ -37,6 +37,7 @@ class BatchIterator:
     def __init__(self, components: Sequence[MixtureComponent], vocabulary: Vocabulary, config: PackingConfig, ahead: int = 2):
         if not components:
             raise InputError("a mixture needs at least one source")
+        self._config, self._pad = config, vocabulary.special.pad
         workers = split_evenly(config.workers, len(components))
         self._streams = [
             Stream(component, vocabulary, config, number, workers[number]) for number, component in enumerate(components)
@@ -73,8 +74,9 @@ class BatchIterator:
 
     def padding(self) -> PackedBatch:
         """A batch of padding only, for a finite pass that is over."""
-        assert isinstance(self._packing, SegmentPacking), "the release's packing has no end"
-        return self._packing.padding()
+        config = self._config
+        batch, kinds = assemble([], config.batch_size, config.seq_len, config.row_channels, self._pad, separated=True)
+        return PackedBatch(batch, kinds, (), count_by_name(self._streams))
 
     def get_state(self) -> dict[str, Any]:
         """Where the next batch starts: numbers, strings, lists and dicts."""
@@ -167,12 +169,6 @@ class SegmentPacking:
             contents, config.batch_size, config.seq_len, config.row_channels, self._special.pad, separated=True
         )
         return PackedBatch(batch, kinds, keys, count_by_name(self._streams))
-
-    def padding(self) -> PackedBatch:
-        """A batch of padding only."""
-        config = self._config
-        batch, kinds = assemble([], config.batch_size, config.seq_len, config.row_channels, self._special.pad, separated=True)
-        return PackedBatch(batch, kinds, (), count_by_name(self._streams))
 
     def _read_one(self) -> None:
         """Read and place a sample of the stream that is furthest behind its weight."""

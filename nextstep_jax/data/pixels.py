@@ -112,10 +112,6 @@ class PixelBatches:
                 f"left out (config.data.max_skipped): {'; '.join(self._unusable)}"
             )
 
-    def padding(self) -> PixelBatch:
-        """Never asked for: the images have no end."""
-        raise NotImplementedError
-
     def get_state(self) -> dict[str, Any]:
         """How many images of this data shard's order have been read, and of which sources."""
         return {"next_index": self._position, "sources": self._identities}

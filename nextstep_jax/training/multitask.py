@@ -13,7 +13,7 @@ import numpy as np
 from nextstep_jax import checkpoints, storage
 from nextstep_jax.config import NextStepConfig
 from nextstep_jax.data.augment import AS_STORED
-from nextstep_jax.data.data_shards import DataShards
+from nextstep_jax.data.data_shards import DataShards, EndingDataShards
 from nextstep_jax.data.mixture import BatchIterator
 from nextstep_jax.data.packing import PackedBatch, count_metrics
 from nextstep_jax.data.prefetch import split_evenly
@@ -176,7 +176,10 @@ def packing_config(config: MultitaskConfig, model: NextStepConfig, data_shard: i
     return PackingConfig(**fields | changes)
 
 
-def open_data(config: MultitaskConfig, model: NextStepConfig, vocabulary: Vocabulary, **changes) -> "PackedData":
+PackedData = DataShards[PackedBatch, HostBatch]
+
+
+def open_data(config: MultitaskConfig, model: NextStepConfig, vocabulary: Vocabulary, **changes) -> PackedData:
     """The training mixture, from its start. `changes` are fields of PackingConfig."""
     components, mine = open_components(config.data.root, config.data.sources), local_data_shards(config)
     settings = {
@@ -186,27 +189,26 @@ def open_data(config: MultitaskConfig, model: NextStepConfig, vocabulary: Vocabu
     shards = {}
     for n, workers in zip(mine, split_evenly(config.data.workers, len(mine)), strict=True):
         shards[n] = BatchIterator(components, vocabulary, packing_config(config, model, n, workers=workers, **settings))
-    return PackedData(shards, config.data.data_shards, on_any_process if config.data.epochs else None)
+    if config.data.epochs:
+        return EndingDataShards(shards, config.data.data_shards, _collate, on_any_process)
+    return DataShards(shards, config.data.data_shards, _collate)
 
 
-def open_validation_data(config: MultitaskConfig, model: NextStepConfig, vocabulary: Vocabulary, **changes) -> "PackedData":
+def open_validation_data(config: MultitaskConfig, model: NextStepConfig, vocabulary: Vocabulary, **changes) -> PackedData:
     """The validation mixture: stored order, no augmentation, the same batches every time."""
     components = open_components(config.data.root, config.data.validation, as_stored=True)
     shards = {
         n: BatchIterator(components, vocabulary, packing_config(config, model, n, shuffle=False, **changes))
         for n in local_data_shards(config)
     }
-    return PackedData(shards, config.data.data_shards)
+    return DataShards(shards, config.data.data_shards, _collate)
 
 
-class PackedData(DataShards[PackedBatch]):
-    """The mixture's batches as the loop takes them: (Batch, kinds), the names of their samples, and what was left out."""
-
-    def __next__(self) -> HostBatch:  # type: ignore[override]  # what the loop takes, instead of the rows
-        packed = super().__next__()
-        arrays = jax.tree.map(lambda *parts: np.concatenate(parts), *[(part.batch, part.kinds) for part in packed])
-        names = tuple(key for part in packed for row in part.keys for key in row)
-        return HostBatch(arrays, names, count_metrics([part.counts for part in packed]))
+def _collate(packed: list[PackedBatch]) -> HostBatch:
+    """(Batch, kinds) of all data shards' rows, the names of their samples, and what was left out."""
+    arrays = jax.tree.map(lambda *parts: np.concatenate(parts), *[(part.batch, part.kinds) for part in packed])
+    names = tuple(key for part in packed for row in part.keys for key in row)
+    return HostBatch(arrays, names, count_metrics([part.counts for part in packed]))
 
 
 # --- what comes out ---------------------------------------------------------------------------------------------------

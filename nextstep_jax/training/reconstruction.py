@@ -119,17 +119,7 @@ def make_objective(
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-class PixelData(DataShards[PixelBatch]):
-    """Images as the loop takes them, their names, and what was left out."""
-
-    def __next__(self) -> HostBatch:  # type: ignore[override]  # what the loop takes, instead of the rows
-        batches = super().__next__()
-        names = tuple(key for batch in batches for key in batch.keys)
-        counts = [{"images": batch.counts} for batch in batches]
-        return HostBatch(np.concatenate([batch.pixels for batch in batches]), names, count_metrics(counts))
-
-
-def open_data(config: ReconstructionConfig, sources: tuple[str, ...]) -> PixelData:
+def open_data(config: ReconstructionConfig, sources: tuple[str, ...]) -> DataShards[PixelBatch, HostBatch]:
     """This host's images of the given sources, from their start."""
     data, mine = config.data, local_data_shards(config)
     opened, size = [open_source(source) for source in sources], data.batch_size // data.data_shards
@@ -142,7 +132,14 @@ def open_data(config: ReconstructionConfig, sources: tuple[str, ...]) -> PixelDa
     shards = {}
     for n, workers in zip(mine, split_evenly(data.workers, len(mine)), strict=True):
         shards[n] = PixelBatches(opened, size, data.height, data.width, data_shard=n, workers=workers, **options)
-    return PixelData(shards, data.data_shards)
+    return DataShards(shards, data.data_shards, _collate)
+
+
+def _collate(batches: list[PixelBatch]) -> HostBatch:
+    """The images of all data shards, their names, and what was left out."""
+    names = tuple(key for batch in batches for key in batch.keys)
+    counts = [{"images": batch.counts} for batch in batches]
+    return HostBatch(np.concatenate([batch.pixels for batch in batches]), names, count_metrics(counts))
 
 
 # --- what comes out ---------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from nextstep_jax.data.data_shards import DataShards
+from nextstep_jax.data.data_shards import DataShards, EndingDataShards
 from nextstep_jax.errors import InputError
 
 
@@ -32,7 +32,7 @@ class Numbers:
 def processes(count, data_shards=4):
     """What each of `count` processes has of `data_shards` data shards."""
     each = data_shards // count
-    return [DataShards({n: Numbers(n) for n in range(i * each, (i + 1) * each)}, data_shards) for i in range(count)]
+    return [DataShards({n: Numbers(n) for n in range(i * each, (i + 1) * each)}, data_shards, list) for i in range(count)]
 
 
 def steps(run, count):
@@ -75,7 +75,7 @@ class Ending(Numbers):
 
 def test_shards_that_have_ended_are_padded_until_no_process_has_more():
     more = iter([True, True, True, True, False])  # the other process has four
-    data = DataShards({n: Ending(n) for n in range(3)}, 3, anywhere=lambda found: next(more) or found)
+    data = EndingDataShards({n: Ending(n) for n in range(3)}, 3, list, anywhere=lambda found: next(more) or found)
     start = [data.get_state()]
     run = [[0, 1, 2], [None, 11, 12], [None, None, 22]]
     assert list(data) == [*run, [None] * 3]

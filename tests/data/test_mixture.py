@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nextstep_jax.data.augment import AS_STORED, Augmentation
-from nextstep_jax.data.data_shards import DataShards
+from nextstep_jax.data.data_shards import EndingDataShards
 from nextstep_jax.data.mixture import BatchIterator
 from nextstep_jax.data.packing import SampleCounts
 from nextstep_jax.data.prefetch import split_evenly
@@ -343,7 +343,7 @@ def test_data_that_ends_is_padded_until_all_shards_have_ended():
         config = dataclasses.replace(PACKING, epochs=1, data_shards=count)
         component = MixtureComponent(pairs(50), 1, AS_STORED)
         made = {n: BatchIterator([component], VOCABULARY, dataclasses.replace(config, data_shard=n)) for n in range(count)}
-        return DataShards(made, count, anywhere=lambda found: found)
+        return EndingDataShards(made, count, list, anywhere=lambda found: found)
 
     data = shards(3)
     items = list(data)
