@@ -20,6 +20,7 @@ def get_config(argument=None):
     require_form(argument, "laptop", "models")
     side, laplacian = (32, 20) if argument == "laptop" else (512, 100)
     config = ConfigDict({"name": "control", "signals": {}, "duplicates": {}, "cuts": {}, "transforms": {}})
+    config.sample_kinds = ("pair",)
     config.signals.size = {}
     config.signals.sharpness = {}
     config.cuts.sft = (f"size.min_side >= {side}", f"sharpness.laplacian >= {laplacian}")

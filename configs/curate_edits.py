@@ -23,6 +23,7 @@ _CRITERIA = {
 def get_config(argument=None):
     require_form(argument, "laptop")
     config = ConfigDict({"name": "edits", "signals": {}, "duplicates": {}, "cuts": {}, "transforms": {}})
+    config.sample_kinds = ("edit",)
     config.signals.size = {}
     config.signals.perceptual_hash = {}
     config.duplicates.perceptual_hash = {}

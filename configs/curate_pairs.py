@@ -26,6 +26,7 @@ def get_config(argument=None):
     require_form(argument, "laptop", "embedder")
     laptop = argument == "laptop"
     config = ConfigDict({"name": "pairs", "signals": {}, "duplicates": {}, "cuts": {}, "transforms": {}})
+    config.sample_kinds = ("pair",)
     config.signals.size = {}
     config.signals.sharpness = {}
     config.signals.ocr = {}

@@ -15,6 +15,7 @@ def get_config(argument=None):
     require_form(argument, "laptop")
     side, laplacian = (32, 20) if argument == "laptop" else (512, 150)
     config = ConfigDict({"name": "restoration", "signals": {}, "duplicates": {}, "cuts": {}, "transforms": {}})
+    config.sample_kinds = ("pair",)
     config.signals.size = {}
     config.signals.sharpness = {}
     config.cuts.sft = (f"size.min_side >= {side}", f"sharpness.laplacian >= {laplacian}")

@@ -16,6 +16,7 @@ def get_config(argument=None):
     require_form(argument, "laptop")
     words = 5 if argument == "laptop" else 50
     config = ConfigDict({"name": "text", "signals": {}, "duplicates": {}, "cuts": {}, "transforms": {}})
+    config.sample_kinds = ("text",)
     config.signals.text_quality = {}
     config.signals.language = {}
     config.signals.minhash = {}

@@ -15,6 +15,7 @@ from nextstep_jax.data.curation.recipe import require_form
 def get_config(argument=None):
     require_form(argument, "laptop")
     config = ConfigDict({"name": "tutorials", "signals": {}, "duplicates": {}, "cuts": {}, "transforms": {}})
+    config.sample_kinds = ("interleaved",)
     config.signals.size = {}
     config.signals.text_quality = {}
     words = 5 if argument == "laptop" else 50

@@ -14,6 +14,7 @@ from nextstep_jax.data.curation.recipe import require_form
 def get_config(argument=None):
     require_form(argument, "laptop")
     config = ConfigDict({"name": "video", "signals": {}, "duplicates": {}, "cuts": {}, "transforms": {}})
+    config.sample_kinds = ("interleaved",)
     config.signals.size = {}
     config.signals.nsfw = {}
     config.cuts.pretrain = ("size.min_side >= 32" if argument == "laptop" else "size.min_side >= 256", "nsfw.score < 0.3")

@@ -14,6 +14,7 @@ from nextstep_jax.data.curation.recipe import require_form
 def get_config(argument=None):
     require_form(argument, "laptop")
     config = ConfigDict({"name": "views", "signals": {}, "duplicates": {}, "cuts": {}, "transforms": {}})
+    config.sample_kinds = ("interleaved",)
     config.signals.size = {}
     config.cuts.pretrain = (f"size.min_side >= {32 if argument == 'laptop' else 256}",)
     config.transforms.moves = {}

@@ -1,5 +1,6 @@
 """`nextstep-jax data curate`, end to end."""
 
+import importlib
 import sys
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from nextstep_jax import cli
 from nextstep_jax.data.shards import ArrayRecordSource
+from nextstep_jax.launch.shipped import config_names
 from tests.data.curation.onnx_files import write_face_models
 from tests.data.curation.scenes import photograph
 from tests.data.curation.test_characters import write_film
@@ -70,6 +72,17 @@ def test_pairs_without_an_endpoint(run, tmp_path):
 def test_a_wrong_command_line_is_one_line(run, tmp_path, arguments, message):
     code, out, errors = run(*arguments)
     assert code == 2 and out == "" and message in errors and errors.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", config_names(curation=True))
+def test_a_source_of_another_kind_than_the_recipe_takes_is_refused(run, tmp_path, name):
+    kind = importlib.import_module(f"nextstep_jax.configs.{name}").get_config("laptop").sample_kinds[0]
+    given = "edit" if kind == "pair" else "pair"
+    code, out, errors = run("--config", f"{name}:laptop", source=f"shapes:{given}:train:20")
+    assert code == 2 and out == "" and errors.count("\n") == 1
+    assert f"shapes-{given}-train: the recipe {name.removeprefix('curate_')} takes samples of kind {kind} " in errors
+    assert f"found {given} (8 of 20 looked at)" in errors
     assert not (tmp_path / "out").exists()
 
 

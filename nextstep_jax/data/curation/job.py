@@ -34,6 +34,8 @@ from nextstep_jax.storage import Place
 
 SHEET = "report.html"
 
+_LOOKED_AT = 8  # samples that tell whether a source is for a recipe
+
 Result = TypeVar("Result")
 # As `map_jobs`: something that runs jobs, here or elsewhere.
 Runner = Callable[..., Iterator[tuple[int, Any]]]
@@ -63,8 +65,8 @@ def curate(
       The report (see `report.make_report`).
 
     Raises:
-      InputError: a stage lacks what it needs; a condition speaks of a value that its signal does not have; `out` cannot be
-        written or holds something else.
+      InputError: a stage lacks what it needs; the recipe takes no sample of the source's kind; a condition speaks of a value
+        that its signal does not have; `out` cannot be written or holds something else.
     """
     for name, value in (("workers", workers), ("shard_samples", shard_samples), ("limit", 1 if limit is None else limit)):
         if value < 1:
@@ -74,6 +76,7 @@ def curate(
     if limit is not None and limit < len(source):
         source = _Spread(source, limit)
     # What is not there is said before any work is done.
+    _require_kinds(source, recipe)
     prepare(recipe.signals, "signal")
     prepare(recipe.transforms, "transform")
     total = len(source)
@@ -83,7 +86,7 @@ def curate(
     with shard_job.locked(out, plan) as out:
         for leftover in (out / SCORES).glob("*/.*.tmp-*"):  # of a job that was killed, on a disk
             leftover.unlink(missing_ok=True)
-        state = ScoringState(source, out, recipe.signals, checks)
+        state = ScoringState(source, out, recipe.signals, recipe.sample_kinds, checks)
         running = _Running(runner, workers, progress)
         scored = running(score_shard, state, jobs, out, "measuring")
         entries = [entry for shard in scored for entry in shard.samples]
@@ -97,6 +100,27 @@ def curate(
         files.write_json(out / REPORT, report)
         write_sheet(out / SHEET, recipe, source, entries, report)
     return report
+
+
+def _require_kinds(source: Source, recipe: Recipe) -> None:
+    """InputError if the recipe takes none of a few samples, spread evenly over the source."""
+    if not recipe.sample_kinds:
+        return
+    found = set()
+    samples = _Spread(source, min(_LOOKED_AT, len(source)))
+    for index in range(len(samples)):
+        try:
+            kind = samples[index].kind
+        except InputError:  # counted when it is measured
+            continue
+        if kind in recipe.sample_kinds:
+            return
+        found.add(kind)
+    if found:
+        raise InputError(
+            f"{source.name}: the recipe {recipe.name} takes samples of kind {' or '.join(recipe.sample_kinds)} "
+            f"(config.sample_kinds), found {', '.join(sorted(found))} ({len(samples)} of {len(source)} looked at)"
+        )
 
 
 class _Running(NamedTuple):

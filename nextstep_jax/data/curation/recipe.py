@@ -1,5 +1,6 @@
 """A recipe: what is measured, which near-duplicates go, what is kept for which stage of training, what is made of it.
 
+sample_kinds      the kinds of samples that it takes, such as ("pair",); without: all
 signals.NAME      {"kind": one of SIGNALS, and its settings}; what it finds is called NAME.VALUE, such as ocr.area
 duplicates.NAME   near-duplicates by the signal NAME: of each group one is kept
 cuts.NAME         conditions that all must hold, such as "ocr.area <= 0.2"; each cut becomes the dataset OUT/NAME
@@ -26,6 +27,7 @@ from nextstep_jax.data.curation import (
     watermarks,
 )
 from nextstep_jax.data.curation.stages import Signal, Transform, Values
+from nextstep_jax.data.records import KINDS
 from nextstep_jax.errors import InputError
 from nextstep_jax.schema import NonNegative, Probability, at_least, parse, read
 
@@ -143,6 +145,7 @@ class _Settings:
     duplicates: Mapping[str, Duplicates]
     cuts: Mapping[str, tuple[str, ...]]
     transforms: Mapping[str, Any]
+    sample_kinds: tuple[str, ...] = ()
     min_side: Annotated[int, at_least(1)] = 16
     max_aspect: Annotated[float, at_least(1)] = 8.0
 
@@ -155,6 +158,7 @@ class Recipe:
       signals, transforms: stages by name.
       duplicates: settings by the name of the signal compared.
       cuts: conditions by the name of the dataset they make.
+      sample_kinds: of `records.KINDS`, those that it takes; empty: all.
       min_side, max_aspect: as in `build`.
     """
 
@@ -163,6 +167,7 @@ class Recipe:
     duplicates: Mapping[str, Duplicates]
     cuts: Mapping[str, tuple[Condition, ...]]
     transforms: Mapping[str, Transform]
+    sample_kinds: tuple[str, ...]
     min_side: int
     max_aspect: float
 
@@ -203,7 +208,11 @@ def read_recipe(settings: Mapping[str, Any]) -> Recipe:
             raise InputError(f"config.duplicates.{name}: expected a signal of kind perceptual_hash or minhash")
         if entry.keep:
             _require_measured(entry.keep.partition(".")[0], signals, f"config.duplicates.{name}.keep")
-    return Recipe(given.name, signals, given.duplicates, cuts, transforms, given.min_side, given.max_aspect)
+    for kind in given.sample_kinds:
+        if kind not in KINDS:
+            raise InputError(f"config.sample_kinds: {kind!r} is not one of {', '.join(KINDS)}")
+    limits = given.sample_kinds, given.min_side, given.max_aspect
+    return Recipe(given.name, signals, given.duplicates, cuts, transforms, *limits)
 
 
 def override(settings: dict[str, Any], path: str, text: str) -> None:

@@ -44,13 +44,14 @@ class ScoringState(NamedTuple):
     source: Source
     out: Place
     signals: Mapping[str, Signal]
+    sample_kinds: Sequence[str]
     checks: Mapping[str, Any]
 
 
 def score_shard(state: ScoringState, number: int, start: int, stop: int) -> Scored:
     """Measure the samples start..stop-1 of a source, or read what was found before."""
     samples = state.source.fingerprint(start, stop)
-    base = shard_job.digest(state.source.name, start, stop, samples, dict(state.checks))
+    base = shard_job.digest(state.source.name, start, stop, samples, [*state.sample_kinds], dict(state.checks))
     digests = {name: shard_job.digest(base, description(signal)) for name, signal in state.signals.items()}
     digests[_READ] = base
     found = {name: _load(_path(state.out, name, number), digest, stop - start) for name, digest in digests.items()}
@@ -77,8 +78,12 @@ def _measure(state: ScoringState, indices: range, names: Sequence[str]) -> dict[
         problem = None
         try:
             sample = state.source[index]
-            check(sample, **state.checks)
-            waiting.append((len(columns[_READ]), sample))
+            if state.sample_kinds and sample.kind not in state.sample_kinds:
+                taken = " or ".join(state.sample_kinds)
+                problem = ["another kind", f"{sample.key}: expected a sample of kind {taken}, found {sample.kind}"]
+            else:
+                check(sample, **state.checks)
+                waiting.append((len(columns[_READ]), sample))
         except InputError as error:
             problem = [reason_for(error), str(error)]
         columns[_READ].append(problem)

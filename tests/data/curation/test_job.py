@@ -104,6 +104,25 @@ def test_of_near_duplicates_the_best_is_kept_with_what_was_measured(folder, tmp_
     assert {values[kept]["laplacian"] for kept in groups} <= stored
 
 
+def test_samples_of_another_kind_are_left_out_and_counted(tmp_path):
+    pairs, edits = open_source("shapes:pair:train:9"), open_source("shapes:edit:train:9")
+
+    class Mixed(type(pairs)):
+        """An edit among pairs."""
+
+        def __getitem__(self, index):
+            return edits[index] if index == 4 else super().__getitem__(index)
+
+    mixed = Mixed("pair", "train", 9)
+    for kinds, kept in ((("pair",), 8), (("edit",), 1), (("edit", "pair"), 9), ((), 9)):
+        given = recipe(sample_kinds=kinds, cuts={"all": ()}, duplicates={})
+        report = job.curate(mixed, given, tmp_path / "out")
+        assert report["unusable"]["reasons"] == ({"another kind": 9 - kept} if kept < 9 else {})
+        assert report["cuts"]["all"]["written"] == kept
+    report = job.curate(mixed, recipe(sample_kinds=("pair",), cuts={"all": ()}, duplicates={}), tmp_path / "out")
+    assert "expected a sample of kind pair, found edit" in report["unusable"]["samples"][0][2]
+
+
 def test_the_result_does_not_depend_on_workers_or_shards_of_work(folder, tmp_path):
     for workers in (1, 2):
         job.curate(FolderSource(folder), recipe(), tmp_path / str(workers), workers=workers, shard_samples=5)

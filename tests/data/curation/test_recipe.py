@@ -62,6 +62,7 @@ def test_a_condition_on_something_else_than_was_measured(text, values, message):
         ({"signals": {"ocr": {"min_confidence": "high"}}}, "config.signals.ocr.min_confidence must be a finite number"),
         ({"signals": {"ocr": 3}}, "config.signals.ocr must be a group of settings"),
         ({"signals": {"a.b": {"kind": "size"}}}, "config.signals.a.b: a stage's name has letters"),
+        ({"sample_kinds": ("pair", "video")}, "config.sample_kinds: 'video' is not one of text, pair, edit, interleaved, pref"),
         ({"cuts": {}}, "config.cuts names no dataset"),
         ({"cuts": {"scores": ()}}, "config.cuts.scores: a dataset's name"),
         ({"cuts": {"../up": ()}}, "config.cuts.../up: a dataset's name"),
