@@ -1,7 +1,7 @@
 """Compile a stage's training step, or what it draws, for a TPU that is not here, and say what it will cost.
 
     nextstep-jax aot --config nextstep_14b_stage1 --topology v5p:4x4x4 [--slices 2]
-        [--what train|generate|rollouts] [--tokens_per_chip 16384] [--images 1] [--flags launch|none|NAME=VALUE,...]
+        [--what train|generate|rollouts] [--tokens-per-chip 16384] [--images 1] [--flags launch|none|NAME=VALUE,...]
         [--top N] [--hlo FILE] [--json] [--config.key=value ...]
 
 Runs on any CPU machine with the extra `tpu` (libtpu holds the compiler). The program is the one that launch/train.py runs: the
@@ -116,7 +116,7 @@ def compile_for(
     if what == "train" and tokens_per_chip:
         if tokens_per_chip * mesh.size % config.data.seq_len:
             rows = f"{mesh.size} chips is not a number of rows of {config.data.seq_len} positions"
-            raise InputError(f"--tokens_per_chip {tokens_per_chip} on {rows}")
+            raise InputError(f"--tokens-per-chip {tokens_per_chip} on {rows}")
         config.data.batch_size = tokens_per_chip * mesh.size // config.data.seq_len
     run = resolve(config)
     if what == "generate":

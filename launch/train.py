@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
         config = parse(argv, FLAGS, ("config", "workdir"), usage)
         by_hand = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         if _DISTRIBUTED.value or by_hand != (None, None, None):
-            rendezvous = find_rendezvous(*by_hand, os.environ)
+            rendezvous = find_rendezvous(os.environ, by_hand)
             code = watch()
             if code is not None:
                 return code

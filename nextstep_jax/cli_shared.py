@@ -238,7 +238,7 @@ def load_pipeline(
     from nextstep_jax.sharding.mesh import make_mesh
 
     if distributed:
-        rendezvous.join(rendezvous.find_rendezvous(None, None, None, os.environ))
+        rendezvous.join(rendezvous.find_rendezvous(os.environ))
     keep_compiled_programs()
     return Pipeline.from_checkpoint(checkpoint, dtype, None if mesh is None else make_mesh({"data": -1, **mesh}))
 

@@ -85,6 +85,16 @@ def test_what_several_processes_cannot_do_is_one_line(run, tiny_checkpoint, opti
     assert code == 2 and re.search(message, err) and err.count("\n") == 1
 
 
+def test_what_the_environment_says_of_several_processes_is_checked_in_its_words(run, tiny_checkpoint, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    command = ("generate", "a red circle", "--checkpoint", tiny_checkpoint, "--mesh", "tensor=1", "--distributed")
+    code, _, err = run(*command)
+    wanted = "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID"
+    assert code == 2
+    assert err == f"error: JAX_COORDINATOR_ADDRESS is missing: a run of several processes needs {wanted}\n"
+
+
 @pytest.mark.parametrize(
     ("mesh", "message"),
     [("tensor=3", "mesh .* does not fit 1 devices"), ("fsdp=2", "expected tensor=N, data=N"), ("tensor=0", "not a mesh")],
