@@ -13,7 +13,7 @@ work up to two batches ahead; a step begins when the slowest host has its rows. 
 devices then wait.
 
 Restarting: a dataset's index of --shards shards is written, read and sent to another process; the folder is surveyed, on the
-disk (sparse files) and, with --listed shards, in a stand-in of GCS. A saved position is restored, whose open rows must be
+disk (sparse files) and in a stand-in of GCS. A saved position is restored, whose open rows must be
 read again, with every read taking 30 ms.
 """
 
@@ -52,7 +52,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--step-seconds", type=float, nargs="+", default=[5.0, 8.0])
     parser.add_argument("--shards", type=int, default=100_000)
-    parser.add_argument("--listed", type=int, default=10_000, help="shards in the stand-in, which is slow with more")
     parser.add_argument("--json", help="also write the figures to this file")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -64,7 +63,7 @@ def main() -> None:
         figures["restart"] = {"disk": restart_on_disk(folder / "disk", a.shards)}
         print(json.dumps(figures["restart"]), file=sys.stderr, flush=True)
         figures["restart"]["position"] = _restore(folder)
-        figures["restart"]["bucket"] = restart_in_bucket(folder / "bucket", a.listed)
+        figures["restart"]["bucket"] = restart_in_bucket(folder / "disk", a.shards)
     measure.report(figures, a.json)
 
 
@@ -265,20 +264,23 @@ def restart_on_disk(folder: pathlib.Path, count: int) -> dict:
 
 
 def restart_in_bucket(folder: pathlib.Path, count: int) -> dict:
-    """The same in the stand-in of GCS, where all but the index is empty."""
-    _write_many(folder / stand_in_buckets.BUCKET / "many", count, empty=True)
-    with stand_in_buckets.google_bucket(content=folder) as address:
+    """The same in a stand-in of GCS that holds the folder's index, and as many shards, all empty."""
+    from nextstep_jax.data.shards import shard_name
+
+    objects = {"many/index.json": (folder / "index.json").read_bytes()}
+    objects |= {f"many/{shard_name(number)}": b"" for number in range(count)}
+    with stand_in_buckets.read_only_bucket(objects) as address:
         return {"shards": count} | _in_a_process(f"{address}/many")
 
 
-def _write_many(folder: pathlib.Path, count: int, empty: bool = False) -> None:
+def _write_many(folder: pathlib.Path, count: int) -> None:
     from nextstep_jax.data.shards import Shard, shard_name, write_index
 
     folder.mkdir(parents=True)
     listed = [Shard(shard_name(number), 1000, 1 << 26, f"{number:064x}") for number in range(count)]
     for shard in listed:
         with open(folder / shard.file, "wb") as file:
-            file.truncate(0 if empty else shard.bytes)
+            file.truncate(shard.bytes)
     write_index(folder, "many", listed, images=0, kinds={"pair": 1000 * count})
 
 

