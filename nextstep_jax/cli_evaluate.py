@@ -115,8 +115,9 @@ def shapes(
             require_writable(path)
     width, height = map(int, canvas.split("x"))
     if prompts_file is not None:
-        if categories:
-            raise InputError("--category chooses among held-out prompts and cannot go with --prompts")
+        if categories or per_category is not None:
+            option = "--category" if categories else "--per-category"
+            raise InputError(f"{option} chooses among held-out prompts and cannot go with --prompts")
         prompts = shape_eval.read_prompts(prompts_file)
     else:
         count = per_category or shape_eval.PER_CATEGORY
@@ -179,7 +180,7 @@ def tokenizer(source, checkpoint, area, protocol, seed, limit, batch, mode, ince
     mode = mode or ("tf" if inception is not None else None)
     opened = open_source(source)
     keep_compiled_programs()
-    extractor = None if mode is None else _extractor(mode, inception, unofficial, features_of)
+    extractor = _extractor(mode, inception, unofficial, features_of)
     config, params = load_image_tokenizer(checkpoint)
     how = tokenizers.PROTOCOLS[protocol]
     if how.sample:
@@ -287,8 +288,16 @@ def statistics(images, out, mode, inception, unofficial, features_of, crop, batc
     click.echo(f"{out}: {computed.num_images} images, mode {mode}")
 
 
-def _extractor(mode: str, inception: pathlib.Path | None, unofficial: bool, features_of: pathlib.Path | None):
-    """What looks at images, by the options of `_mode`."""
+def _extractor(mode: str | None, inception: pathlib.Path | None, unofficial: bool, features_of: pathlib.Path | None):
+    """What looks at images, by the options of `_mode`; None without a mode. InputError names an option of another mode."""
+    if features_of is not None and mode != "own":
+        raise InputError("--features-of needs --mode own")
+    if unofficial and inception is None:
+        raise InputError("--unofficial needs --inception, whose weights it is about")
+    if inception is not None and mode == "own":
+        raise InputError("--inception cannot go with --mode own, which has features of its own")
+    if mode is None:
+        return None
     from nextstep_jax.checkpoints.params import digest_of
     from nextstep_jax.conversion.inception import read_inception
     from nextstep_jax.evaluation.fid.features import inception_extractor, own_extractor

@@ -67,6 +67,10 @@ def test_pairs_without_an_endpoint(run, tmp_path):
         (["--config", "curate_pairs"], "signal aesthetics: endpoint of a judgement is not set"),
         (["--config", "curate_pairs", "--endpoint", "localhost"], "expected openai:URL#MODEL"),
         (["--config", "shapes_sft"], "not a recipe of curation"),
+        (
+            ["--config", "curate_pairs:laptop", "--endpoint", "openai:http://localhost:9#m", "--max-requests", "3"],
+            "endpoint, max_requests: the recipe has no stage that asks a language model",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_one_line(run, tmp_path, arguments, message):

@@ -77,6 +77,7 @@ def test_skipped_samples_and_the_exit_code(run, folder, tmp_path):
         ["build", "shapes:pair:train:5", "OUT", "--workers", "0"],
         ["build", "shapes:pair:train:5", "OUT", "--max-skipped", "lots"],
         ["build", "shapes:pair:train:5", "OUT", "--kind", "poem"],
+        ["build", "shapes:pair:train:5", "OUT", "--kind", "edit"],
         ["build", "shapes:pair:train:5", "OUT", "--data-dir", "x"],
         ["build", "shapes:pair:train:5"],
         ["inspect", "/no/such/folder"],

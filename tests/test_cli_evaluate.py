@@ -67,7 +67,11 @@ def test_stories_and_other_canvases(run, tmp_path):
     for refused, message in (
         (["--category", "edits", "--canvas", "80x48"], "edits can't be asked for on 80x48 pixels"),
         (["--category", "dances"], "no such category: 'dances'"),
-        (["--category", "words", "--prompts", prompts], "cannot go with --prompts"),
+        (
+            ["--category", "words", "--prompts", prompts],
+            "--category chooses among held-out prompts and cannot go with --prompts",
+        ),
+        (["--per-category", 3, "--prompts", prompts], "--per-category chooses among held-out prompts"),
     ):
         code, _, err = run("shapes", *refused)
         assert code == 2 and message in err
@@ -162,6 +166,9 @@ def test_a_tokenizer_counts_what_it_cannot_read(run, tmp_path):
         (["fid", "launch", "launch", "--mode", "own"], "launch: no images"),
         (["fid", "launch", "launch"], "no images"),
         (["statistics", ".", "x.npy"], "x.npy: expected a name that ends in .npz"),
+        (["tokenizer", "shapes:pair:heldout:8", "--features-of", "x"], "--features-of needs --mode own"),
+        (["tokenizer", "shapes:pair:heldout:8", "--unofficial"], "--unofficial needs --inception"),
+        (["tokenizer", "shapes:pair:heldout:8", "--mode", "own", "--inception", "x"], "--inception cannot go with --mode own"),
     ],
 )
 def test_bad_input_is_exit_2(run, arguments, message):

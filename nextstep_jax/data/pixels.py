@@ -150,8 +150,10 @@ class _Read(NamedTuple):
             name = f"{source.name}:{sample.key}"
             if not sample.images:
                 return None, f"{name} holds no image"
-            data = sample.images[index % len(sample.images)].data
-            image = images.load(data, name, cover=(self.height, self.width))
+            part = sample.images[index % len(sample.images)]
+            if part.is_latents:
+                return None, f"{name}: stored as latents, not as pixels"
+            image = images.load(part.data, name, cover=(self.height, self.width))
             at = (0.5, 0.5)
             if self.crop_seed is not None:
                 draw = draws("crop", self.crop_seed, place)

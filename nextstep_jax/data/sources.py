@@ -10,7 +10,8 @@ import itertools
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from nextstep_jax import storage
 from nextstep_jax.data import files, records, shapes
@@ -35,8 +36,15 @@ def open_source(spec: str | os.PathLike, kind: str | None = None, **options) -> 
       options: of `TfdsSource`.
 
     Raises:
-      InputError: naming `spec` and what was expected of it.
+      InputError: naming `spec` and what was expected of it, or an option that says nothing of such a source.
     """
+    source = _open(spec, kind, options)
+    if kind is not None and not isinstance(source, WebDatasetSource):
+        raise InputError(f"{spec}: kind can only be given for a WebDataset tar or a folder of them")
+    return source
+
+
+def _open(spec: str | os.PathLike, kind: str | None, options: Mapping[str, Any]) -> Source:
     scheme, _, rest = str(spec).partition(":")
     if scheme == "tfds" and rest:
         name, _, split = rest.partition(":")

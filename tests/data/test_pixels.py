@@ -100,6 +100,18 @@ def test_many_damaged_pictures_stop_the_run_and_one_is_named():
     batches.close()
 
 
+def test_latents_are_called_latents():
+    class Encoded(Images):
+        def __getitem__(self, index):
+            part = ImagePart.from_latents(np.zeros((2, 2, 4), np.float32), 16, 16)
+            return Sample((TextPart("a picture"), part), "pair", str(index))
+
+    batches = PixelBatches([Encoded(200)], 4, 8, 8)
+    with pytest.raises(InputError, match=r"100 of the 100 images .*: images:\d+: stored as latents, not as pixels"):
+        next(batches)
+    batches.close()
+
+
 def test_without_sources_there_is_nothing_to_read():
     with pytest.raises(InputError, match="needs a source"):
         PixelBatches([], 4, 8, 8)

@@ -228,12 +228,18 @@ def override(settings: dict[str, Any], path: str, text: str) -> None:
 def with_endpoint(settings: dict[str, Any], endpoint: str = "", **asking: Any) -> None:
     """Give the stages that ask a language model, and name no endpoint of their own, this one; and all of them the settings
     `asking`, of `questions.Asks`.
+
+    Raises:
+      InputError: there are no such stages to take what is given.
     """
-    for group in ("signals", "transforms"):
-        for entry in settings.get(group, {}).values():
-            if isinstance(entry, dict) and "endpoint" in entry:
-                entry["endpoint"] = entry["endpoint"] or endpoint
-                entry.update(asking)
+    entries = [entry for group in ("signals", "transforms") for entry in settings.get(group, {}).values()]
+    asks = [entry for entry in entries if isinstance(entry, dict) and "endpoint" in entry]
+    given = [name for name, value in {"endpoint": endpoint, **asking}.items() if value]
+    if given and not asks:
+        raise InputError(f"{', '.join(given)}: the recipe has no stage that asks a language model")
+    for entry in asks:
+        entry["endpoint"] = entry["endpoint"] or endpoint
+        entry.update(asking)
 
 
 def _stage(entry: Any, kinds: Mapping[str, type], name: str, path: str) -> Any:
