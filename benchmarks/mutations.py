@@ -172,9 +172,21 @@ MUTATIONS = [
     ),
     Mutation(
         "objectives/preference.py",
-        "return PairErrors(errors[0::2], errors[1::2])",
-        "return PairErrors(errors[1::2], errors[0::2])",
+        "return PairErrors(images[0::2], images[1::2], texts",
+        "return PairErrors(images[1::2], images[0::2], texts",
         "objectives/test_preference.py",
+    ),
+    Mutation(
+        "objectives/preference.py",
+        "texts[0::2], texts[1::2])",
+        "texts[1::2], texts[0::2])",
+        "objectives/test_preference.py",
+    ),
+    Mutation(
+        "data/sequence.py",
+        "channels, area_targets=False) for parts",
+        "channels) for parts",
+        "data/test_sequence.py",
     ),
     Mutation("objectives/policy_gradient.py", "rest * field - x", "field - x", "objectives/test_policy_gradient.py"),
     Mutation(
@@ -277,8 +289,8 @@ MUTATIONS = [
     ),
     Mutation(
         "training/preference.py",
-        "without_text(batch, config.image_area_id), image_tokens",
-        "batch, image_tokens",
+        "winners, limits = without_text(batch.winners, config.image_area_id), ",
+        "winners, limits = batch.winners, ",
         "training/test_preference.py::test_the_unconditional_error_is_that_of_images_without_their_text",
     ),
     Mutation(

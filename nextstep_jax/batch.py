@@ -1,12 +1,13 @@
-"""The Batch: all that the data pipeline and the models say to each other.
+"""The Batch: all that the data pipeline and the models say to each other. Preferences come as two of them.
 
 Letters: B batch, S sequence, C channels of one image token.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 AnyArray = Any  # np.ndarray where rows are packed, jax.Array on devices, jax.ShapeDtypeStruct where a step is only lowered
 
@@ -43,3 +44,30 @@ class Batch:
         """(B, S)."""
         rows, positions = self.text_ids.shape
         return rows, positions
+
+
+class PairedBatch(NamedTuple):
+    """Rows of preferences: segment k of a row of `winners` is preferred to segment k of the same row of `losers`.
+
+    The images of a pair have one size. What is each one's own before its image, a plan, may differ in length, so that the two
+    need not stand at the same positions.
+
+    Attributes:
+      winners, losers: of the same shape.
+    """
+
+    winners: Batch
+    losers: Batch
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, S) of either."""
+        return self.winners.shape
+
+    def interleaved(self) -> Batch:
+        """Both as one Batch of 2 B rows, the winners' even ones: a row and its counterpart stay on one device."""
+
+        def join(winner: jax.Array, loser: jax.Array) -> jax.Array:
+            return jnp.stack([winner, loser], axis=1).reshape(2 * winner.shape[0], *winner.shape[1:])
+
+        return jax.tree.map(join, self.winners, self.losers)

@@ -33,7 +33,7 @@ def test_every_room_with_array_functions_is_checked():
     from nextstep_jax.objectives.cross_entropy import cross_entropy
     from nextstep_jax.objectives.multitask import gather_positions
     from nextstep_jax.objectives.policy_gradient import advantages, nft_loss
-    from nextstep_jax.objectives.preference import image_errors
+    from nextstep_jax.objectives.preference import segment_means
     from nextstep_jax.objectives.reconstruction import discriminator_loss
     from nextstep_jax.rewards.combine import normalize
 
@@ -41,7 +41,7 @@ def test_every_room_with_array_functions_is_checked():
     hidden, kernel, ids = np.zeros((5, 4), np.float32), np.zeros((4, 7), np.float32), np.zeros(5, np.int32)
     weights, numbers = np.ones((2, 3), np.float32), np.zeros((2, 3), np.int32)
     assert cross_entropy(hidden, kernel, ids).shape == (5,) and token_statistics(x)[0].shape == (3,)
-    assert image_errors(weights, weights, numbers, 2).shape == (2, 2)
+    assert segment_means(weights, weights, numbers, 2).shape == (2, 2)
     assert nft_loss(x, x, x, x, weights, weights).shape == (2, 3) and normalize(weights, "rank").shape == (2, 3)
     for call in (
         lambda: cross_entropy(hidden, kernel.T, ids),
@@ -51,7 +51,7 @@ def test_every_room_with_array_functions_is_checked():
         lambda: advantages(weights[0], weights[0] > 0),
         lambda: nft_loss(x, x, x, x[..., :3], weights, weights),
         lambda: nft_loss(x, x, x, x, weights[:, :2], weights),
-        lambda: image_errors(weights, weights, numbers[:1], 2),
+        lambda: segment_means(weights, weights, numbers[:1], 2),
         lambda: discriminator_loss(lambda x: x, images, images[:1]),
         lambda: token_statistics(x[0]),
         lambda: encode_means(None, {}, images[0]),

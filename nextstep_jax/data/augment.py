@@ -44,7 +44,7 @@ class Augmentation:
       two_source_dropout: an edit with two sources loses the first (3 in 10) or the second.
       preference_flip: the two images of a preference change places. A control: at 0.5 there is nothing to learn from which is
         preferred, at 1 a model learns the opposite.
-      preferred_only: of a preference the preferred image alone is left: a pair to fine-tune on (rejection sampling).
+      preferred_only: of a preference the preferred sequence alone is left: a pair to fine-tune on (rejection sampling).
     """
 
     image_first: float = 0.3
@@ -92,22 +92,29 @@ def _digits(value: int | str) -> list[int | str]:
     return [value] if isinstance(value, str) or value < 2**31 else [*_digits(value >> 31), value % 2**31]
 
 
-def arrange(sample: Sample, augmentation: Augmentation, seed: int, index: int) -> list[TextPart | ImagePart]:
-    """The sample's parts as the model will see them. Only the last image of an edit keeps its loss; a preference has two images
-    left, the preferred one first, or that one alone.
+def arrange(sample: Sample, augmentation: Augmentation, seed: int, index: int) -> Parts:
+    """The sample's parts as the model will see them. Only the last image of an edit keeps its loss; of a preference the
+    preferred sequence is left.
     """
-    names = [name for name in augmentation.caption_variants if name == "" or name in sample.caption_variants]
-    weights = [augmentation.caption_variants[name] for name in names]
-    if sum(weights) > 0:
-        name = draws("wording", seed, index).choices(names, weights)[0]
-        sample = sample.with_caption(name) if name else sample
+    if sample.kind == "preference":
+        shared, winner, _ = _choose(sample, augmentation, seed, index)
+        return [*shared, *winner]
+    sample = _reworded(sample, augmentation, seed, index)
     if sample.kind == "pair":
         return _arrange_pair(_apply_template(sample.parts, augmentation, seed, index), augmentation, seed, index)
     if sample.kind == "edit":
         return _arrange_edit(_apply_template(sample.parts, augmentation, seed, index), augmentation, seed, index)
-    if sample.kind == "preference":
-        return _arrange_preference(sample, augmentation, seed, index)
     return list(sample.parts)
+
+
+def _reworded(sample: Sample, augmentation: Augmentation, seed: int, index: int) -> Sample:
+    """The sample with one of its caption variants."""
+    names = [name for name in augmentation.caption_variants if name == "" or name in sample.caption_variants]
+    weights = [augmentation.caption_variants[name] for name in names]
+    if sum(weights) > 0:
+        name = draws("wording", seed, index).choices(names, weights)[0]
+        return sample.with_caption(name) if name else sample
+    return sample
 
 
 def _apply_template(
@@ -151,19 +158,56 @@ def _arrange_edit(parts: Parts, augmentation: Augmentation, seed: int, index: in
     return [*before, *parts[target:]]
 
 
-def _arrange_preference(sample: Sample, augmentation: Augmentation, seed: int, index: int) -> list[TextPart | ImagePart]:
-    winner, loser = choose_pair(require_scores(sample), draws("preference", seed, index))
+def arrange_preference(sample: Sample, augmentation: Augmentation, seed: int, index: int) -> tuple[Parts, Parts]:
+    """The parts of a preference's two sequences, the preferred one first: what its candidates share, which is no target, and
+    what is each one's own.
+
+    Raises:
+      InputError: see `split_preference`, `require_scores` and `choose_pair`.
+    """
+    shared, winner, loser = _choose(sample, augmentation, seed, index)
+    shared = [dataclasses.replace(part, loss=False) for part in shared]
+    return [*shared, *winner], [*shared, *loser]
+
+
+def _choose(sample: Sample, augmentation: Augmentation, seed: int, index: int) -> tuple[Parts, Parts, Parts]:
+    """What the candidates of a preference share, and the own parts of one of them and of another that it is preferred to."""
+    shared, candidates = split_preference(_reworded(sample, augmentation, seed, index))
+    winner, loser = choose_pair(require_scores(sample, len(candidates)), draws("preference", seed, index))
     if draws("preference flip", seed, index).random() < augmentation.preference_flip:
         winner, loser = loser, winner
-    images = [sample.images[winner]] if augmentation.preferred_only else [sample.images[winner], sample.images[loser]]
-    return [*sample.texts, *images]
+    return shared, candidates[winner], candidates[loser]
 
 
-def require_scores(sample: Sample) -> list[float]:
-    """A preference's scores, one for each image. InputError if they are not there."""
+def split_preference(sample: Sample) -> tuple[Parts, list[Parts]]:
+    """What the candidates of a preference share, and each candidate's own parts: an image that is a target, after a text of its
+    own where it has one (what the model thought before it drew that image).
+
+    A text is an image's own if it is a target, stands right before it, and so does one before every other candidate. All else
+    is shared: the prompt, thoughts about it that came once, images that are no targets (what an instruction is about).
+
+    Raises:
+      InputError: fewer than two candidates, or only some of them with a text of their own.
+    """
+    places = [i for i, part in enumerate(sample.parts) if isinstance(part, ImagePart) and part.loss]
+    if len(places) < 2:
+        raise InputError(f"a preference needs at least 2 images that are targets, found {len(places)}")
+    own = [i > 0 and isinstance(sample.parts[i - 1], TextPart) and sample.parts[i - 1].loss for i in places]
+    if any(own[1:]) and not all(own):
+        raise InputError(
+            f"{sum(own)} of the {len(own)} images of a preference come after a text of their own, expected all or none"
+        )
+    length = 2 if all(own) else 1
+    candidates = [list(sample.parts[i + 1 - length : i + 1]) for i in places]
+    taken = {j for i in places for j in range(i + 1 - length, i + 1)}
+    return [part for i, part in enumerate(sample.parts) if i not in taken], candidates
+
+
+def require_scores(sample: Sample, count: int) -> list[float]:
+    """A preference's scores, one for each of its `count` candidates. InputError if they are not there."""
     scores = sample.metadata.get("scores")
-    if not isinstance(scores, Sequence) or isinstance(scores, str) or len(scores) != len(sample.images):
-        raise InputError(f"a preference of {len(sample.images)} images needs as many scores, found {scores!r:.100}")
+    if not isinstance(scores, Sequence) or isinstance(scores, str) or len(scores) != count:
+        raise InputError(f"a preference of {count} images needs as many scores, found {scores!r:.100}")
     if not all(isinstance(score, int | float) and math.isfinite(score) for score in scores):
         raise InputError(f"scores must be numbers, found {scores!r:.100}")
     return list(scores)

@@ -15,10 +15,14 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int8
+
+from nextstep_jax.batch import Batch, PairedBatch
 from nextstep_jax.data.packing import BestFit, PackedBatch, assemble
 from nextstep_jax.data.prefetch import split_evenly
 from nextstep_jax.data.release_packing import ReleasePacking
-from nextstep_jax.data.sequence import KIND_IDS, Segment, TokenizedSample, added, segments
+from nextstep_jax.data.sequence import KIND_IDS, Segment, SegmentPair, TokenizedSample, added, segments
 from nextstep_jax.data.streams import MixtureComponent, PackingConfig, Stream, count_by_name, require_same_sources
 from nextstep_jax.data.vocabulary import SpecialIds, Vocabulary
 from nextstep_jax.errors import InputError
@@ -74,9 +78,7 @@ class BatchIterator:
 
     def padding(self) -> PackedBatch:
         """A batch of padding only, for a finite pass that is over."""
-        config = self._config
-        batch, kinds = assemble([], config.batch_size, config.seq_len, config.row_channels, self._pad, separated=True)
-        return PackedBatch(batch, kinds, (), count_by_name(self._streams))
+        return PackedBatch(*_assemble([], self._config, self._pad), (), count_by_name(self._streams))
 
     def get_state(self) -> dict[str, Any]:
         """Where the next batch starts: numbers, strings, lists and dicts."""
@@ -138,9 +140,30 @@ class _Placed:
     stream: int
     position: int
     piece: int
-    segment: Segment
+    segment: Segment | SegmentPair
     kind: str
     key: str
+
+
+def _assemble(
+    rows: list[list[_Placed]], config: PackingConfig, pad_id: int
+) -> tuple[Batch | PairedBatch, Int8[np.ndarray, "B S"]]:
+    """The rows as a batch, of pairs as one of winners and one of losers, and the kind of data at each position (of the winners).
+    Missing rows are padding.
+    """
+
+    def assembled(side: int) -> tuple[Batch, np.ndarray]:
+        contents = [
+            [
+                (item.segment[side] if isinstance(item.segment, SegmentPair) else item.segment, KIND_IDS[item.kind])
+                for item in row
+            ]
+            for row in rows
+        ]
+        return assemble(contents, config.batch_size, config.seq_len, config.channels, pad_id, separated=True)
+
+    batch, kinds = assembled(0)
+    return (PairedBatch(batch, assembled(1)[0]) if config.pairs else batch), kinds
 
 
 class SegmentPacking:
@@ -162,13 +185,8 @@ class SegmentPacking:
         rows, self._closed = self._closed[: self._config.batch_size], self._closed[self._config.batch_size :]
         if not rows:
             raise StopIteration
-        contents = [[(item.segment, KIND_IDS[item.kind]) for item in row] for row in rows]
         keys = tuple(tuple(f"{self._streams[item.stream].name}:{item.key}" for item in row) for row in rows)
-        config = self._config
-        batch, kinds = assemble(
-            contents, config.batch_size, config.seq_len, config.row_channels, self._special.pad, separated=True
-        )
-        return PackedBatch(batch, kinds, keys, count_by_name(self._streams))
+        return PackedBatch(*_assemble(rows, self._config, self._special.pad), keys, count_by_name(self._streams))
 
     def _read_one(self) -> None:
         """Read and place a sample of the stream that is furthest behind its weight."""
@@ -183,14 +201,14 @@ class SegmentPacking:
         pieces = self._segments(tokenized)
         self._streams[number].count(tokenized, len(pieces))
         for piece, segment in enumerate(pieces):
-            self._tokens[number] += len(segment)
+            self._tokens[number] += segment.sizes[0]
             item = _Placed(number, position, piece, segment, tokenized.kind, tokenized.key)
             closed = self._open.add(item, segment.sizes)
             if closed is not None:
                 self._closed.append(closed)
 
-    def _segments(self, tokenized: TokenizedSample) -> list[Segment]:
-        return segments(tokenized, self._special, self._config.row_channels, self._config.limits)
+    def _segments(self, tokenized: TokenizedSample) -> Sequence[Segment | SegmentPair]:
+        return segments(tokenized, self._special, self._config.channels, self._config.limits)
 
     def state(self) -> dict[str, Any]:
         """All that decides what comes next. Samples in open rows are named, not stored."""

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from jaxtyping import Int8
 
-from nextstep_jax.batch import Batch
+from nextstep_jax.batch import Batch, PairedBatch
 from nextstep_jax.data.sequence import Segment, Sizes, added, fits
 
 Item = TypeVar("Item")
@@ -60,12 +60,13 @@ class PackedBatch:
     """A batch and what a training loop wants to say about it. All arrays are numpy.
 
     Attributes:
-      kinds: [B, S] int8, `sequence.KIND_IDS` of each position; 0 for padding.
+      batch: of preferences a PairedBatch.
+      kinds: [B, S] int8, `sequence.KIND_IDS` of each position (of the winners); 0 for padding.
       keys: "source:key" of the samples in each row.
       counts: of the samples read so far, by source.
     """
 
-    batch: Batch
+    batch: Batch | PairedBatch
     kinds: np.ndarray
     keys: tuple[tuple[str, ...], ...]
     counts: Mapping[str, SampleCounts]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from nextstep_jax.data.augment import Augmentation, arrange
+from nextstep_jax.data.augment import Augmentation, Parts, arrange, arrange_preference
 from nextstep_jax.data.records import KINDS, ImagePart, Sample, TextPart
 from nextstep_jax.data.source import Source
 from nextstep_jax.data.vocabulary import OPTIONAL, SpecialIds, Vocabulary
@@ -80,11 +80,23 @@ def image_prefix(special: SpecialIds, h: int, w: int) -> list[int]:
     return [*special.area_ids(h, w), special.begin_of_image]
 
 
-def frame(parts: Sequence[TextIds | ImageTokens], special: SpecialIds, channels: int) -> Segment:
+class SegmentPair(NamedTuple):
+    """The two sequences of a preference."""
+
+    winner: Segment
+    loser: Segment
+
+    @property
+    def sizes(self) -> Sizes:
+        """What the larger takes: the room of both, each in a row of its own."""
+        return tuple(map(max, zip(self.winner.sizes, self.loser.sizes, strict=True)))
+
+
+def frame(parts: Sequence[TextIds | ImageTokens], special: SpecialIds, channels: int, area_targets: bool = True) -> Segment:
     """Parts in order, images framed by their area and markers, no end of text.
 
-    All text counts as a target unless its part says otherwise, areas and `<|end_of_image|>` always do (those of source images
-    too), `<|begin_of_image|>` never: the program writes it.
+    All text counts as a target unless its part says otherwise, areas and `<|end_of_image|>` do (those of source images too)
+    unless not `area_targets`, `<|begin_of_image|>` never: the program writes it.
     """
     ids, is_image, tokens, text_weight, image_weight = [], [], [], [], []
     for part in parts:
@@ -99,7 +111,8 @@ def frame(parts: Sequence[TextIds | ImageTokens], special: SpecialIds, channels:
             raise InputError(f"an image of {part.h}*{part.w} tokens must be {(count, channels)}, found {part.tokens.shape}")
         prefix = image_prefix(special, part.h, part.w)
         ids += [*prefix, *[special.image_placeholder] * count, special.end_of_image]
-        text_weight += [1.0] * (len(prefix) - 1) + [0.0] * (1 + count) + [1.0]
+        area = float(area_targets)
+        text_weight += [area] * (len(prefix) - 1) + [0.0] * (1 + count) + [area]
         is_image += [False] * len(prefix) + [True] * count + [False]
         image_weight += [0.0] * len(prefix) + [float(part.loss)] * count + [0.0]
         tokens.append(part.tokens)
@@ -112,11 +125,13 @@ def frame(parts: Sequence[TextIds | ImageTokens], special: SpecialIds, channels:
     )
 
 
-def training_segment(parts: Sequence[TextIds | ImageTokens], special: SpecialIds, channels: int) -> Segment:
+def training_segment(
+    parts: Sequence[TextIds | ImageTokens], special: SpecialIds, channels: int, area_targets: bool = True
+) -> Segment:
     """The framed parts and the end of text, which is a target only after a text that is one."""
     last = parts[-1] if parts else None
     eos = TextIds(np.asarray([special.eos], np.int32), isinstance(last, TextIds) and last.loss)
-    return frame([*parts, eos], special, channels)
+    return frame([*parts, eos], special, channels, area_targets)
 
 
 def cut_text(segment: Segment, length: int) -> list[Segment]:
@@ -135,13 +150,15 @@ class TokenizedSample(NamedTuple):
     Attributes:
       index: position in the repeated data set.
       key, kind: of the sample.
-      parts: a list of TextIds and ImageTokens.
+      parts: a list of TextIds and ImageTokens; of a preference the preferred sequence's.
+      other: of a preference the other sequence's, else None.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks this for
     key: str
     kind: str
     parts: list
+    other: list | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +168,7 @@ class Tokenize:
     Attributes:
       name: of the source, for errors.
       patch, channels: side of an image token in latent pixels, and C.
-      pairs: samples are preferences, each of which gives one image of 2 C channels: the preferred image's, then the other's.
+      pairs: samples are preferences, each of which gives two sequences.
       thinking: the source's texts may spell the thinking and prompt-refinement tokens (chain-of-thought data).
     """
 
@@ -170,10 +187,17 @@ class Tokenize:
             if preferences != (sample.kind == "preference"):
                 wanted = "preferences" if preferences else "no preferences"
                 raise InputError(f"this training takes {wanted}, found a sample of kind {sample.kind!r}")
-            parts = [self._encode(part) for part in arrange(sample, self.augmentation, self.seed, index)]
-            return TokenizedSample(index, sample.key, sample.kind, _paired(parts) if self.pairs else parts)
+            if not self.pairs:
+                parts = self._encode_all(arrange(sample, self.augmentation, self.seed, index))
+                return TokenizedSample(index, sample.key, sample.kind, parts)
+            winner, loser = map(self._encode_all, arrange_preference(sample, self.augmentation, self.seed, index))
+            _require_one_size(winner[-1], loser[-1])
+            return TokenizedSample(index, sample.key, sample.kind, winner, loser)
         except InputError as error:
             raise InputError(f"{self.name}: sample {sample.key!r}: {error}") from error
+
+    def _encode_all(self, parts: Parts) -> list[TextIds | ImageTokens]:
+        return [self._encode(part) for part in parts]
 
     def _encode(self, part: TextPart | ImagePart) -> TextIds | ImageTokens:
         if not isinstance(part, ImagePart):
@@ -185,14 +209,11 @@ class Tokenize:
         return ImageTokens(patchify(latents, patch), latents.shape[0] // patch, latents.shape[1] // patch, part.loss)
 
 
-def _paired(parts: list[TextIds | ImageTokens]) -> list[TextIds | ImageTokens]:
-    """The parts of a preference with its two images as one."""
-    texts = [part for part in parts if isinstance(part, TextIds)]
-    winner, loser = (part for part in parts if isinstance(part, ImageTokens))
+def _require_one_size(winner: TextIds | ImageTokens, loser: TextIds | ImageTokens) -> None:
+    """InputError unless both are images of one size: they share their noise, token by token."""
+    assert isinstance(winner, ImageTokens) and isinstance(loser, ImageTokens)
     if (winner.h, winner.w) != (loser.h, loser.w):
         raise InputError(f"the images of a preference must have one size, found {winner.h}*{winner.w} and {loser.h}*{loser.w}")
-    tokens = np.concatenate([winner.tokens, loser.tokens], axis=1)
-    return [*texts, ImageTokens(tokens, winner.h, winner.w)]
 
 
 class Unusable(NamedTuple):
@@ -229,8 +250,9 @@ def fits(sizes: Sizes, limits: Sizes) -> bool:
     return all(size <= limit for size, limit in zip(sizes, limits, strict=True))
 
 
-def segments(sample: TokenizedSample, special: SpecialIds, channels: int, limits: Sizes) -> list[Segment]:
-    """The sequences of one sample, none with `sizes` above the limits of a row.
+def segments(sample: TokenizedSample, special: SpecialIds, channels: int, limits: Sizes) -> Sequence[Segment | SegmentPair]:
+    """The sequences of one sample, none with `sizes` above the limits of a row. Those of a preference are a pair, in which
+    areas are no targets: of its text only what is preferred is one.
 
     A sample that fits is one sequence. Of those that do not, a text is cut into pieces, and an interleaved sample after images,
     so that every image keeps the text before it; where that is too long between any two parts, and inside a text only where it
@@ -239,6 +261,10 @@ def segments(sample: TokenizedSample, special: SpecialIds, channels: int, limits
     Returns:
       No sequence if the sample cannot be cut (a pair, an edit, an image longer than a row): it is oversized.
     """
+    if sample.other is not None:
+        both = (training_segment(parts, special, channels, area_targets=False) for parts in (sample.parts, sample.other))
+        pair = SegmentPair(*both)
+        return [pair] if fits(pair.sizes, limits) else []
     whole = training_segment(sample.parts, special, channels)
     if fits(whole.sizes, limits):
         return [whole]

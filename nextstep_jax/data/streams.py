@@ -71,7 +71,7 @@ class PackingConfig:
       seq_len: positions of a row.
       max_text_targets, max_image_targets: how many text and image targets a row has room for; None: as many as positions.
       channels, patch: of an image token: C, and its side in latent pixels.
-      pairs: the samples are preferences; an image position of a row holds 2 C numbers, the preferred image's first.
+      pairs: the samples are preferences; batches are PairedBatches.
       epochs: None repeats for ever. A finite pass ends with rows, and a batch, that are partly padding.
       data_shard, data_shards: this is data shard n of N. A finite pass may end sooner in one data shard than in another.
       grids: None packs samples as segments that do not see each other. With the (h, w) of all images that can occur, rows are
@@ -120,11 +120,6 @@ class PackingConfig:
             raise InputError("grids must name at least one (h, w), and epochs must then be None")
         if self.grids is not None and self.pairs:
             raise InputError("the release's packing (grids) knows no preferences")
-
-    @property
-    def row_channels(self) -> int:
-        """Numbers at an image position of a row."""
-        return self.channels * (2 if self.pairs else 1)
 
     @property
     def limits(self) -> Sizes:

@@ -131,22 +131,28 @@ def multitask_loss(
     return loss, Metrics(lm_loss, im_loss, jnp.sum(text.weights > 0), jnp.sum(image.weights > 0), text, image)
 
 
-def image_losses(
+def target_losses(
     model: NextStep,
     params: dict,
     batch: Batch,
     noise: Float[Array, "B n M C"],
     t: Float[Array, "B n M"],
     *,
-    max_image_targets: int | None = None,
-) -> Targets:
-    """The flow head's part of `multitask_loss` alone: the velocity error of each image target."""
+    max_text_targets: int | None,
+    max_image_targets: int | None,
+) -> tuple[Targets | None, Targets]:
+    """What `multitask_loss` averages: the cross-entropy of each text target, and the velocity error of each image target.
+
+    Args:
+      max_text_targets: 0 leaves the language head out, and there is no first result.
+    """
 
     def call(method: str, *arguments):
         return model.apply({"params": params}, *arguments, method=method)
 
     hidden, project_out = call("__call__", batch), model.config.train_out_projector
-    return _image_losses(call, hidden, batch, max_image_targets, noise, t, project_out, "velocity")
+    text = None if max_text_targets == 0 else _text_losses(call, hidden, batch, max_text_targets)
+    return text, _image_losses(call, hidden, batch, max_image_targets, noise, t, project_out, "velocity")
 
 
 def draw_noise(

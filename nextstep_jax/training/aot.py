@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from nextstep_jax.batch import Batch
+from nextstep_jax.batch import Batch, PairedBatch
 from nextstep_jax.config import NextStepConfig
 from nextstep_jax.errors import InputError
 from nextstep_jax.objectives.preference import PairErrors
@@ -91,18 +91,15 @@ def _rows(config: MultitaskConfig) -> tuple[Objective, Any, float]:
 
 
 def _pairs(config: PreferenceConfig) -> tuple[Objective, Any, float]:
-    """The same of a preference step, whose rows hold two images at each image position. Its work: every position of both is an
-    image token; the reference's errors are not the step's.
+    """The same of a preference step, each of whose rows is two, a winner's and a loser's. Its work: every position of both is
+    an image token; the reference's errors are not the step's.
     """
     model, rows, length = config.model, config.data.batch_size, config.data.seq_len
     slots = multitask.max_targets(config)["max_image_targets"]
-    packed = dataclasses.replace(
-        abstract_batch(model, rows, length),
-        image_tokens=jax.ShapeDtypeStruct((rows, length, 2 * model.token_channels), jnp.float32),
-    )
+    packed = PairedBatch(*(abstract_batch(model, rows, length) for _ in range(2)))
     t = jax.ShapeDtypeStruct((rows, slots, config.loss.draws), jnp.float32)
     noise = jax.ShapeDtypeStruct((*t.shape, model.token_channels), jnp.float32)
-    errors = jax.eval_shape(lambda: PairErrors(*jnp.zeros((2, rows, slots))))
+    errors = jax.eval_shape(lambda: PairErrors(*jnp.zeros((len(PairErrors._fields), rows, slots))))
     unconditional = jax.ShapeDtypeStruct((rows, 2), jnp.float32)
     pairs = (packed, jax.ShapeDtypeStruct((rows, length), jnp.int8))
     batch = jax.eval_shape(preference.PreferenceBatch, pairs, noise, t, errors, unconditional)

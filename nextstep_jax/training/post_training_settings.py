@@ -20,16 +20,23 @@ class PreferenceLossConfig:
     """Diffusion-DPO (objectives/preference.py).
 
     Attributes:
-      beta: how strongly the reference, the model that training starts from, holds the model back.
+      beta: how strongly the reference, the model that training starts from, holds the flow head back.
+      beta_text: the same of the language head, on the mean of a plan's tokens, where each image was drawn after a plan of its
+        own; 0: plans are not learned from. 0.1 is usual.
       winner_weight: of the error of the preferred images themselves.
       draws: of noise and time for each image token; all of an image's stand inside one sigmoid.
       timesteps: the distribution of the times.
     """
 
-    beta: Annotated[float, above(0)] = 2000.0
+    beta: Annotated[float, at_least(0)] = 2000.0
+    beta_text: Annotated[float, at_least(0)] = 0.0
     winner_weight: Annotated[float, at_least(0)] = 0.0
     draws: Positive = 8
     timesteps: TimestepDistribution = TimestepDistribution()
+
+    def __post_init__(self) -> None:
+        if not (self.beta or self.beta_text):
+            raise InputError("beta or beta_text must be above 0, found 0 for both: nothing would be preferred")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The preference stage: Diffusion-DPO on images that the model made itself (paper section 6.3.3).
+"""The preference stage: Diffusion-DPO on images that the model made itself, and on its plans (paper section 6.3.3).
 
 The reference is the model that training starts from. Its errors are computed from the same draws, before each step or all of
 them before the first, so that the step itself costs what one on twice the rows does, and the reference needs no gradient, no
@@ -8,7 +8,6 @@ Letters: B rows, P pairs of a row, n slots of the image head, M draws, C channel
 """
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from nextstep_jax.batch import Batch
+from nextstep_jax.batch import PairedBatch
 from nextstep_jax.config import NextStepConfig
 from nextstep_jax.models.nextstep import NextStep, init_params
-from nextstep_jax.objectives.multitask import draw_noise, image_losses
-from nextstep_jax.objectives.preference import PairErrors, pair_errors, pair_weights, preference_terms, split_pairs
+from nextstep_jax.objectives.multitask import draw_noise, target_losses
+from nextstep_jax.objectives.preference import PairErrors, pair_errors, pair_weights, preference_terms
 from nextstep_jax.sharding.mesh import global_batch
 from nextstep_jax.training import multitask
 from nextstep_jax.training.few_step import without_text
@@ -41,13 +40,13 @@ class PreferenceBatch(NamedTuple):
     """What a step learns from; every array begins with B.
 
     Attributes:
-      pairs: (Batch, kinds [B, S]) of pairs.
+      pairs: (PairedBatch, kinds [B, S]).
       noise, t: [B, n, M, C] and [B, n, M].
       reference: the reference's errors under these draws.
       unconditional: see `unconditional_errors`; 0 in steps after which nothing is logged.
     """
 
-    pairs: tuple[Batch, Any]
+    pairs: tuple[PairedBatch, Any]
     noise: Array
     t: Array
     reference: PairErrors
@@ -80,8 +79,8 @@ def make_stage(config: PreferenceConfig) -> Stage:
 
 def make_objective(config: PreferenceConfig) -> Objective:
     """Parameters and loss. Batches are `PreferenceBatch`es."""
-    model = NextStep(config.model)
-    slots = multitask.max_targets(config)["max_image_targets"]
+    model, limits = NextStep(config.model), max_targets(config)
+    slots = limits["max_image_targets"]
 
     def init(key: Array) -> dict:
         return {"model": init_params(config.model, key)}
@@ -91,8 +90,9 @@ def make_objective(config: PreferenceConfig) -> Objective:
 
     def loss(params, batch: PreferenceBatch, key: Array, normalizers):
         packed, _ = batch.pairs
-        errors = pair_errors(model, params["model"], packed, batch.noise, batch.t, slots)
-        terms = preference_terms(errors, batch.reference, beta=config.loss.beta, winner_weight=config.loss.winner_weight)
+        errors = pair_errors(model, params["model"], packed, batch.noise, batch.t, **limits)
+        strengths = {name: getattr(config.loss, name) for name in ("beta", "beta_text", "winner_weight")}
+        terms = preference_terms(errors, batch.reference, **strengths)
         weights = pair_weights(packed, errors.winner.shape[1])
         means = {
             f"preference/{name}": WeightedMean(jnp.sum(weights * value), jnp.sum(weights))
@@ -103,8 +103,10 @@ def make_objective(config: PreferenceConfig) -> Objective:
 
     def counts(batch: PreferenceBatch):
         packed, _ = batch.pairs
-        rows = split_pairs(packed)
-        work = work_of(rows)._replace(text_targets=0.0)
+        rows = packed.interleaved()
+        work = work_of(rows)
+        if not config.loss.beta_text:
+            work = work._replace(text_targets=0.0)
         return {
             "positions": jnp.float32(rows.text_ids.size),
             "tokens": jnp.float32(work.tokens),
@@ -116,6 +118,12 @@ def make_objective(config: PreferenceConfig) -> Objective:
     return Objective(init, normalizers, loss, counts, batch_axes=("batch", "sequence"))
 
 
+def max_targets(config: PreferenceConfig) -> dict[str, int]:
+    """The most targets of each head in a row; no text ones where no text is preferred to another."""
+    limits = multitask.max_targets(config)
+    return limits if config.loss.beta_text else limits | {"max_text_targets": 0}
+
+
 def open_collector(
     config: PreferenceConfig, objective: Objective, training_data: Callable[[], DataIterator], key: Array
 ) -> Collect:
@@ -125,17 +133,18 @@ def open_collector(
       training_data: opens the run's batches at their start, for errors that are computed ahead.
       key: the run's, which also initializes a model that starts from no checkpoint.
     """
-    model, slots = NextStep(config.model), multitask.max_targets(config)["max_image_targets"]
-    mesh = jax.sharding.get_mesh()
+    model, limits, mesh = NextStep(config.model), max_targets(config), jax.sharding.get_mesh()
+    slots = limits["max_image_targets"]
 
-    def draw(packed: Batch, step: Array, key: Array) -> tuple[Array, Array]:
+    def draw(packed: PairedBatch, step: Array, key: Array) -> tuple[Array, Array]:
         key = jax.random.fold_in(jax.random.fold_in(key, _DRAW_FOLD), step)
         shape = (packed.shape[0], slots, config.loss.draws, config.model.token_channels)
         return draw_noise(key, *shape, timesteps=config.loss.timesteps)
 
     @jax.jit
-    def reference_errors(reference, step: Array, packed: Batch, key: Array) -> PairErrors:
-        return pair_errors(model, reference["model"], packed, *draw(packed, step, key), slots)
+    def reference_errors(reference, step: Array, packed: PairedBatch, key: Array) -> PairErrors:
+        noise, t = draw(packed, step, key)
+        return pair_errors(model, reference["model"], packed, noise, t, **limits)
 
     @jax.jit
     def complete(errors: PairErrors, params, step: Array, batch, key: Array) -> PreferenceBatch:
@@ -169,7 +178,7 @@ def open_collector(
 def unconditional_errors(
     config: NextStepConfig,
     params: dict,
-    batch: Batch,
+    batch: PairedBatch,
     noise: Float[Array, "B n M C"],
     t: Float[Array, "B n M"],
     max_image_targets: int,
@@ -177,8 +186,6 @@ def unconditional_errors(
     """The winners' errors where their text is out of sight, summed over each row's tokens, and how many these are: guidance
     leans on a branch of the model that no preference is about.
     """
-    winners = dataclasses.replace(
-        without_text(batch, config.image_area_id), image_tokens=batch.image_tokens[..., : config.token_channels]
-    )
-    targets = image_losses(NextStep(config), params, winners, noise, t, max_image_targets=max_image_targets)
+    winners, limits = without_text(batch.winners, config.image_area_id), {"max_image_targets": max_image_targets}
+    _, targets = target_losses(NextStep(config), params, winners, noise, t, max_text_targets=0, **limits)
     return jnp.stack([jnp.sum(targets.losses * targets.weights, axis=1), jnp.sum(targets.weights, axis=1)], axis=1)

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nextstep_jax.data.augment import AS_STORED, Augmentation, arrange, choose_pair, draws, make_seed
+from nextstep_jax.data.augment import (
+    AS_STORED,
+    Augmentation,
+    arrange,
+    arrange_preference,
+    choose_pair,
+    draws,
+    make_seed,
+    split_preference,
+)
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
 from nextstep_jax.errors import InputError
 from tests.conftest import GOLDENS
@@ -157,16 +166,49 @@ def test_a_preference_without_a_number_for_each_image_is_refused(scores):
         arrange(sample, Augmentation(), 0, 0)
 
 
-def test_a_preference_keeps_its_texts_and_two_images_the_preferred_first():
+def test_a_preference_is_its_texts_with_one_image_and_with_another():
     images = [ImagePart.from_latents(np.full((2, 2, 16), i, np.float16), 16, 16) for i in range(5)]
     sample = Sample((TextPart("a"), TextPart("b"), *images), "preference", "k", metadata={"scores": [0, 4, 1, 2, 3]})
     seen = set()
     for index in range(50):
-        *texts, winner, loser = arrange(sample, Augmentation(), 0, index)
-        assert [part.text for part in texts] == ["a", "b"] and winner == images[1]
-        assert arrange(sample, Augmentation(preferred_only=True), 0, index) == [*texts, winner]
+        (*texts, winner), (*again, loser) = arrange_preference(sample, Augmentation(), 0, index)
+        assert texts == again == [TextPart("a", loss=False), TextPart("b", loss=False)] and winner == images[1]
+        assert arrange(sample, Augmentation(preferred_only=True), 0, index) == [*sample.texts, winner]
         seen.add(float(loser.latents().flat[0]))
     assert seen == {0, 2, 3, 4}
+
+
+def test_candidates_of_a_preference_may_have_a_text_of_their_own():
+    """A plan stands before its image; what all share, the image that an instruction is about too, stands before either."""
+    before = ImagePart.from_latents(np.full((2, 2, 16), 9, np.float16), 16, 16, loss=False)
+    images = [ImagePart.from_latents(np.full((2, 2, 16), i, np.float16), 16, 16) for i in range(4)]
+    own = [part for i, image in enumerate(images) for part in (TextPart(f"plan {i}"), image)]
+    shared = (before, TextPart("make it red", loss=False), TextPart("think", loss=False))
+    sample = Sample((*shared, *own), "preference", "k", metadata={"scores": [0, 0, 1, 0]})
+    losers = set()
+    for index in range(50):
+        winner, loser = arrange_preference(sample, Augmentation(), 0, index)
+        assert winner == [*shared, *own[4:6]] and loser[:3] == list(shared)
+        losers.add(own.index(loser[3]))
+        assert loser[4] == own[own.index(loser[3]) + 1]
+    assert losers == {0, 2, 6}
+    assert split_preference(sample) == (list(shared), [own[i : i + 2] for i in range(0, 8, 2)])
+
+
+def test_a_prompt_that_is_a_target_is_shared_all_the_same():
+    images = [ImagePart.from_latents(np.full((2, 2, 16), i, np.float16), 16, 16) for i in range(3)]
+    sample = Sample((TextPart("a"), *images), "preference", "k")
+    assert split_preference(sample) == ([TextPart("a")], [[image] for image in images])
+
+
+def test_preferences_that_are_none_are_refused():
+    source = ImagePart.from_latents(np.zeros((2, 2, 16), np.float16), 16, 16, loss=False)
+    image = dataclasses.replace(source, loss=True)
+    some = Sample((TextPart("a"), image, TextPart("b"), image, image), "preference", "k")
+    with pytest.raises(InputError, match="2 of the 3 images of a preference come after a text of their own"):
+        split_preference(some)
+    with pytest.raises(InputError, match="at least 2 images that are targets, found 1"):
+        split_preference(Sample((source, TextPart("a"), image), "preference", "k"))
 
 
 def test_flipped_preferences_are_the_same_pairs_the_other_way_round():
@@ -174,7 +216,8 @@ def test_flipped_preferences_are_the_same_pairs_the_other_way_round():
     sample = Sample((TextPart("a"), *images), "preference", "k", metadata={"scores": [0, 1, 0, 1, 0, 0, 1, 0]})
 
     def pairs(flip):
-        return [tuple(arrange(sample, Augmentation(preference_flip=flip), 3, index)[1:]) for index in range(400)]
+        drawn = [arrange_preference(sample, Augmentation(preference_flip=flip), 3, index) for index in range(400)]
+        return [(winner[-1], loser[-1]) for winner, loser in drawn]
 
     plain, half, inverted = pairs(0), pairs(0.5), pairs(1)
     assert inverted == [(loser, winner) for winner, loser in plain]

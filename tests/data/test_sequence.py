@@ -144,6 +144,36 @@ def test_segments_keep_to_the_places_of_the_heads():
     assert segments(pair, SPECIAL, CHANNELS, (12, text - 1, 4)) == segments(pair, SPECIAL, CHANNELS, (12, text, 3)) == []
 
 
+def test_a_preference_is_two_sequences_that_take_the_room_of_the_larger():
+    """Of their text only what each has of its own is a target."""
+    prompt, shared = text_ids(5, 6, loss=False), image_tokens(1, 1, 9, loss=False)
+    winner, loser = (
+        [prompt, shared, text_ids(7, 8, 9), image_tokens(2, 2, 1)],
+        [prompt, shared, text_ids(3), image_tokens(2, 2, 2)],
+    )
+    sample = TokenizedSample(0, "key", "preference", winner, loser)
+    (pair,) = segments(sample, SPECIAL, CHANNELS, (40, 40, 40))
+    for segment, parts, plan in ((pair.winner, winner, [7, 8, 9]), (pair.loser, loser, [3])):
+        whole = training_segment(parts, SPECIAL, CHANNELS)
+        np.testing.assert_array_equal(segment.text_ids, whole.text_ids)
+        np.testing.assert_array_equal(segment.image_tokens, whole.image_tokens)
+        assert segment.text_ids[segment.text_weight > 0].tolist() == plan and segment.image_weight.sum() == 4
+    assert pair.sizes == (len(pair.winner), 3, 4)
+    assert segments(sample, SPECIAL, CHANNELS, (len(pair.winner), 3, 4)) != []
+    for limits in ((len(pair.winner) - 1, 3, 4), (40, 2, 4), (40, 3, 3)):
+        assert segments(sample, SPECIAL, CHANNELS, limits) == []
+
+
+def test_images_of_a_preference_have_one_size():
+    images = (ImagePart.from_latents(np.zeros((2, 2 * n, 16), np.float32), 16, 16 * n) for n in (1, 2))
+    sample = Sample((text([5]), *images), "preference", "k", metadata={"scores": [1, 0]})
+    tokenize = Tokenize("data", VOCABULARY, AS_STORED, 0, PATCH, CHANNELS, pairs=True)
+    with pytest.raises(
+        InputError, match=r"data: sample 'k': the images of a preference must have one size, found 1\*1 and 1\*2"
+    ):
+        tokenize(0, sample)
+
+
 def joined(pieces, field):
     return np.concatenate([getattr(piece, field) for piece in pieces])
 
@@ -207,8 +237,8 @@ def preparation(**changes) -> Tokenize:
 
 def test_preparation():
     sample = Sample((text([3, 4]), image(2, 3, 1.5, loss=False)), "pair", "key")
-    index, key, kind, (words, picture) = preparation()(11, sample)
-    assert (index, key, kind) == (11, "key", "pair")
+    index, key, kind, (words, picture), other = preparation()(11, sample)
+    assert (index, key, kind, other) == (11, "key", "pair", None)
     assert words.ids.tolist() == [3, 4] and words.ids.dtype == np.int32 and words.loss
     assert (picture.h, picture.w, picture.loss) == (2, 3, False)
     np.testing.assert_array_equal(picture.tokens, np.full((6, CHANNELS), 1.5, np.float32))

@@ -3,12 +3,16 @@
 import dataclasses
 import json
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nextstep_jax.batch import PairedBatch
+from nextstep_jax.data import records, shards
+from nextstep_jax.data.records import ImagePart, Sample, TextPart
 from nextstep_jax.data.shards import ArrayRecordSource
 from nextstep_jax.errors import InputError
 from nextstep_jax.generation.pipeline import Pipeline
@@ -127,18 +131,17 @@ def test_the_unconditional_error_is_that_of_images_without_their_text(tiny_confi
     rng, n, channels = np.random.default_rng(0), 4, tiny_config.token_channels
     text = np.array([[5, 6, 7, tiny_config.image_area_id, 9, tiny_config.begin_of_image_id]], np.int32)
     noise, t = rng.normal(size=(1, n, 2, channels)).astype(np.float32), rng.uniform(size=(1, n, 2)).astype(np.float32)
-    images = rng.normal(size=(1, n, 2 * channels)).astype(np.float32)
+    winner, loser = rng.normal(size=(2, n, channels)).astype(np.float32)
 
-    def row(text, images):
-        batch, length = empty_batch(tiny_config, 1, 16), text.shape[1]
+    def side(text, image):
+        length = text.shape[1]
         is_image = (np.arange(16)[None] >= length) & (np.arange(16)[None] < length + n)
         inside = np.arange(16)[None] < length + n
-        tokens = np.zeros((1, 16, 2 * channels), np.float32)
-        tokens[:, length : length + n] = images
-        ids = np.pad(text, ((0, 0), (0, 16 - length)))
+        tokens = np.zeros((1, 16, channels), np.float32)
+        tokens[:, length : length + n] = image
         found = dataclasses.replace(
-            batch,
-            text_ids=ids,
+            empty_batch(tiny_config, 1, 16),
+            text_ids=np.pad(text, ((0, 0), (0, 16 - length))),
             image_tokens=tokens,
             is_image=is_image,
             positions=np.where(inside, np.arange(16), 0).astype(np.int32),
@@ -147,19 +150,59 @@ def test_the_unconditional_error_is_that_of_images_without_their_text(tiny_confi
         )
         return jax.tree.map(jnp.asarray, found)
 
-    def unconditional(batch):
+    def unconditional(text, winner, loser):
+        batch = PairedBatch(side(text, winner), side(text, loser))
         return np.asarray(preference.unconditional_errors(tiny_config, tiny_params, batch, noise, t, n))
 
-    found = unconditional(row(text, images))
-    alone = pair_errors(NextStep(tiny_config), tiny_params, row(text[:, 3:], images), noise, t, n)
-    np.testing.assert_allclose(found, [[n * alone.winner[0, 0], n]], rtol=1e-5)
-    other_text, other_loser, other_winner = text.copy(), images.copy(), images.copy()
+    found = unconditional(text, winner, loser)
+    alone = PairedBatch(side(text[:, 3:], winner), side(text[:, 3:], loser))
+    limits = {"max_text_targets": 0, "max_image_targets": n}
+    errors = pair_errors(NextStep(tiny_config), tiny_params, alone, noise, t, **limits)
+    np.testing.assert_allclose(found, [[n * errors.winner[0, 0], n]], rtol=1e-5)
+    other_text = text.copy()
     other_text[0, :3] += 3
-    other_loser[..., channels:] += 1
-    other_winner[..., :channels] += 1
-    np.testing.assert_allclose(unconditional(row(other_text, images)), found, rtol=1e-6)
-    np.testing.assert_array_equal(unconditional(row(text, other_loser)), found)
-    assert abs(unconditional(row(text, other_winner)) - found)[0, 0] > 0.01
+    np.testing.assert_allclose(unconditional(other_text, winner, loser), found, rtol=1e-6)
+    np.testing.assert_array_equal(unconditional(text, winner, loser + 1), found)
+    assert abs(unconditional(text, winner + 1, loser) - found)[0, 0] > 0.01
+
+
+def write_plans(root: pathlib.Path) -> None:
+    """A dataset of two images a prompt, each after a plan of its own, one word or three."""
+    rng = np.random.default_rng(3)
+
+    def sample(i: int) -> Sample:
+        images = [ImagePart.from_latents(rng.normal(size=(4, 4, 16)).astype(np.float16), 32, 32) for _ in range(2)]
+        parts = TextPart("a circle", loss=False), TextPart("red"), images[0], TextPart("blue square left"), images[1]
+        return Sample(parts, "preference", f"plan {i}", metadata={"scores": [1.0, 0.0]})
+
+    samples = [sample(i) for i in range(4)]
+    root.mkdir(parents=True)
+    shard = shards.write_shard(root / shards.shard_name(0), map(records.pack, samples))
+    shards.write_index(root, "plans", [shard], images=8, kinds={"preference": 4}, latents={"area": 32})
+
+
+def test_plans_of_their_own_are_learned_from(config, tmp_path):
+    """With the images out of the sigmoid, the margin is the texts' alone; without beta_text they are not read at all."""
+    write_plans(tmp_path / "data" / "candidates")
+    config.data.root = str(tmp_path / "data")
+    config.steps = 25
+    config.loss.update({"beta": 0.0, "beta_text": 1.0})
+    train(config, tmp_path / "texts")
+    metrics = {name: values for name, (_, values) in read_metrics(tmp_path / "texts").items()}
+    assert metrics["loss"][0] == pytest.approx(math.log(2), rel=1e-6)
+    np.testing.assert_array_equal(metrics["preference/margin"], metrics["preference/text_margin"])
+    assert metrics["preference/text_margin"][-1] > 1
+    config.steps = 2
+    config.loss.update({"beta": 50.0, "beta_text": 0.0})
+    train(config, tmp_path / "images")
+    _, margins = read_metrics(tmp_path / "images")["preference/text_margin"]
+    np.testing.assert_array_equal(margins, 0)
+
+
+def test_nothing_preferred_is_refused(config, tmp_path):
+    config.loss.beta = 0.0
+    with pytest.raises(InputError, match="beta or beta_text must be above 0, found 0 for both"):
+        train(config, tmp_path / "run")
 
 
 def test_a_run_that_was_stopped_continues_bit_for_bit(config, tmp_path):

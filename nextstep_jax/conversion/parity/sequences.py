@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from nextstep_jax.batch import Batch
 from nextstep_jax.conversion.parity.goldens import Goldens
 from nextstep_jax.conversion.parity.reference import Reference
 from nextstep_jax.conversion.parity.report import Report
@@ -219,6 +220,7 @@ def _batches(example: dict, special: SpecialIds) -> dict:
 
 def _batch(packed: PackedBatch, names: list[str], special: SpecialIds) -> dict:
     batch, rows = packed.batch, []
+    assert isinstance(batch, Batch)
     for b in range(batch.shape[0]):
         used = int((batch.segment_ids[b] > 0).sum())
         ids, is_image, tokens, text_weight, image_weight = (
