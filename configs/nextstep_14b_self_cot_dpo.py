@@ -4,8 +4,9 @@
     nextstep-jax train --config nextstep_14b_self_cot_dpo --workdir DIR --config.init.checkpoint=SFT/export \
         --config.data.root=DATA
 
-Both images of a pair share the prompt and the thoughts; the loss is on image tokens alone. Plain candidates (DATA/candidates,
-see nextstep_14b_dpo.py) are half of the mixture, a choice of ours. Expected: not run. Shrunk:
+Both images of a pair share the prompt and the thoughts; the loss is on image tokens alone. Candidates made with
+`--thinking-temperature 1` come after thoughts of their own, which `--config.loss.beta_text=0.1` prefers as well. Plain
+candidates (DATA/candidates, see nextstep_14b_dpo.py) are half of the mixture, a choice of ours. Expected: not run. Shrunk:
 `--config nextstep_14b_self_cot_dpo:laptop`.
 """
 

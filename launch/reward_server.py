@@ -42,13 +42,18 @@ def parse_requests(body: bytes) -> list[RewardRequest]:
         return [
             RewardRequest(
                 str(entry["prompt"]),
-                np.asarray(images.load(base64.b64decode(entry["image"], validate=True), "image")),
+                _pixels(entry["image"]),
                 dict(entry.get("metadata") or {}),
+                [_pixels(source) for source in entry.get("sources") or ()],
             )
             for entry in entries
         ]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
         raise InputError(f"expected requests with a prompt and a base64 image ({error!r:.200})") from error
+
+
+def _pixels(encoded: str) -> np.ndarray:
+    return np.asarray(images.load(base64.b64decode(encoded, validate=True), "image"))
 
 
 def make_server(function: Function, host: str = "127.0.0.1", port: int = 0) -> http.server.ThreadingHTTPServer:

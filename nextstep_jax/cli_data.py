@@ -154,13 +154,19 @@ def inspect(source, sheet, sheet_samples, limit, verify, as_json, **reading):
 @click.option("--sampler", type=SAMPLER, help="Flow sampler.  [default: the checkpoint's]")
 @click.option("--steps", type=_COUNT, help="Sampling steps per token.  [default: the checkpoint's]")
 @click.option("--thinking/--no-thinking", default=None, help="Think once for all images of a prompt.")
+@click.option(
+    "--thinking-temperature",
+    type=Number(min=0),
+    help="Above 0: think anew for each image, at this temperature.  [default: the checkpoint's]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def candidates(prompts, out, rewards, cache, checkpoint, dtype, seed, per_prompt, shard_prompts, as_json, **changes):
     """Draw several images of each of PROMPTS, score them, and write the dataset OUT for preference training; interrupted, the
     same command goes on.
 
-    Each of PROMPTS is a text file with a prompt a line, a .jsonl file of objects with "prompt" and what rewards need, or
-    shapes:CATEGORY:N, with :WIDTHxHEIGHT for images of another canvas of the built-in dataset.
+    Each of PROMPTS is a text file with a prompt a line, a .jsonl file of objects with "prompt", "images" for an instruction
+    (files, beside that one) and what rewards need, or shapes:CATEGORY:N, with :WIDTHxHEIGHT for images of another canvas of the
+    built-in dataset.
     """
     from nextstep_jax import checkpoints
     from nextstep_jax.generation.load import builtin_checkpoint
@@ -183,7 +189,7 @@ def candidates(prompts, out, rewards, cache, checkpoint, dtype, seed, per_prompt
         out,
         per_prompt=per_prompt,
         seed=seed,
-        settings=pipeline.settings(**changes),
+        settings=pipeline.settings(any(prompt.images for prompt in asked), **changes),
         model=checkpoints.digest_of(checkpoint or builtin_checkpoint()),
         shard_prompts=shard_prompts,
         progress=not as_json,

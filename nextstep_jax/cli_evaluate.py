@@ -95,6 +95,7 @@ def evaluate():
 @click.option("--jacobi-window", type=click.IntRange(min=1), help="Tokens of a step.  [default: the checkpoint's]")
 @click.option("--jacobi-tolerance", type=Number(0, 1), help="Change with which it accepts them.  [default: the checkpoint's]")
 @click.option("--thinking/--no-thinking", default=None, help="Think before drawing.  [default: the checkpoint's]")
+@click.option("--thinking-temperature", type=Number(min=0), help="Of these thoughts.  [default: the checkpoint's]")
 @DTYPE
 @MESH
 @DISTRIBUTED

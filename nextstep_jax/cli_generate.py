@@ -88,6 +88,11 @@ def _generation_options(command):
             help="Think in text before drawing; the text is kept with the image.  [default: the checkpoint's]",
         ),
         click.option(
+            "--thinking-temperature",
+            type=Number(min=0),
+            help="Of these thoughts, 0 for the most likely ones.  [default: the checkpoint's]",
+        ),
+        click.option(
             "--jacobi-window",
             type=click.IntRange(min=1),
             help="Image tokens that a step works on at once, 1 for one after another.  [default: the checkpoint's]",
@@ -292,7 +297,15 @@ def _prepare(options: dict, edit: bool):
         output_format(options["preview"])
         require_writable(options["preview"])
     names = ["cfg", "image_cfg", "schedule", "sampler", "steps", "final_steps", "shift", "noise_level", "thinking"]
-    names += ["guidance_start", "guidance_end", "jacobi_window", "jacobi_tolerance", "prompt_suffix", "negative_prompt"]
+    names += [
+        "thinking_temperature",
+        "guidance_start",
+        "guidance_end",
+        "jacobi_window",
+        "jacobi_tolerance",
+        "prompt_suffix",
+        "negative_prompt",
+    ]
     changes = {name: options[name] for name in names if name in options} | {"normalize_tokens": options["normalize_tokens"]}
     size = {name: options[name] for name in ("height", "width", "aspect")}
     require_usable(options["checkpoint"], edit, changes, **size)

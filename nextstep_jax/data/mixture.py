@@ -148,18 +148,15 @@ class _Placed:
 def _assemble(
     rows: list[list[_Placed]], config: PackingConfig, pad_id: int
 ) -> tuple[Batch | PairedBatch, Int8[np.ndarray, "B S"]]:
-    """The rows as a batch, of pairs as one of winners and one of losers, and the kind of data at each position (of the winners).
+    """The rows as a batch, of pairs as one of winners and one of losers, and the kind of data at each position (of winners).
     Missing rows are padding.
     """
 
+    def segment(item: _Placed, side: int) -> Segment:
+        return item.segment[side] if isinstance(item.segment, SegmentPair) else item.segment
+
     def assembled(side: int) -> tuple[Batch, np.ndarray]:
-        contents = [
-            [
-                (item.segment[side] if isinstance(item.segment, SegmentPair) else item.segment, KIND_IDS[item.kind])
-                for item in row
-            ]
-            for row in rows
-        ]
+        contents = [[(segment(item, side), KIND_IDS[item.kind]) for item in row] for row in rows]
         return assemble(contents, config.batch_size, config.seq_len, config.channels, pad_id, separated=True)
 
     batch, kinds = assembled(0)

@@ -160,7 +160,8 @@ class Sample:
     Attributes:
       parts: text and image parts, at least one.
       kind: "text" (no image), "pair" (one image), "edit" (sources, an instruction, a target), "interleaved", or "preference"
-        (a prompt, then several images made of it; `metadata["scores"]` has a number for each).
+        (a prompt, then several images made of it, each perhaps after a text of its own, see `augment.split_preference`;
+        `metadata["scores"]` has a number for each).
       key: names the sample in reports.
       caption_variants: other captions for the same images, by name (e.g. "short", "zh"). A variant places every image once, as
         `<image_0>`, `<image_1>`, ... (numbered as in `images`); with one image it may leave the place to the original. See

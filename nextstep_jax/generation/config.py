@@ -52,6 +52,7 @@ class GenerationConfig:
         A model trained this way reads its input knowing what to look for.
       thinking: the model thinks in text before it draws (self-CoT, paper section 4.2). Does not apply where it writes text and
         images in turn (`interleaved.generate_interleaved`).
+      thinking_temperature: of these thoughts, 0 for the most likely ones; above, other seeds think otherwise.
       image_size: side in pixels of the square whose area an image has when only its aspect (or nothing) is given.
       jacobi_window: image tokens that a transformer step works on at once (generation/jacobi.py); 1: one after another.
       jacobi_tolerance: the largest relative change of a token with which such a step accepts the tokens after it; 0 waits until
@@ -77,6 +78,7 @@ class GenerationConfig:
     negative_prompt: str = ""
     sources_last: bool = False
     thinking: bool = False
+    thinking_temperature: float = 0.0
     image_size: int = 512
     jacobi_window: int = 1
     jacobi_tolerance: float = 0.01

@@ -45,6 +45,7 @@ MAX_THINKING_TOKENS = 512
 CHUNKS, MAX_CHUNK = 16, 16  # of an image and tokens of one, when there is an `on_chunk`
 TEXT_CHUNK = 8  # ids, when somebody reads along
 _POSTERIOR_FOLD = 2**31 - 1  # fold_in index of encoding noise, out of reach of image indices
+_THINKING_FOLD = 2**31 - 2  # of thoughts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,9 +288,9 @@ class LoadedModel:
                 break
         return ids, met
 
-    def think(self, parts: Sequence[Part], on_text: OnText | None = None) -> list[int]:
-        """What the model thinks before it draws (self-CoT, paper section 4.2): its most likely ids between the thinking tokens.
-        Thinking that does not end within `MAX_THINKING_TOKENS` is cut there.
+    def think(self, parts: Sequence[Part], on_text: OnText | None = None, temperature: float = 0.0, seed: int = 0) -> list[int]:
+        """What the model thinks before it draws (self-CoT, paper section 4.2): ids between the thinking tokens, its most likely
+        ones at temperature 0. Thinking that does not end within `MAX_THINKING_TOKENS` is cut there.
 
         Raises:
           InputError: a checkpoint without thinking tokens.
@@ -297,8 +298,9 @@ class LoadedModel:
         begin, end = self.special.begin_of_thinking, self.special.end_of_thinking
         if begin is None or end is None:
             raise InputError(f"{self.name} cannot think before it draws: its text tokenizer has no thinking tokens")
-        stops, key = [end, self.special.eos], jax.random.key(0)
-        ids, _ = self.generate_ids([*parts, [begin]], stops, key, MAX_THINKING_TOKENS, on_ids=self.reading_along(on_text))
+        stops, key = [end, self.special.eos], jax.random.fold_in(seed_key(seed), _THINKING_FOLD)
+        sampling, on_ids = (MAX_THINKING_TOKENS, temperature), self.reading_along(on_text)
+        ids, _ = self.generate_ids([*parts, [begin]], stops, key, *sampling, on_ids=on_ids)
         return [begin, *ids, end]
 
     def reading_along(self, on_text: OnText | None) -> Callable[[list[int]], None] | None:

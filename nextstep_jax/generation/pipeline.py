@@ -181,7 +181,8 @@ class Pipeline(LoadedModel):
         if len(on_each) != len(branches):
             raise InputError(f"expected one on_thinking or one of each of {len(branches)} prompts, found {len(on_each)}")
         thoughts = [
-            self.think(row[0], on_text) if settings.thinking else [] for row, on_text in zip(branches, on_each, strict=True)
+            self.think(row[0], on_text, settings.thinking_temperature, seed) if settings.thinking else []
+            for row, on_text, seed in zip(branches, on_each, seeds, strict=True)
         ]
         branches = [[[*row[0], ids], *row[1:]] for row, ids in zip(branches, thoughts, strict=True)]
         wanted = [(p, j) for p in range(len(branches)) for j in range(n)]

@@ -14,9 +14,11 @@ from nextstep_jax.rewards.protocol import Reward, RewardRequest, Score
 def request_key(reward: str, request: RewardRequest) -> str:
     """A digest of everything a score depends on: the reward's name, the prompt, the metadata and the pixels."""
     digest = hashlib.blake2b(digest_size=20)
-    header = [reward, request.prompt, dict(request.metadata), request.image.shape]
+    images = [request.image, *request.sources]
+    header = [reward, request.prompt, dict(request.metadata), *(image.shape for image in images)]
     digest.update(json.dumps(header, sort_keys=True, default=str).encode())
-    digest.update(request.image.tobytes())
+    for image in images:
+        digest.update(image.tobytes())
     return digest.hexdigest()
 
 

@@ -2,6 +2,8 @@
 
 POST {"requests": [{"prompt": text, "image": base64 of a PNG, "metadata": {...}}, ...]}
   -> {"scores": [{"reward": 0.3, ...} or null, ...]}
+
+A request about an edit also has "sources": [base64 of a PNG, ...], the images that its prompt, an instruction, is about.
 """
 
 import json
@@ -62,11 +64,8 @@ class EndpointReward:
             self._session.mount(scheme, HTTPAdapter(max_retries=retry))
 
     def __call__(self, requests: Sequence[RewardRequest]) -> list[Score | None]:
-        body = {
-            "requests": [{"prompt": r.prompt, "image": png_base64(r.image), "metadata": dict(r.metadata)} for r in requests]
-        }
         try:
-            scores = parse_scores(self._post(body), len(requests))
+            scores = parse_scores(self._post({"requests": list(map(_entry, requests))}), len(requests))
             problem = "the answer holds no scores"
         except self._failed as error:
             scores, problem = None, str(error)
@@ -91,6 +90,12 @@ class EndpointReward:
                 if time.monotonic() > end:
                     raise _BusyError(f"the answer was not whole after {MAX_TIMEOUTS * self._timeout:g} s")
             return reply
+
+
+def _entry(request: RewardRequest) -> dict[str, Any]:
+    """A request as JSON."""
+    entry = {"prompt": request.prompt, "image": png_base64(request.image), "metadata": dict(request.metadata)}
+    return entry | ({"sources": list(map(png_base64, request.sources))} if request.sources else {})
 
 
 class _BusyError(Exception):

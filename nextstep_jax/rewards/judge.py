@@ -8,9 +8,14 @@ from nextstep_jax.chat import ChatEndpoint, Question
 from nextstep_jax.rewards.protocol import RewardRequest, Score
 
 BEST = 10
+ANSWER = f'Answer with JSON alone, {{"score": n}}, n a whole number from 0 (not at all) to {BEST} (exactly).'
 QUESTION = (
     "Does this image show what the prompt asks for? Judge objects, their number, colors, places and any text. "
-    f'Answer with JSON alone, {{"score": n}}, n a whole number from 0 (not at all) to {BEST} (exactly).\nPrompt: '
+    f"{ANSWER}\nPrompt: "
+)
+EDIT_QUESTION = (
+    "Is the last image what the instruction makes of those before it? Judge what was asked for, and whether all else stayed as "
+    f"it was. {ANSWER}\nInstruction: "
 )
 
 
@@ -26,7 +31,7 @@ class JudgeReward:
         self._endpoint = endpoint
 
     def __call__(self, requests: Sequence[RewardRequest]) -> list[Score | None]:
-        questions = [Question(QUESTION + request.prompt, [request.image]) for request in requests]
+        questions = [Question((EDIT_QUESTION if r.sources else QUESTION) + r.prompt, [*r.sources, r.image]) for r in requests]
         return [parse_verdict(answer) for answer in self._endpoint.ask(questions, max_tokens=64)]
 
 

@@ -17,11 +17,13 @@ class RewardRequest:
       prompt: what was asked for.
       image: [height, width, 3] uint8.
       metadata: JSON-able values that a reward may need: the text to be rendered, a category, a seed.
+      sources: [height, width, 3] uint8 each, the images that the prompt, an instruction, is about.
     """
 
     prompt: str
     image: np.ndarray
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sources: Sequence[np.ndarray] = ()
 
 
 class Reward(Protocol):

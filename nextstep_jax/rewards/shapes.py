@@ -7,13 +7,15 @@ from nextstep_jax.data import shapes
 from nextstep_jax.data.shapes.meaning import Mention
 from nextstep_jax.errors import InputError
 from nextstep_jax.rewards.protocol import RewardRequest, Score
+from nextstep_jax.rewards.scene_edits import edit_failure, edited_fraction
 from nextstep_jax.rewards.scene_reader import parse_scene
 
 
 class ShapesReward:
     """{"reward": 1 for an image that is right, else 0; "parts": which fraction of the things asked for is there}.
 
-    None for a prompt that is not in the dataset's language, or for an image of another size than the dataset's.
+    An image with a source is judged as an edit of it. None for a prompt that is not in the dataset's language, for an
+    instruction that does not apply to the source, or for an image of another size than the dataset's.
     """
 
     name = "shapes-1"
@@ -23,12 +25,22 @@ class ShapesReward:
 
     def _score(self, request: RewardRequest) -> Score | None:
         try:
+            if request.sources:
+                return _edit_score(request)
             truth = shapes.parse(request.prompt)
             scene = parse_scene(request.image)
         except InputError:
             return None
         right = float(shapes.contradiction(truth, scene) is None)
         return {"reward": right, "parts": right or matched_fraction(truth, scene)}
+
+
+def _edit_score(request: RewardRequest) -> Score | None:
+    if len(request.sources) > 1:
+        return None
+    edit, before, after = shapes.parse_edit(request.prompt), parse_scene(request.sources[0]), parse_scene(request.image)
+    right = float(edit_failure(edit, before, after) is None)
+    return {"reward": right, "parts": right or edited_fraction(edit, before, after)}
 
 
 def matched_fraction(truth: shapes.Description, scene: shapes.Scene) -> float:

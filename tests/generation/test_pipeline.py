@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from nextstep_jax.errors import InputError
-from nextstep_jax.generation import profiling
+from nextstep_jax.generation import loaded_model, profiling
 from nextstep_jax.generation.config import RECOMMENDED, GenerationConfig, recommended
 from nextstep_jax.generation.pipeline import Pipeline
 
@@ -156,6 +156,20 @@ def test_thinking_comes_before_the_image(kind, tiny_pipeline, picture, monkeypat
         assert parts[-1] == [special.begin_of_thinking] and special.end_of_thinking in stops
         assert not any(isinstance(part, list) and special.begin_of_thinking in part for row in branches[1:] for part in row)
     assert all(image.record["thinking"] == tiny_pipeline.text([20, 21]) for image in images)
+
+
+def test_thoughts_at_a_temperature_follow_the_seed(tiny_pipeline, monkeypatch):
+    monkeypatch.setattr(loaded_model, "MAX_THINKING_TOKENS", 8)
+
+    def thoughts(temperature, seeds):
+        settings = tiny_pipeline.settings(thinking=True, thinking_temperature=temperature, image_size=32)
+        images = tiny_pipeline.generate(["a red circle"] * len(seeds), seed=seeds, settings=settings)
+        return [image.record["thinking"] for image in images]
+
+    first, second, again = thoughts(2.0, [1, 2, 1])
+    assert first == again != second
+    likely = thoughts(0.0, [1, 2])
+    assert likely[0] == likely[1] != first
 
 
 def test_no_thinking_without_thinking_tokens(tiny_pipeline):

@@ -1,6 +1,7 @@
 """The server of rewards and its client, through a real connection; and what the server makes of bad requests."""
 
 import contextlib
+import dataclasses
 import json
 import re
 import subprocess
@@ -11,9 +12,12 @@ import numpy as np
 import pytest
 import requests
 
+from nextstep_jax.chat import png_base64
 from nextstep_jax.launch import reward_server
 from nextstep_jax.rewards.endpoint import EndpointReward
 from nextstep_jax.rewards.protocol import RewardRequest
+
+PNG = png_base64(np.zeros((1, 1, 3), np.uint8))
 
 
 def brightness(asked):
@@ -40,6 +44,21 @@ def test_the_client_gets_the_functions_scores(url):
     assert found == [{"reward": 0.0, "seed": 0.0}, None, {"reward": 20.0, "seed": 2.0}]
 
 
+def test_the_function_sees_what_an_instruction_is_about():
+    def difference(asked):
+        return [{"reward": float(np.mean(r.image - r.sources[0])) if r.sources else 0.0} for r in asked]
+
+    with reward_server.make_server(difference) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        plain, edit = asked("a", "b")
+        edit = dataclasses.replace(edit, sources=[plain.image + np.uint8(4)])
+        assert EndpointReward(f"http://127.0.0.1:{server.server_port}/score")([plain, edit]) == [
+            {"reward": 0.0},
+            {"reward": 6.0},
+        ]
+        server.shutdown()
+
+
 def test_a_function_that_fails_scores_nothing_and_the_server_goes_on(url):
     assert EndpointReward(url, pause=0.01)(asked("a", "fail")) == [None, None]
     assert EndpointReward(url)(asked("a")) == [{"reward": 0.0, "seed": 0.0}]
@@ -48,7 +67,8 @@ def test_a_function_that_fails_scores_nothing_and_the_server_goes_on(url):
 @pytest.mark.parametrize(
     "body",
     [b"", b"{}", b"[" * 100_000, b'{"requests": 3}', b'{"requests": [{"prompt": "a", "image": "****"}]}']
-    + [json.dumps({"requests": [{"prompt": "a", "image": "aGVsbG8="}]}).encode()],
+    + [json.dumps({"requests": [{"prompt": "a", "image": "aGVsbG8="}]}).encode()]
+    + [json.dumps({"requests": [{"prompt": "a", "image": PNG, "sources": sources}]}).encode() for sources in (3, ["aGVsbG8="])],
 )
 def test_a_request_that_cannot_be_read_is_refused(url, body):
     assert requests.post(url, data=body, timeout=10).status_code == 400

@@ -41,12 +41,14 @@ def test_every_part_of_a_request_counts(tmp_path, requests_of):
         dataclasses.replace(request, metadata={"seed": 2}),
         dataclasses.replace(request, image=request.image + np.uint8(1)),
         dataclasses.replace(request, image=request.image.reshape(4, 16, 3)),
+        dataclasses.replace(request, sources=[request.image]),
+        dataclasses.replace(request, sources=[request.image + np.uint8(1)]),
     ]
     cached = CachedReward(FunctionReward("a", counting), tmp_path / "s")
     cached([request, *others])
-    assert len(counting.asked) == 5
+    assert len(counting.asked) == 7
     CachedReward(FunctionReward("b", counting), tmp_path / "s")([request])
-    assert len(counting.asked) == 6
+    assert len(counting.asked) == 8
 
 
 def test_a_file_that_is_no_cache_is_damaged(tmp_path):

@@ -1,6 +1,7 @@
 """Rewards behind HTTP, against a server that fails in the ways servers do."""
 
 import base64
+import dataclasses
 import io
 import json
 import time
@@ -25,7 +26,15 @@ def test_scores_come_back_in_order_and_the_server_sees_prompt_pixels_and_metadat
     (body, _), *rest = server.bodies
     assert not rest and [r["prompt"] for r in body["requests"]] == ["a gray square"] * 3
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(body["requests"][2]["image"]))))
-    assert pixels.shape == (8, 8, 3) and np.all(pixels == 2)
+    assert pixels.shape == (8, 8, 3) and np.all(pixels == 2) and "sources" not in body["requests"][2]
+
+
+def test_the_server_sees_what_an_instruction_is_about(server, requests_of):
+    server.answer = lambda path, body, count: scored([{"reward": 1.0}])
+    (request,) = requests_of(1)
+    EndpointReward(server.url + "/score")([dataclasses.replace(request, sources=[request.image + np.uint8(7)])])
+    (source,) = server.bodies[0][0]["requests"][0]["sources"]
+    assert np.all(np.asarray(Image.open(io.BytesIO(base64.b64decode(source)))) == 7)
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

@@ -1,8 +1,11 @@
 """A vision-language model as a judge, behind a stand-in that speaks chat completions."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 
-from nextstep_jax.chat import ChatEndpoint
+from nextstep_jax.chat import ChatEndpoint, png_base64
 from nextstep_jax.errors import InputError
 from nextstep_jax.rewards.judge import JudgeReward, parse_verdict
 from tests.stand_in import chat_reply as said
@@ -16,6 +19,16 @@ def test_a_judge_scores_each_image_with_the_key_of_the_environment(server, reque
     assert headers["authorization"] == "Bearer secret" and body["model"] == "m" and body["temperature"] == 0
     text, image = body["messages"][0]["content"]
     assert text["text"].endswith("Prompt: a gray square") and image["image_url"]["url"].startswith("data:image/png;base64,")
+
+
+def test_a_judge_of_an_edit_sees_the_image_before_it(server, requests_of):
+    server.answer = lambda path, body, count: said('{"score": 7}')
+    (request,) = requests_of(1)
+    edit = dataclasses.replace(request, prompt="make it white", sources=[request.image + np.uint8(255)])
+    assert JudgeReward(ChatEndpoint(f"openai:{server.url}/v1#m"))([edit]) == [{"reward": 0.7}]
+    text, *images = server.bodies[0][0]["messages"][0]["content"]
+    urls = [f"data:image/png;base64,{png_base64(image)}" for image in (*edit.sources, edit.image)]
+    assert text["text"].endswith("Instruction: make it white") and [image["image_url"]["url"] for image in images] == urls
 
 
 def test_what_fails_is_not_scored_and_the_rest_is(server, requests_of):

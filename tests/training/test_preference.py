@@ -9,17 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from nextstep_jax.batch import PairedBatch
 from nextstep_jax.data import records, shards
+from nextstep_jax.data.augment import split_preference
 from nextstep_jax.data.records import ImagePart, Sample, TextPart
 from nextstep_jax.data.shards import ArrayRecordSource
+from nextstep_jax.data.vocabulary import SPECIAL_TOKENS
 from nextstep_jax.errors import InputError
+from nextstep_jax.generation import loaded_model
 from nextstep_jax.generation.pipeline import Pipeline
 from nextstep_jax.models.nextstep import NextStep, empty_batch
 from nextstep_jax.objectives.preference import pair_errors
 from nextstep_jax.rewards.combine import RewardTerm
 from nextstep_jax.rewards.loading import FunctionReward
+from nextstep_jax.seeds import prompt_seed
 from nextstep_jax.training import preference
 from nextstep_jax.training.candidates import CandidatePrompt, make_candidates, read_prompts
 from nextstep_jax.training.config import base_config, model_fields, source
@@ -97,6 +102,50 @@ def test_interrupted_candidates_go_on_where_they_stopped(candidates, tiny_pipeli
 def test_prompts_of_which_all_images_are_alike_make_no_dataset(tiny_pipeline, tmp_path, candidates):
     with pytest.raises(InputError, match=r"no prompt is left to learn from \(1 all scores equal\)"):
         make_candidates(tiny_pipeline, PROMPTS[-1:], TERMS, tmp_path / "c", per_prompt=2, settings=candidates[2])
+
+
+def test_each_image_may_come_after_thoughts_of_its_own(tiny_pipeline, tmp_path, monkeypatch):
+    """What is stored is what the model read, and the thoughts alone are targets."""
+    monkeypatch.setattr(loaded_model, "MAX_THINKING_TOKENS", 8)
+    settings = tiny_pipeline.settings(image_size=32, prompt_suffix="", thinking=True, thinking_temperature=2.0)
+    make_candidates(tiny_pipeline, PROMPTS[:1], TERMS, tmp_path / "c", per_prompt=3, settings=settings)
+    sample = ArrayRecordSource(tmp_path / "c")[0]
+    begin, end = (SPECIAL_TOKENS[f"{name}_of_thinking"] for name in ("begin", "end"))
+    shared, own = split_preference(sample)
+    assert shared == [TextPart("a red circle", loss=False), TextPart(begin, loss=False)] and len(own) == 3
+    thoughts = [text.text.removesuffix(end) for text, _ in own]
+    assert len(set(thoughts)) == 3 and all(text.text.endswith(end) and text.loss and image.loss for text, image in own)
+    seeds = [prompt_seed(0, str(number)) for number in range(3)]
+    drawn = tiny_pipeline.generate(["a red circle"] * 3, seed=seeds, settings=settings)
+    assert [image.record["thinking"] for image in drawn] == thoughts
+    assert [float(image.pixels.mean()) for image in drawn] == pytest.approx(sample.metadata["scores"])
+
+
+def test_candidates_of_an_instruction_are_edits_of_its_images(tiny_pipeline, tmp_path):
+    """A file of instructions names the images; the reward sees them, and they are stored as the model read them."""
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "before.png")
+    lines = [{"prompt": "a red circle", "images": ["before.png"], "text": "a"}, {"prompt": "left", "images": ["before.png"]}]
+    (tmp_path / "edits.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    prompts, seen = read_prompts(tmp_path / "edits.jsonl"), []
+
+    def distance(requests):
+        seen.extend(requests)
+        return [{"reward": float(np.abs(r.image - np.float32(r.sources[0])).mean())} for r in requests]
+
+    settings = tiny_pipeline.settings(True, image_size=32, prompt_suffix="better", sources_last=True)
+    terms = [RewardTerm(FunctionReward("distance", distance))]
+    report = make_candidates(tiny_pipeline, prompts, terms, tmp_path / "c", per_prompt=2, settings=settings)
+    assert report["samples"] == 2 and all(np.array_equal(r.sources[0], pixels) and len(r.sources) == 1 for r in seen)
+    (text, source, suffix), own = split_preference(ArrayRecordSource(tmp_path / "c")[0])
+    assert (text, suffix) == (TextPart("a red circle", loss=False), TextPart(" better", loss=False))
+    (tokens,) = tiny_pipeline.encode_images([pixels], 0)
+    assert not source.loss and np.allclose(np.sort(source.latents().ravel()), np.sort(tokens.tokens.ravel()), atol=5e-3)
+    drawn = tiny_pipeline.edit(pixels, "a red circle", n=2, settings=settings)
+    for (part,), image in zip(own, drawn, strict=True):
+        np.testing.assert_allclose(np.sort(part.latents().ravel()), np.sort(image.tokens.ravel()), atol=5e-3)
+    with pytest.raises(InputError, match="prompts with images or prompts without, found 2 of 3 with images"):
+        make_candidates(tiny_pipeline, [*prompts, PROMPTS[0]], terms, tmp_path / "d", per_prompt=2)
 
 
 @pytest.fixture
@@ -262,6 +311,8 @@ def test_prompts_of_files_and_of_the_dataset(tmp_path):
     assert [prompt.text for prompt in read_prompts(tmp_path / "a.txt")] == ["a cat", "a dog"]
     (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "a sign", "text": "Open"}) + "\n")
     assert read_prompts(tmp_path / "a.jsonl") == [CandidatePrompt("a sign", {"text": "Open"})]
+    edits = read_prompts("shapes:edits:3")
+    assert all(prompt.images[0].shape == (64, 64, 3) and prompt.metadata == {"category": "edits"} for prompt in edits)
     for category in ("words", "counted pairs"):
         assert [p.metadata["category"] for p in read_prompts(f"shapes:{category}:3")] == [category] * 3
     canvases = [prompt.canvas for spec in ("shapes:counting:1", "shapes:counting:1:80x48") for prompt in read_prompts(spec)]
@@ -275,6 +326,8 @@ def test_prompts_of_files_and_of_the_dataset(tmp_path):
         ("a.txt", b"\xff\xfe", "cannot be read as a text file"),
         ("a.jsonl", b'{"prompt": "a"}\n{"text": "b"}', 'line 2: expected an object with a text called "prompt"'),
         ("a.jsonl", b"[" * 100_000, "line 1: not JSON"),
+        ("a.jsonl", b'{"prompt": "a", "images": "b.png"}', 'line 1: expected a list of file names called "images"'),
+        ("a.jsonl", b'{"prompt": "a", "images": ["../b.png"]}', "line 1: .*b.png: a link out of the folder"),
         ("missing.txt", None, "cannot be read"),
     ],
 )
