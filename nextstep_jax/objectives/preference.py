@@ -3,7 +3,8 @@
     e(x)   = mean over tokens, draws and channels of |v(x_t, t | hidden) - (x - noise)|^2, of one image x
     c(y)   = mean over tokens of - log p(token | what precedes it), of the text y that the model wrote before x
     d      = [e(winner) - e_ref(winner)] - [e(loser) - e_ref(loser)], and d_text so of c
-    loss   = - log sigmoid(-beta / 2 * d - beta_text * d_text)  (+ winner_weight * e(winner)), mean over pairs
+    loss   = - log sigmoid(-beta / 2 * d - beta_text * d_text), mean over pairs
+             (+ winner_weight * e(winner) + winner_text_weight * c(winner))
 
 Winner and loser, model and reference share times and noise, and all draws of an image stand inside one sigmoid: the more
 there are, the closer the argument comes to the logit of DPO. Where both images were drawn after one text, the text term is 0.
@@ -47,6 +48,7 @@ class PairTerms(NamedTuple):
       margin: the argument of the sigmoid.
       text_margin: -beta_text * d_text, the texts' part of it.
       winner_drift, loser_drift: e - e_ref. A winner's drift above 0 means that the margin is won by unlearning the loser.
+      winner_text_drift, loser_text_drift: the same of c.
       winner_error: e of the winner.
     """
 
@@ -56,6 +58,8 @@ class PairTerms(NamedTuple):
     text_margin: Array
     winner_drift: Array
     loser_drift: Array
+    winner_text_drift: Array
+    loser_text_drift: Array
     winner_error: Array
 
 
@@ -119,7 +123,13 @@ def pair_weights(batch: PairedBatch, pairs: int) -> Float[Array, "B P"]:
 
 
 def preference_terms(
-    errors: PairErrors, reference: PairErrors, *, beta: float, beta_text: float = 0.0, winner_weight: float = 0.0
+    errors: PairErrors,
+    reference: PairErrors,
+    *,
+    beta: float,
+    beta_text: float = 0.0,
+    winner_weight: float = 0.0,
+    winner_text_weight: float = 0.0,
 ) -> PairTerms:
     """The loss of each pair, and what it is made of.
 
@@ -127,13 +137,22 @@ def preference_terms(
       errors, reference: of the model and of the reference, [B, P] or any one shape; no gradient reaches the reference's.
       beta: how strongly the reference holds the flow head back; DiffusionDPO takes 5000 with one draw an image.
       beta_text: the same of the language head, on the mean of a text's tokens.
-      winner_weight: of the winners' own error, against unlearning winner and loser alike.
+      winner_weight, winner_text_weight: of the winners' own e and c, against unlearning winner and loser alike.
     """
     reference = jax.lax.stop_gradient(reference)
     winner_drift, loser_drift = errors.winner - reference.winner, errors.loser - reference.loser
     winner_text, loser_text = errors.winner_text - reference.winner_text, errors.loser_text - reference.loser_text
     text_margin = -beta_text * (winner_text - loser_text)
     margin = -0.5 * beta * (winner_drift - loser_drift) + text_margin
-    loss = winner_weight * errors.winner - jax.nn.log_sigmoid(margin)
-    correct = (margin > 0).astype(jnp.float32)
-    return PairTerms(loss, correct, margin, text_margin, winner_drift, loser_drift, errors.winner)
+    kept = winner_weight * errors.winner + winner_text_weight * errors.winner_text
+    return PairTerms(
+        loss=kept - jax.nn.log_sigmoid(margin),
+        correct=(margin > 0).astype(jnp.float32),
+        margin=margin,
+        text_margin=text_margin,
+        winner_drift=winner_drift,
+        loser_drift=loser_drift,
+        winner_text_drift=winner_text,
+        loser_text_drift=loser_text,
+        winner_error=errors.winner,
+    )

@@ -22,8 +22,9 @@ class PreferenceLossConfig:
     Attributes:
       beta: how strongly the reference, the model that training starts from, holds the flow head back.
       beta_text: the same of the language head, on the mean of a plan's tokens, where each image was drawn after a plan of its
-        own; 0: plans are not learned from. 0.1 is usual.
+        own; 0: plans are not learned from.
       winner_weight: of the error of the preferred images themselves.
+      winner_text_weight: of the cross-entropy of the preferred plans themselves.
       draws: of noise and time for each image token; all of an image's stand inside one sigmoid.
       timesteps: the distribution of the times.
     """
@@ -31,12 +32,18 @@ class PreferenceLossConfig:
     beta: Annotated[float, at_least(0)] = 2000.0
     beta_text: Annotated[float, at_least(0)] = 0.0
     winner_weight: Annotated[float, at_least(0)] = 0.0
+    winner_text_weight: Annotated[float, at_least(0)] = 0.0
     draws: Positive = 8
     timesteps: TimestepDistribution = TimestepDistribution()
 
     def __post_init__(self) -> None:
         if not (self.beta or self.beta_text):
             raise InputError("beta or beta_text must be above 0, found 0 for both: nothing would be preferred")
+
+    @property
+    def with_text(self) -> bool:
+        """Whether plans are learned from."""
+        return self.beta_text > 0 or self.winner_text_weight > 0
 
 
 @dataclasses.dataclass(frozen=True)

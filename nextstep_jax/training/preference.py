@@ -91,7 +91,8 @@ def make_objective(config: PreferenceConfig) -> Objective:
     def loss(params, batch: PreferenceBatch, key: Array, normalizers):
         packed, _ = batch.pairs
         errors = pair_errors(model, params["model"], packed, batch.noise, batch.t, **limits)
-        strengths = {name: getattr(config.loss, name) for name in ("beta", "beta_text", "winner_weight")}
+        names = ("beta", "beta_text", "winner_weight", "winner_text_weight")
+        strengths = {name: getattr(config.loss, name) for name in names}
         terms = preference_terms(errors, batch.reference, **strengths)
         weights = pair_weights(packed, errors.winner.shape[1])
         means = {
@@ -105,7 +106,7 @@ def make_objective(config: PreferenceConfig) -> Objective:
         packed, _ = batch.pairs
         rows = packed.interleaved()
         work = work_of(rows)
-        if not config.loss.beta_text:
+        if not config.loss.with_text:
             work = work._replace(text_targets=0.0)
         return {
             "positions": jnp.float32(rows.text_ids.size),
@@ -119,9 +120,9 @@ def make_objective(config: PreferenceConfig) -> Objective:
 
 
 def max_targets(config: PreferenceConfig) -> dict[str, int]:
-    """The most targets of each head in a row; no text ones where no text is preferred to another."""
+    """The most targets of each head in a row; no text ones where nothing is learned from text."""
     limits = multitask.max_targets(config)
-    return limits if config.loss.beta_text else limits | {"max_text_targets": 0}
+    return limits if config.loss.with_text else limits | {"max_text_targets": 0}
 
 
 def open_collector(

@@ -24,20 +24,24 @@ def swapped(errors: PairErrors) -> PairErrors:
     return PairErrors(errors.loser, errors.winner, errors.loser_text, errors.winner_text)
 
 
-def oracle(own: PairErrors, reference: PairErrors, beta: float, beta_text: float, winner_weight: float) -> list[float]:
+def oracle(
+    own: PairErrors, reference: PairErrors, beta: float, beta_text: float, winner_weight: float, winner_text_weight: float
+) -> list[float]:
     losses = []
     for pair, before in zip(np.float64(own).T, np.float64(reference).T, strict=True):
         image, other_image, text, other_text = pair - before
         margin = -beta / 2 * (image - other_image) - beta_text * (text - other_text)
-        losses.append(-math.log(1 / (1 + math.exp(-margin))) + winner_weight * pair[0])
+        kept = winner_weight * pair[0] + winner_text_weight * pair[2]
+        losses.append(-math.log(1 / (1 + math.exp(-margin))) + kept)
     return losses
 
 
-@pytest.mark.parametrize("beta, beta_text, winner_weight", [(1.0, 0.0, 0.0), (5.0, 0.7, 0.3), (0.0, 2.0, 0.0)])
-def test_loss_is_the_oracles(beta, beta_text, winner_weight):
+@pytest.mark.parametrize("strengths", [(1.0, 0.0, 0.0, 0.0), (5.0, 0.7, 0.3, 0.0), (0.0, 2.0, 0.0, 0.4)])
+def test_loss_is_the_oracles(strengths):
     own, reference = errors(0)
-    terms = preference_terms(own, reference, beta=beta, beta_text=beta_text, winner_weight=winner_weight)
-    np.testing.assert_allclose(terms.loss, oracle(own, reference, beta, beta_text, winner_weight), rtol=1e-5)
+    names = ("beta", "beta_text", "winner_weight", "winner_text_weight")
+    terms = preference_terms(own, reference, **dict(zip(names, strengths, strict=True)))
+    np.testing.assert_allclose(terms.loss, oracle(own, reference, *strengths), rtol=1e-5)
 
 
 def test_at_the_reference_the_loss_is_log_two_and_the_gradient_a_quarter_of_beta():
@@ -62,6 +66,7 @@ def test_swapping_winner_and_loser_negates_the_margin_and_the_drifts():
     np.testing.assert_allclose(one.text_margin, -other.text_margin, rtol=1e-5)
     np.testing.assert_allclose(one.correct, 1 - other.correct)
     np.testing.assert_allclose(one.winner_drift, other.loser_drift, rtol=1e-5)
+    np.testing.assert_allclose(one.winner_text_drift, other.loser_text_drift, rtol=1e-5)
 
 
 ROWS = (((2, 3, 0), (3, 1, 2), (2, 2, 2)), ((4, 0, 3),))  # of each pair: image tokens, ids of the winner's plan, the loser's

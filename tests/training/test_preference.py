@@ -241,6 +241,8 @@ def test_plans_of_their_own_are_learned_from(config, tmp_path):
     assert metrics["loss"][0] == pytest.approx(math.log(2), rel=1e-6)
     np.testing.assert_array_equal(metrics["preference/margin"], metrics["preference/text_margin"])
     assert metrics["preference/text_margin"][-1] > 1
+    drifts = metrics["preference/loser_text_drift"] - metrics["preference/winner_text_drift"]
+    np.testing.assert_allclose(drifts, metrics["preference/text_margin"], atol=1e-5)
     config.steps = 2
     config.loss.update({"beta": 50.0, "beta_text": 0.0})
     train(config, tmp_path / "images")
