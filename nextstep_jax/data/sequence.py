@@ -17,7 +17,7 @@ from jaxtyping import Float
 from nextstep_jax.data.augment import Augmentation, Parts, arrange, arrange_preference
 from nextstep_jax.data.records import KINDS, ImagePart, Sample, TextPart
 from nextstep_jax.data.source import Source
-from nextstep_jax.data.vocabulary import OPTIONAL, SpecialIds, Vocabulary
+from nextstep_jax.data.vocabulary import OPTIONAL, SPECIAL_TOKENS, SpecialIds, Vocabulary
 from nextstep_jax.errors import InputError
 
 KIND_IDS = {kind: id for id, kind in enumerate(KINDS, 1)}  # 0 is padding
@@ -187,6 +187,8 @@ class Tokenize:
             if preferences != (sample.kind == "preference"):
                 wanted = "preferences" if preferences else "no preferences"
                 raise InputError(f"this training takes {wanted}, found a sample of kind {sample.kind!r}")
+            if preferences and not self.thinking:
+                _require_no_thoughts(sample)
             if not self.pairs:
                 parts = self._encode_all(arrange(sample, self.augmentation, self.seed, index))
                 return TokenizedSample(index, sample.key, sample.kind, parts)
@@ -207,6 +209,13 @@ class Tokenize:
         if latents.shape[-1] * patch**2 != self.channels:
             raise InputError(f"latents {latents.shape} in patches of {patch} are not image tokens of {self.channels} numbers")
         return ImageTokens(patchify(latents, patch), latents.shape[0] // patch, latents.shape[1] // patch, part.loss)
+
+
+def _require_no_thoughts(sample: Sample) -> None:
+    """InputError for a preference that spells thinking tokens: a model made it, and meant them."""
+    spelled = [SPECIAL_TOKENS[name] for name in OPTIONAL if any(SPECIAL_TOKENS[name] in part.text for part in sample.texts)]
+    if spelled:
+        raise InputError(f"it spells {', '.join(spelled)}, but the source's thinking is off: they would be read as letters")
 
 
 def _require_one_size(winner: TextIds | ImageTokens, loser: TextIds | ImageTokens) -> None:

@@ -174,6 +174,16 @@ def test_images_of_a_preference_have_one_size():
         tokenize(0, sample)
 
 
+@pytest.mark.parametrize("pairs", [False, True])
+def test_thoughts_of_a_preference_are_not_read_as_letters(pairs):
+    """Of other kinds of data they are: a text from anywhere may spell them."""
+    images = (ImagePart.from_latents(np.full((2, 2, 16), n, np.float32), 16, 16) for n in range(2))
+    sample = Sample((TextPart("<|begin_of_thinking|>"), *images), "preference", "k", metadata={"scores": [1, 0]})
+    augmentation = dataclasses.replace(AS_STORED, preferred_only=not pairs)
+    with pytest.raises(InputError, match=r"'k': it spells <\|begin_of_thinking\|>, but the source's thinking is off"):
+        Tokenize("data", VOCABULARY, augmentation, 0, PATCH, CHANNELS, pairs=pairs)(0, sample)
+
+
 def joined(pieces, field):
     return np.concatenate([getattr(piece, field) for piece in pieces])
 
