@@ -23,11 +23,11 @@ MESHES = {
 }
 
 
-def mixed_batch(channels, rows=8, length=32):
+def mixed_batch(channels, seed=0, rows=8, length=32):
     """Rows of three packed samples: text; text and an image; an image that is no target, and text. The rest is padding."""
     from nextstep_jax.batch import Batch
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     shape = (rows, length)
     segments, positions, is_image = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, bool)
     text_weight, image_weight = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
@@ -154,6 +154,7 @@ def post_training(objective_name):
 
     import jax
 
+    from nextstep_jax.batch import PairedBatch
     from nextstep_jax.config import preset
     from nextstep_jax.sharding.mesh import global_batch, make_mesh
     from nextstep_jax.sharding.params import state_shardings
@@ -166,9 +167,10 @@ def post_training(objective_name):
     model = preset("tiny").with_transformer(layers=1, scan_layers=True)
     config.model, rng = model_fields(model), np.random.default_rng(1)
     if objective_name == "preference":
-        config.data.seq_len, config.loss.beta = 32, 5.0
+        config.data.seq_len, config.loss.beta, config.loss.beta_text = 32, 5.0, 0.5
         run = resolve(config)
-        batch, objective = mixed_batch(2 * model.token_channels), preference.make_objective(run)
+        (winners, kinds), (losers, _) = (mixed_batch(model.token_channels, seed) for seed in (0, 1))
+        batch, objective = (PairedBatch(winners, losers), kinds), preference.make_objective(run)
     else:
         config.rollouts.update({"images": 2, "steps": 3, "image_size": 32})
         config.loss.kl_weight = 0.1
