@@ -144,14 +144,17 @@ def read_cost(hlo: str, chip: Chip, devices: int) -> Cost:
                 starts = kind != i.opcode
                 # The result of a start repeats its operand.
                 arrays = _parts(i.shape) if starts else (i.shape, *operands(i, shapes))
-                if kind == "all-reduce" and fused[name]:
-                    kind = "reduce-scatter"  # the TPU compiler writes it as a fusion of an all-reduce and a slice
-                size, overlaps = max(map(bytes_of, arrays), default=0.0), starts or name.startswith(_ASYNC_FUSION)
                 # One that goes on beside several fusions is written into each of them, under one channel.
                 channel = re.search(r"channel_id=(\d+)", i.rest)
                 key = (bodies[name], channel[1] if channel else i.name)
                 found_size, found_overlaps = seen[key][2:4] if key in seen else (0.0, False)
-                seen[key] = _Seen(kind, times, max(size, found_size), overlaps or found_overlaps, group_size(i.rest), i)
+                size, overlaps = (
+                    max(map(bytes_of, arrays), default=0.0),
+                    starts or name.startswith(_ASYNC_FUSION) or found_overlaps,
+                )
+                if kind == "all-reduce" and fused[name] and not overlaps:
+                    kind = "reduce-scatter"  # the TPU compiler writes it as a fusion of an all-reduce and a slice
+                seen[key] = _Seen(kind, times, max(size, found_size), overlaps, group_size(i.rest), i)
             if i.opcode == "send":
                 counts["send between slices"] += times
                 sizes["send between slices"] += times * bytes_of(i.shape)

@@ -146,6 +146,16 @@ def test_a_collective_that_is_written_into_several_fusions_counts_once_a_run():
     assert cost.of(hlo_cost.BLOCKING) == pytest.approx(3 * gathered * 3 / 4 / CHIP.links)
 
 
+def test_a_sum_that_goes_on_beside_several_fusions_crosses_the_links_twice():
+    """It is in fusions, as the sums are that the compiler makes of reduce-scatters."""
+    gather, total = (
+        hlo_cost.read_cost(ASYNC, CHIP, devices=4),
+        hlo_cost.read_cost(ASYNC.replace("all-gather", "all-reduce"), CHIP, 4),
+    )
+    assert list(total.collectives) == ["all-reduce"]
+    assert total.of(hlo_cost.OVERLAPPED) == 2 * gather.of(hlo_cost.OVERLAPPED) > 0
+
+
 def test_flops_of_a_scanned_product_and_its_gradient():
     """XLA's own count sees the body of the scan once."""
 
