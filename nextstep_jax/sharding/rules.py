@@ -8,6 +8,7 @@ import math
 from collections.abc import Collection
 
 import jax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor", "sequence")
@@ -73,3 +74,18 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, shape_spec(names, x.shape, mesh))
+
+
+def row_major(x: jax.Array, *names: str | None) -> jax.Array:
+    """x, of dimensions called `names`, with its last dimension contiguous in memory, also where the compiler would choose
+    another layout. The compiler partitions no such constraint, so each device has its own, for its part.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def lay_out(x: jax.Array) -> jax.Array:
+        return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+    if mesh.empty:
+        return lay_out(x)
+    spec = shape_spec(names, x.shape, mesh)
+    return jax.shard_map(lay_out, mesh=mesh, in_specs=spec, out_specs=spec)(x)

@@ -91,6 +91,7 @@ def test_matches_float64_oracle(tiny_config, tiny_params):
         {"remat": "projections"},
         {"remat": "dots"},
         {"remat": "qkv:device,up:device"},
+        {"remat": "gate:host,block_middle:device"},
     ],
 )
 def test_scanned_form_equals_unrolled(tiny_config, tiny_params, changes):
@@ -98,6 +99,23 @@ def test_scanned_form_equals_unrolled(tiny_config, tiny_params, changes):
     scanned = tiny_config.with_transformer(scan_layers=True, **changes)
     expected = hidden_states(tiny_config, tiny_params, batch)
     np.testing.assert_allclose(hidden_states(scanned, stack_layers(tiny_params), batch), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "remat, fixed",
+    [
+        ("gate:host", True),
+        ("block_in:host,gate:host,block_middle:device", True),
+        ("block_in:host,attention_out:device", False),
+        ("projections", False),
+    ],
+)
+def test_streams_on_the_device_have_one_layout_beside_values_on_the_host(tiny_config, tiny_params, remat, fixed):
+    """Compiled for a TPU, the stack of a layer's streams would be there in two."""
+    batch, scanned = make_batch(tiny_config, [[1] * 12]), tiny_config.with_transformer(scan_layers=True, remat=remat)
+    gradient = jax.jit(jax.grad(lambda params: hidden_states(scanned, params, batch).sum()))
+    text = gradient.trace(stack_layers(tiny_params)).lower(lowering_platforms=("tpu",)).as_text()
+    assert ("@LayoutConstraint" in text) == fixed
 
 
 def test_fused_form_equals_unfused(tiny_config, tiny_params):

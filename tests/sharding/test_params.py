@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from nextstep_jax.config import ImageTokenizerConfig, preset
 from nextstep_jax.errors import InputError
@@ -19,7 +19,7 @@ from nextstep_jax.models.param_layouts import stack_layers
 from nextstep_jax.sharding import mesh as meshes
 from nextstep_jax.sharding import params as sharding
 from nextstep_jax.sharding.mesh import make_mesh
-from nextstep_jax.sharding.rules import LOGICAL_RULES
+from nextstep_jax.sharding.rules import LOGICAL_RULES, row_major
 from nextstep_jax.training.optimizer import OptimizerConfig, make_optimizer
 from nextstep_jax.training.state import create_state
 
@@ -167,3 +167,13 @@ def test_slices_lie_along_the_data_axis():
 def test_a_data_axis_that_does_not_divide_into_the_slices_is_an_error():
     with pytest.raises(InputError, match="data must be a multiple of the 2 slices, found 1"):
         meshes._arrange((1, 8, 1, 1), sliced_devices(2, 4))
+
+
+@pytest.mark.parametrize(
+    "rows, part", [(16, "f32[2,4,3]"), (1, "f32[1,4,3]")]
+)  # a single row, as in an initialization, is whole
+def test_each_device_has_the_layout_of_its_part(rows, part):
+    with jax.sharding.use_abstract_mesh(AbstractMesh((2, 4, 1, 2), ("data", "fsdp", "tensor", "sequence"))):
+        program = jax.make_jaxpr(lambda x: row_major(x, "batch", "sequence", "width"))(jnp.zeros((rows, 8, 3)))
+    (constraint,) = re.findall(r":(f32\[[\d,]*\]).* = layout_constraint", str(program))
+    assert constraint == part
