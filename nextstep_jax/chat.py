@@ -91,6 +91,15 @@ def data_url(image: np.ndarray | bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
+def spelled(url: str, model: str) -> str:
+    """openai:URL#MODEL, as `ChatEndpoint` takes it, of an address and a model that were given apart. InputError for others."""
+    if not url.startswith(("http://", "https://")) or not model:
+        raise InputError(
+            f"endpoint must be an address such as http://localhost:8000/v1, and model a name, found {url!r} and {model!r}"
+        )
+    return f"openai:{url}#{model}"
+
+
 class ChatEndpoint:
     """A model behind an endpoint. The key is taken from the environment variable OPENAI_API_KEY, and from nowhere else.
 

@@ -53,10 +53,9 @@ def _source_options(command):
     return command
 
 
-def _open(source, kind, data_dir, image_feature, caption_feature, template):
+def _open(source, kind, **options):
     from nextstep_jax.data.sources import open_source
 
-    options = {"data_dir": data_dir, "image": image_feature, "caption": caption_feature, "template": template}
     return open_source(source, kind, **{name: value for name, value in options.items() if value is not None})
 
 

@@ -171,14 +171,14 @@ def _judge_command(suite_name: str, edit: bool) -> click.Command:
         The endpoint speaks OpenAI's chat completions; its key is taken from OPENAI_API_KEY. An interrupted judgement goes on
         where it was. Exit code 1 if questions are left.
         """
-        from nextstep_jax.chat import Budget, ChatEndpoint
+        from nextstep_jax.chat import Budget, ChatEndpoint, spelled
         from nextstep_jax.data.files import parse_json
         from nextstep_jax.evaluation.suites.loading import open_suite
 
         fields = {} if body is None else parse_json(body.encode(), "--body")
         if not isinstance(fields, dict):
             raise InputError(f"--body must be a JSON object, found {body!r:.100}")
-        chat = ChatEndpoint(f"openai:{endpoint}#{model}", concurrency, timeout, retries, budget=Budget(max_requests))
+        chat = ChatEndpoint(spelled(endpoint, model), concurrency, timeout, retries, budget=Budget(max_requests))
         suite = open_suite(suite_name, data, unofficial)
         results = results or out / "results.jsonl"
         require_writable(results)

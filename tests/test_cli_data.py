@@ -69,6 +69,12 @@ def test_skipped_samples_and_the_exit_code(run, folder, tmp_path):
     assert json.loads(out)["reasons"] == {"damaged image": 1}
 
 
+def test_options_of_other_sources_are_named_as_they_were_given(run):
+    code, _, err = run("inspect", "shapes:pair:train:5", "--image-feature", "x", "--caption-feature", "y")
+    assert code == 2
+    assert err == "error: shapes:pair:train:5: image_feature, caption_feature can only be given for a tfds: source\n"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -196,7 +196,11 @@ def test_the_commands_are_those_of_the_suites(run):
             ["geneval", "judge", "x", "--endpoint", "http://localhost", "--model", "m", "--body", "1"],
             "--body must be a JSON object",
         ),
-        (["wise", "export", "--out", "x"], "wise: --data must name the folder"),
+        (
+            ["geneval", "judge", "x", "--endpoint", "openai:http://localhost", "--model", "m"],
+            "endpoint must be an address such as",
+        ),
+        (["wise", "export", "--out", "x"], "wise: data must name the folder"),
         (["wise", "score", "x", "--data", "/no/such/folder"], "/no/such/folder: not a folder"),
         (["geneval", "score", "/no/such/file"], "/no/such/file"),
         (["geneval", "score", "x", "--official-quirks"], "No such option"),

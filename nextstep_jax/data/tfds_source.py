@@ -24,15 +24,15 @@ class TfdsSource:
         name: str,
         split: str = "train",
         data_dir: str | None = None,
-        image: str = "image",
-        caption: str = "caption",
+        image_feature: str = "image",
+        caption_feature: str = "caption",
         template: str = "{}",
     ):
         """Open it.
 
         Args:
-          image, caption: names of the features; "captions/text" is the feature text inside the feature captions. A caption may
-            be a text, several texts (the rest become variants) or a class label.
+          image_feature, caption_feature: names, such as "captions/text" for the feature text inside the feature captions. A
+            caption may be a text, several texts (the rest become variants) or a class label.
           template: what the caption is put into, e.g. "a photo of a {}".
 
         Raises:
@@ -42,22 +42,22 @@ class TfdsSource:
             import tensorflow_datasets as tfds
         except ImportError as error:
             raise InputError("tfds: sources need the train extra: pip install 'nextstep_jax[train]'") from error
-        self._arguments = (name, split, data_dir, image, caption, template)
+        self._arguments = (name, split, data_dir, image_feature, caption_feature, template)
         self.name = f"{name}/{split}"
-        self._image, self._caption, self._template = image, caption, template
+        self._image, self._caption, self._template = image_feature, caption_feature, template
         if template.count("{}") != 1:
             raise InputError(f"template must contain {{}} once, found {template!r}")
         try:
             builder = tfds.builder(name, data_dir=data_dir)
             features = dict(_leaves(builder.info.features))
-            missing = [feature for feature in (image, caption) if feature not in features]
+            missing = [feature for feature in (image_feature, caption_feature) if feature not in features]
             if missing:
                 raise InputError(f"{name}: no feature {', '.join(missing)} (it has {', '.join(features)})")
-            self._label = _label_names(features[caption], f"{name}: the feature {caption}")
-            if not isinstance(features[image], tfds.features.Image):
-                raise InputError(f"{name}: the feature {image} is not an image but {_describe(features[image])}")
+            self._label = _label_names(features[caption_feature], f"{name}: the feature {caption_feature}")
+            if not isinstance(image := features[image_feature], tfds.features.Image):
+                raise InputError(f"{name}: the feature {image_feature} is not an image but {_describe(image)}")
             decoders: Any = tfds.decode.SkipDecoding()
-            for part in reversed(image.split("/")):
+            for part in reversed(image_feature.split("/")):
                 decoders = {part: decoders}
             self._data = builder.as_data_source(split=split, decoders=decoders)
             self._version = str(builder.info.full_name)
@@ -67,7 +67,7 @@ class TfdsSource:
             raise InputError(f"{name}: cannot be opened by TFDS ({one_line(error, 300)})") from error
         self.unused = Unused()
         for feature in features:
-            if feature not in (image, caption):
+            if feature not in (image_feature, caption_feature):
                 self.unused.add("feature", feature)
 
     def __len__(self) -> int:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nextstep_jax.chat import ChatEndpoint
+from nextstep_jax.chat import ChatEndpoint, spelled
 from nextstep_jax.data import images, shapes
 from nextstep_jax.data.sources import open_source
 from nextstep_jax.errors import InputError, NextStepError
@@ -116,7 +116,7 @@ def suite_evaluator(
         raise InputError(f"limit must be at least 1, found {limit}")
     opened = open_suite(suite, None if data is None else pathlib.Path(data), unofficial)
     items = export.select(opened.items, limit)
-    judge = judging.Judge(ChatEndpoint(f"openai:{endpoint}#{model}", concurrency, timeout))
+    judge = judging.Judge(ChatEndpoint(spelled(endpoint, model), concurrency, timeout))
 
     def evaluate(pipeline: Pipeline) -> Numbers:
         settings = pipeline.settings(items[0].source is not None, **generation)

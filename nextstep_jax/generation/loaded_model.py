@@ -116,7 +116,7 @@ class LoadedModel:
     def image_tokenizer(self) -> tuple[ImageTokenizerConfig, dict]:
         """Config and parameters of the image tokenizer. InputError without one."""
         if self.tokenizer_config is None or self.tokenizer_params is None:
-            raise InputError(f"{self.name} has no image tokenizer and writes text only; convert it with --vae")
+            raise InputError(f"{self.name} has no image tokenizer and writes text only (nextstep-jax convert --vae adds one)")
         return self.tokenizer_config, self.tokenizer_params
 
     @property

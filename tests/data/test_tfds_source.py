@@ -81,16 +81,16 @@ def test_tfds_captions(prepared):
 
 
 def test_tfds_labels_and_lists_of_captions(prepared):
-    labels = by_level(TfdsSource("tiny_pictures", data_dir=prepared, caption="label", template="a photo of a {}"))
+    labels = by_level(TfdsSource("tiny_pictures", data_dir=prepared, caption_feature="label", template="a photo of a {}"))
     assert [labels[i].parts[0].text for i in (0, 1)] == ["a photo of a house cat", "a photo of a dog"]
-    several = by_level(TfdsSource("tiny_pictures", data_dir=prepared, caption="captions"))
+    several = by_level(TfdsSource("tiny_pictures", data_dir=prepared, caption_feature="captions"))
     assert (several[3].parts[0].text, several[3].caption_variants) == ("one 3", {"caption.1": "two 3"})
 
 
 def test_features_inside_others(prepared):
-    lists = by_level(TfdsSource("tiny_pictures", data_dir=prepared, caption="objects/text"))
+    lists = by_level(TfdsSource("tiny_pictures", data_dir=prepared, caption_feature="objects/text"))
     assert (lists[3].parts[0].text, lists[3].caption_variants) == ("thing 3", {"caption.1": "object 3"})
-    source = TfdsSource("tiny_pictures", data_dir=prepared, caption="nested/deep/text")
+    source = TfdsSource("tiny_pictures", data_dir=prepared, caption_feature="nested/deep/text")
     assert by_level(source)[3].parts[0].text == "deep 3"
     unread = {"caption", "captions", "label", "nested/score", "objects/id", "objects/text"}
     assert set(source.unused.to_json()["feature"]["names"]) == unread
@@ -101,12 +101,15 @@ def test_features_inside_others(prepared):
     [
         ({"name": "no_such_dataset"}, "no_such_dataset: cannot be opened by TFDS"),
         ({"split": "test"}, "tiny_pictures: cannot be opened by TFDS"),
-        ({"caption": "words"}, r"tiny_pictures: no feature words \(it has "),
-        ({"caption": "objects"}, r"tiny_pictures: no feature objects \(it has .*objects/text"),
-        ({"caption": "objects/id"}, "the feature objects/id is neither text nor a class label but Tensor of int64"),
-        ({"caption": "nested/score"}, "the feature nested/score is neither text nor a class label but Tensor of float32"),
-        ({"caption": "image"}, "the feature image is neither text nor a class label but Image of uint8"),
-        ({"image": "caption"}, "the feature caption is not an image but Text of object"),
+        ({"caption_feature": "words"}, r"tiny_pictures: no feature words \(it has "),
+        ({"caption_feature": "objects"}, r"tiny_pictures: no feature objects \(it has .*objects/text"),
+        ({"caption_feature": "objects/id"}, "the feature objects/id is neither text nor a class label but Tensor of int64"),
+        (
+            {"caption_feature": "nested/score"},
+            "the feature nested/score is neither text nor a class label but Tensor of float32",
+        ),
+        ({"caption_feature": "image"}, "the feature image is neither text nor a class label but Image of uint8"),
+        ({"image_feature": "caption"}, "the feature caption is not an image but Text of object"),
         ({"template": "no place"}, "template must contain {} once"),
     ],
 )

@@ -80,7 +80,7 @@ class DPGBench(Suite):
     def propositions(self, id: str) -> Sequence[Proposition]:
         """The questions about a prompt. InputError without the file of questions, or for a prompt without any."""
         if self.questions is None:
-            raise InputError(f"dpg-bench: --data must name the folder of {QUESTIONS}, which the package does not have")
+            raise InputError(f"dpg-bench: data must name the folder of {QUESTIONS}, which the package does not have")
         if id not in self.questions:
             raise InputError(f"{QUESTIONS}: has no question about prompt {id!r}")
         return self.questions[id]

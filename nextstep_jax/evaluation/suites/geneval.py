@@ -41,7 +41,7 @@ class GenEval(Suite):
 
     def __init__(self, data: pathlib.Path | None = None, unofficial: bool = False):
         """`data` None: the prompts that the package ships; else a folder with evaluation_metadata.jsonl."""
-        self.files = OfficialFiles(data or SHIPPED, "leave --data out for the prompts in the package", unofficial)
+        self.files = OfficialFiles(data or SHIPPED, "without data, the prompts in the package are taken", unofficial)
         self.items = self.files.read("evaluation_metadata.jsonl", _items, PROMPTS, SHA256, "prompts")
 
     def beside(self, item: Item) -> dict[str, bytes]:

@@ -162,14 +162,14 @@ class OfficialFiles:
     def differ(self, path: str | os.PathLike, expected: str, found: str) -> None:
         """InputError for a file that is not the official one; unless such are taken."""
         if not self.unofficial:
-            raise InputError(f"{path}: expected {expected}, found {found}; --unofficial takes it as it is")
+            raise InputError(f"{path}: expected {expected}, found {found}; with unofficial it is taken as it is")
         self.official = False
 
 
 def require_folder(data: pathlib.Path | None, name: str) -> pathlib.Path:
     """The folder of a suite's files. InputError for none, or none that exists."""
     if data is None:
-        raise InputError(f"{name}: --data must name the folder of its official files, which the package does not have")
+        raise InputError(f"{name}: data must name the folder of its official files, which the package does not have")
     if not data.is_dir():
         raise InputError(f"{data}: not a folder")
     return data

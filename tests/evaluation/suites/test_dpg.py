@@ -35,7 +35,7 @@ def test_the_shipped_prompts(official):
     file = official("dpg_bench") / "dpgbench_prompts_uniworld.json"
     assert git_id(b"hello\n") == "ce013625030ba8dba906f756967f9e9ca394464a"
     assert DPGBench().files.digests["dpgbench_prompts.json"] == files.sha256(file)
-    with pytest.raises(InputError, match="dpg-bench: --data must name the folder of dpg_bench.csv"):
+    with pytest.raises(InputError, match="dpg-bench: data must name the folder of dpg_bench.csv"):
         suite.criteria(suite.items[0])
 
 

@@ -39,7 +39,7 @@ def test_a_judge_that_is_gone_ends_no_training(pipeline, server, caplog, monkeyp
     "change, message",
     [
         ({"suite": "poems"}, "suite must be one of geneval, .*found 'poems'"),
-        ({"suite": "wise"}, "wise: --data must name the folder"),
+        ({"suite": "wise"}, "^wise: data must name the folder"),
         ({"limit": 0}, "limit must be at least 1, found 0"),
         ({"stepz": 1}, "no generation setting is called 'stepz'"),
     ],

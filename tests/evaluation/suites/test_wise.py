@@ -105,7 +105,7 @@ def test_a_rubric_of_the_user_is_asked_instead(data, tmp_path):
 
 
 def test_a_folder_is_needed_and_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(InputError, match="wise: --data must name the folder"):
+    with pytest.raises(InputError, match="wise: data must name the folder"):
         Wise(None)
     with pytest.raises(InputError, match="cultural_common_sense.json: not there; get the data folder of PKU-YuanGroup/WISE"):
         Wise(tmp_path)
