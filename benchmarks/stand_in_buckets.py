@@ -96,7 +96,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_) -> None: ...
 
     def _pass_on(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
+        if len(body) < length:  # the client was killed; the upstream would wait for the rest
+            self.close_connection = True
+            return
         faults = self.server.faults
         if faults.hits("busy"):
             self._answer(random.choice((429, 503)), [("Retry-After", "1")], b"busy")

@@ -1,6 +1,9 @@
 """The stand-in for many objects: what a client sees of it is what it sees of fake-gcs-server."""
 
 import json
+import os
+import socket
+import time
 
 import pytest
 
@@ -56,3 +59,16 @@ def test_opening_a_dataset_lists_it_once_and_reads_no_more_of_the_index_for_its_
     read = sum(len(data) for path, data in answers if path.endswith(INDEX))
     # The client learns where an object ends by asking for more than there is, and then reads it again.
     assert read < 2.1 * (tmp_path / INDEX).stat().st_size
+
+
+def test_a_client_killed_in_an_upload_keeps_nobody_waiting(stand_ins):
+    """Nor does what it was about to write come to be."""
+    host, port = os.environ["STORAGE_EMULATOR_HOST"].removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(
+            b"POST /upload/storage/v1/b/runs/o?uploadType=media&name=half HTTP/1.1\r\nContent-Length: 100\r\n\r\nabc"
+        )
+    began = time.monotonic()
+    (storage.as_given(stand_ins["gs"]) / "whole").write_bytes(b"abc")
+    assert time.monotonic() - began < 10
+    assert not (storage.as_given(stand_ins["gs"]) / "half").exists()
