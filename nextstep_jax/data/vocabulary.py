@@ -105,6 +105,7 @@ class Vocabulary:
 
     Attributes:
       special: the special ids.
+      unknown: the id in place of what has no token, which is refused in a text; None where there is no such id.
       source: what errors call it, usually the file.
     """
 
@@ -114,12 +115,13 @@ class Vocabulary:
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True  # text that spells a special token stays text
         self.source = source
-        self._unknown, self._marker_ids = None, frozenset[int]()
+        self.unknown: int | None = None
+        self._marker_ids = frozenset[int]()
         ids: dict[str, Any] = {name: self._tokenizer.token_to_id(token) for name, token in _TOKENS.items()}
         missing = [_TOKENS[name] for name, id in ids.items() if id is None and name not in OPTIONAL]
         if missing:
             raise InputError(f"{source}: not a NextStep tokenizer, it has no {', '.join(missing)}")
-        self._unknown = self._tokenizer.token_to_id(getattr(self._tokenizer.model, "unk_token", None) or "\0")
+        self.unknown = self._tokenizer.token_to_id(getattr(self._tokenizer.model, "unk_token", None) or "\0")
         spelled = [self._encode_text(character) for character in "0123456789*"]
         if any(len(ids) != 1 for ids in spelled):
             raise InputError(f"{source}: it has no single tokens for the digits and '*' that spell an image's area")
@@ -236,8 +238,8 @@ class Vocabulary:
                 encoding = self._tokenizer.encode(text, add_special_tokens=False)
             except TypeError as error:  # what the tokenizers library says of a lone surrogate
                 raise InputError(f"text is not valid Unicode: {text!r:.100}") from error
-        if self._unknown is not None and self._unknown in encoding.ids:
-            spans = [span for span, id in zip(encoding.offsets, encoding.ids, strict=True) if id == self._unknown]
+        if self.unknown is not None and self.unknown in encoding.ids:
+            spans = [span for span, id in zip(encoding.offsets, encoding.ids, strict=True) if id == self.unknown]
             unknown = ", ".join(dict.fromkeys(repr(text[start:end]) for start, end in spans))
             raise InputError(f"text has {unknown}, which {self.source} has no token for: {text!r:.100}")
         if not self._marker_ids.isdisjoint(encoding.ids):

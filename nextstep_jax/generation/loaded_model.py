@@ -261,8 +261,8 @@ class LoadedModel:
     ) -> tuple[list[int], int | None]:
         """Ids that continue `parts`, without the stop id, and the stop id met (None: the length ran out).
 
-        Markers of images and thinking are written only if they are stop ids or in `allowed_special`. `on_ids` is called with
-        the ids so far, `TEXT_CHUNK` more each time.
+        Markers of images and thinking are written only if they are stop ids or in `allowed_special`, the tokenizer's unknown
+        token never. `on_ids` is called with the ids so far, `TEXT_CHUNK` more each time.
         """
         max_tokens, temperature, top_p = require_sampling(max_tokens, temperature, top_p)
         row = self.frame(parts, max_tokens)
@@ -270,6 +270,8 @@ class LoadedModel:
         allowed = np.arange(self.config.transformer.vocab_size) < size
         markers = {i for i in dataclasses.astuple(self.special) if isinstance(i, int)} - {self.special.times}
         allowed[list(markers - set(stop_ids) - set(allowed_special))] = False
+        if self.vocabulary is not None and self.vocabulary.unknown is not None:
+            allowed[self.vocabulary.unknown] = False
         prompt = align_rows([row])
         with self.on_mesh(), part("prefill") as done:
             state = done(text.prefill_ids(self.config, self.params, prompt, _power_of_two(max_tokens)))

@@ -133,6 +133,22 @@ def test_generate_text_is_repeatable_and_reads_images(tiny_pipeline, picture):
     assert isinstance(tiny_pipeline.generate_text("", images=[picture], max_tokens=6), str)
 
 
+def test_what_is_written_can_be_read_again(tiny_pipeline, monkeypatch):
+    """Neither the unknown token nor ids beyond the tokenizer's, nor a marker that was not asked for."""
+    seen, decode_ids = [], loaded_model.text.decode_ids
+
+    def recorded(config, params, state, keys, temperature, top_p, allowed, *rest):
+        seen.append(np.flatnonzero(~np.asarray(allowed)).tolist())
+        return decode_ids(config, params, state, keys, temperature, top_p, allowed, *rest)
+
+    monkeypatch.setattr(loaded_model.text, "decode_ids", recorded)
+    special, vocabulary = tiny_pipeline.special, tiny_pipeline.vocabulary
+    tiny_pipeline.generate_ids(["a red"], [special.eos], jax.random.key(0), 4)
+    markers = {special.pad, special.image_area, special.begin_of_image, special.begin_of_thinking}
+    assert {vocabulary.unknown, *markers, *range(vocabulary.size, 512)} <= set(seen[0])
+    assert special.eos not in seen[0] and vocabulary.encode("red")[0] not in seen[0]
+
+
 @pytest.mark.parametrize("kind", ["generate", "edit"])
 def test_thinking_comes_before_the_image(kind, tiny_pipeline, picture, monkeypatch):
     special, seen, read = tiny_pipeline.special, [], []
