@@ -331,8 +331,8 @@ MUTATIONS = [
     ),
     Mutation(
         "data/sequence.py",
-        "text_weight += [1.0] * (len(prefix) - 1) + [0.0]",
-        "text_weight += [1.0] * len(prefix) + [0.0] * 0 + [0.0] * 0 + [1.0] * 0",
+        "[area] * (len(prefix) - 1) + [0.0] * (1 + count)",
+        "[area] * len(prefix) + [0.0] * count",
         "data/test_sequence.py",
     ),
     Mutation(
@@ -601,7 +601,7 @@ MUTATIONS = [
         "valid &= np.isfinite(values).any(axis=1)",
         "rewards/test_combine.py",
     ),
-    Mutation("rewards/cache.py", "digest.update(request.image.tobytes())", "digest.update(b'')", "rewards/test_cache.py"),
+    Mutation("rewards/cache.py", "digest.update(image.tobytes())", "digest.update(b'')", "rewards/test_cache.py"),
     Mutation("rewards/endpoint.py", "if time.monotonic() > end:", "if False:", "rewards/test_endpoint.py"),
     Mutation("rewards/endpoint.py", "if len(reply) > MAX_REPLY:", "if False:", "rewards/test_endpoint.py"),
     Mutation("rewards/endpoint.py", '"allow_redirects": False', '"allow_redirects": True', "rewards/test_endpoint.py"),
