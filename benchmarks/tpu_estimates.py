@@ -61,6 +61,11 @@ _REMAT = "--config.model.transformer.remat="
 ROWS = {
     "v6e-256": Row("stage 1, v6e-256", _stage(STAGE_1, "v6e:16x16", _SHORT, _REMAT + "attention"), 0.45),
     "v6e-256-4096": Row("the same in rows of 4,096", _stage(STAGE_1, "v6e:16x16", _SHORTER, _REMAT + "attention"), 0.45),
+    "v6e-256-sums": Row(
+        "v6e-256, sums of gradients beside products",
+        _stage(STAGE_1, "v6e:16x16", _SHORT, _REMAT + "attention", "--flags", _ASYNC_SUMS),
+        0.45,
+    ),
     "v6e-256-gate": Row(
         "v6e-256, the MLP's gate on the host",
         _stage(
