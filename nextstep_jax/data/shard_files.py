@@ -7,7 +7,7 @@ ArrayRecord reads local files. Of a shard in a bucket there is therefore a local
 for all processes and runs of the machine. Records that are read at random, as training reads them, are fetched one by one, and
 the copy holds those that were read (`partial_copy.py`). Where records are read in order, the shard and a few after it are
 copied whole, in ranges read side by side, and checked against their digests; so are small ones. The copies used least recently
-go when the disk has less than a tenth of its room left.
+go when the disk runs full (`make_room`).
 """
 
 import collections
@@ -42,7 +42,8 @@ _AHEAD = 4  # shards copied ahead of those that are needed
 _SMALL_BYTES = 1 << 20  # of a shard that is copied whole
 _SERIES = 16  # records in order after which the next ones are expected
 _OVERTAKEN = 64  # records among which a record's predecessor is looked for
-_ROOM, _SLACK = 0.1, 0.01  # parts of the disk: what copies leave free, and what is freed beyond it
+_ROOM = 0.1  # of the disk, what copies leave free
+_SLACK = 0.1  # of that room, what is freed beyond it
 _ACCOUNT_BYTES = 64 << 20  # bytes fetched singly between two looks at the room on the disk
 _PART = ".part"
 _READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
@@ -297,21 +298,27 @@ def copies_folder() -> pathlib.Path:
 
 
 def make_room(folder: pathlib.Path, needed: int) -> None:
-    """Unless `needed` bytes and a tenth of the disk are free, remove the copies used least recently until they are and a
-    hundredth of the disk more, so that this is rare, or until none is left.
+    """Remove the copies used least recently until the disk has `needed` bytes and the room that copies leave free, which is a
+    tenth of the disk, or half of what there is for them on a disk that is full of other things. So that this is rare, a tenth
+    of that room more is freed.
     """
 
-    def is_free(part: float) -> bool:
-        disk = shutil.disk_usage(folder)
-        return disk.free - needed >= part * disk.total
+    def is_free(room: float) -> bool:
+        return shutil.disk_usage(folder).free - needed >= room
 
-    if is_free(_ROOM):
+    most = _ROOM * shutil.disk_usage(folder).total
+    if is_free(most):
         return
     copies = []
     for path in folder.iterdir():
         with contextlib.suppress(OSError):  # another process removes some, too
-            copies.append((path.stat().st_mtime, path))
-    for _, copy in sorted(entry for entry in copies if not entry[1].name.startswith(".")):
-        if is_free(_ROOM + _SLACK):
+            status = path.stat()
+            copies.append((status.st_mtime, path, 512 * status.st_blocks))  # partial copies have holes
+    held = sum(size for _, _, size in copies)
+    room = min(most, (shutil.disk_usage(folder).free + held) / 2)
+    if is_free(room):
+        return
+    for _, copy, _ in sorted(entry for entry in copies if not entry[1].name.startswith(".")):
+        if is_free(room * (1 + _SLACK)):
             return
         copy.unlink(missing_ok=True)  # who reads it has it open, and keeps it

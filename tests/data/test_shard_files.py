@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 
 import pytest
 
@@ -198,20 +199,40 @@ def test_a_copy_that_was_cut_is_made_again(bucket, copies):
     assert open_source(bucket)[0] == expected and copy.stat().st_size == source.index["shards"][0].bytes
 
 
-def test_the_copies_used_least_recently_make_room(copies, monkeypatch):
+@pytest.mark.parametrize(
+    ("others", "needed", "kept"),
+    [
+        (60, 0, "012"),  # a tenth of the disk is free
+        (60, 1, "12"),  # and a tenth of that more is made free
+        (60, 15, "2"),
+        (94, 0, "2"),  # of the six blocks that others leave, copies take half
+        (94, 1, ""),
+    ],
+)
+def test_the_copies_used_least_recently_make_room(copies, monkeypatch, others, needed, kept):
+    """On a disk of 100 blocks, of which other things fill some and three copies ten each, or as many as there is room for."""
+    block = 4096
     copies.mkdir()
     for number in range(3):
-        (copies / f"{number}").write_bytes(b"x" * 10)
+        (copies / f"{number}").write_bytes(b"x" * min(10, (100 - others) // 3) * block)
         os.utime(copies / f"{number}", (number, number))
-    usage = type("usage", (), {"total": 100})
 
     def disk_usage(folder):
-        usage.free = 40 - sum(path.stat().st_size for path in folder.iterdir())
-        return usage
+        used = sum(512 * path.stat().st_blocks for path in folder.iterdir())
+        return shutil._ntuple_diskusage(100 * block, others * block + used, (100 - others) * block - used)
 
     monkeypatch.setattr(shard_files.shutil, "disk_usage", disk_usage)
-    shard_files.make_room(copies, 15)
-    assert sorted(path.name for path in copies.iterdir()) == ["2"]
+    shard_files.make_room(copies, needed * block)
+    assert sorted(path.name for path in copies.iterdir()) == list(kept)
+
+
+def test_copies_last_on_a_disk_full_of_other_things(bucket, copies, singly, monkeypatch):
+    monkeypatch.setattr(shard_files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**40, 2**40 - 2**30, 2**30))
+    _large(bucket)
+    expected = open_source(bucket)[13]
+    open_source(bucket)[2]  # another process's look at the room
+    monkeypatch.setattr(shard_files.BucketShards, "_fetch", lambda *_: pytest.fail("it is there"))
+    assert open_source(bucket)[13] == expected
 
 
 def test_two_builds_at_once_are_refused_and_a_dead_one_is_continued(bucket):
