@@ -55,22 +55,17 @@ _LENGTH = "--config.data.seq_len="
 _SHORT, _SHORTER = _LENGTH + "8192", _LENGTH + "4096"
 # What one fusion may not use of the on-chip memory has room for weights that are fetched ahead: the token loop waits for these.
 _PREFETCH = ("--flags", "xla_tpu_scoped_vmem_limit_kib=16384")
-# Sums of gradients beside products, as the launchers' flags have gathers.
-_ASYNC_SUMS = "xla_enable_async_all_reduce=true,xla_tpu_enable_async_collective_fusion_fuse_all_reduce=true"
 _REMAT = "--config.model.transformer.remat="
 ROWS = {
     "v6e-256": Row("stage 1, v6e-256", _stage(STAGE_1, "v6e:16x16", _SHORT, _REMAT + "attention"), 0.45),
-    "v6e-256-4096": Row("the same in rows of 4,096", _stage(STAGE_1, "v6e:16x16", _SHORTER, _REMAT + "attention"), 0.45),
-    "v6e-256-sums": Row(
-        "v6e-256, sums of gradients beside products",
-        _stage(STAGE_1, "v6e:16x16", _SHORT, _REMAT + "attention", "--flags", _ASYNC_SUMS),
+    "v6e-256-4096": Row(
+        "the same in rows of 4,096",
+        _stage(STAGE_1, "v6e:16x16", _SHORTER, _REMAT + "attention_out:device,block_middle:device"),
         0.45,
     ),
     "v6e-256-gate": Row(
         "v6e-256, the MLP's gate on the host",
-        _stage(
-            STAGE_1, "v6e:16x16", _SHORT, _REMAT + "gate:host,attention_out:device,block_middle:device", "--flags", _ASYNC_SUMS
-        ),
+        _stage(STAGE_1, "v6e:16x16", _SHORT, _REMAT + "gate:host,attention_out:device,block_middle:device"),
         0.45,
     ),
     "v5e-256": Row(

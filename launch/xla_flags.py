@@ -44,6 +44,9 @@ FLAGS: dict[str, dict[str, str]] = {
     "v6e": {
         **_OVERLAP,
         **_SLICES,
+        # Sum gradients beside the matrix products of the backward pass, too: of what nothing overlaps half is left.
+        "xla_enable_async_all_reduce": "true",
+        "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
         # Of 128 MiB of on-chip memory let one fusion use 96: larger tiles for larger matrix units.
         _VMEM: "98304",
     },

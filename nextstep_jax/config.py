@@ -30,12 +30,12 @@ from nextstep_jax.errors import InputError
 REMAT_POLICIES: dict[str, dict[str, str]] = {
     "full": {},
     "attention": {"attention_out": "device"},
-    "projections": {"qkv": "device", "attention_out": "device", "block_middle": "device"},
-    "gate": {"qkv": "device", "attention_out": "device", "block_middle": "device", "gate": "device"},
-    "mlp": {"qkv": "device", "attention_out": "device", "block_middle": "device", "gate": "device", "up": "device"},
+    "projections": dict.fromkeys(("q", "kv", "attention_out", "block_middle"), "device"),
+    "gate": dict.fromkeys(("q", "kv", "attention_out", "block_middle", "gate"), "device"),
+    "mlp": dict.fromkeys(("q", "kv", "attention_out", "block_middle", "gate", "up"), "device"),
     "offload": {"block_in": "host"},
 }
-REMAT_VALUES = ("block_in", "qkv", "attention_out", "block_middle", "gate", "up")  # that can be kept, in their order
+REMAT_VALUES = ("block_in", "q", "kv", "attention_out", "block_middle", "gate", "up")  # that can be kept, in their order
 ATTENTION_KERNELS = ("auto", "xla", "cudnn", "splash")
 DTYPES = ("float32", "bfloat16", "float16")
 

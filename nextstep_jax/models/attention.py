@@ -25,8 +25,8 @@ NewKeys = Float[Array, "B S K H"]
 Mask = Bool[Array, "B S T"]
 Index = Int[Array, "*#B"]  # a slot, one for all rows or [B]
 
-# Name of what the attention's backward pass needs besides q, k and v, for rematerialization policies.
-ATTENTION_OUT = "attention_out"
+# Names of what the attention's backward pass needs, for rematerialization policies: its arguments, and the rest.
+QUERIES, KEYS_AND_VALUES, ATTENTION_OUT = "q", "kv", "attention_out"
 
 _MASKED = -1e30  # finite, so that a row with no visible key averages instead of turning into NaN
 _SCORES_BYTES = 1 << 26  # float32 scores that are held at a time where queries go through in blocks
@@ -141,9 +141,15 @@ def causal_attention(q: Queries, k: NewKeys, v: NewKeys, segment_ids: Int[Array,
     """
     kernel = _choose(kernel, q)
     if kernel == "splash":
-        return _splash(q, k, v, segment_ids)  # names its own residuals
+        # It does not scale. Queries that are kept are not scaled again.
+        return _splash(*_named(q * q.shape[-1] ** -0.5, k, v), segment_ids)
+    q, k, v = _named(q, k, v)
     y = _cudnn(q, k, v, segment_ids) if kernel == "cudnn" else masked_attention(q, k, v, segment_mask(segment_ids))
     return checkpoint_name(y, ATTENTION_OUT)
+
+
+def _named(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
+    return checkpoint_name(q, QUERIES), checkpoint_name(k, KEYS_AND_VALUES), checkpoint_name(v, KEYS_AND_VALUES)
 
 
 def _platform() -> str:
@@ -193,14 +199,15 @@ _BLOCK_KEYS = 2048  # keys of a block in the backward kernel
 
 
 def _splash(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
-    """`causal_attention` by the splash kernel, on every device for its own rows, heads and queries.
+    """`causal_attention` of scaled queries by the splash kernel, on every device for its own rows, heads and queries.
 
-    Keys and values are gathered over the `sequence` axis, their heads are never repeated. Off TPU the kernel is interpreted.
+    Keys and values are gathered over the `sequence` axis, their heads are never repeated. Off TPU the kernel is interpreted. It
+    names what its backward pass needs itself.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    length, heads, head_dim = q.shape[1:]
+    length, heads = q.shape[1:3]
     mesh = jax.sharding.get_abstract_mesh()
     rows, along, across = _axes(mesh, "batch"), _axes(mesh, "sequence"), _axes(mesh, "kv_heads")
     if k.shape[2] % _size(mesh, across):
@@ -228,8 +235,7 @@ def _splash(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
 
     def local(attend, q, k, v, query_ids, key_ids):
         def one_row(q, k, v, query_ids, key_ids):
-            # The kernel wants heads first and does not scale the scores.
-            q, k, v = (jnp.swapaxes(x, 0, 1) for x in (q * head_dim**-0.5, k, v))
+            q, k, v = (jnp.swapaxes(x, 0, 1) for x in (q, k, v))  # heads first
             return jnp.swapaxes(_attend(attend, q, k, v, splash.SegmentIds(query_ids, key_ids)), 0, 1)
 
         return jax.vmap(one_row)(q, k, v, query_ids, key_ids)

@@ -79,7 +79,7 @@ class Attention(nn.Module):
         return apply_rope(q, rope), apply_rope(k, rope), v
 
     def __call__(self, x: Array, rope: RopeTable, segment_ids: Array) -> Array:
-        q, k, v = (checkpoint_name(y, "qkv") for y in self.project(x, rope))
+        q, k, v = self.project(x, rope)
         y = causal_attention(q, k, v, segment_ids, self.config.attention_kernel)
         return self.o(y)
 

@@ -139,7 +139,7 @@ def lowered_gradient(policy: str, arrays, names: bool = False) -> str:
 
 @pytest.mark.parametrize(
     "policy, count",
-    [("full", 3), ("attention", 2), ("projections", 2), ("mlp", 2), ("dots", 2), ("qkv:host,attention_out:device", 2)],
+    [("full", 3), ("attention", 2), ("projections", 2), ("mlp", 2), ("dots", 2), ("q:host,kv:host,attention_out:device", 2)],
 )
 def test_policies_that_keep_the_attention_do_not_run_its_kernel_again(arrays, monkeypatch, policy, count):
     monkeypatch.setattr(attention, "_platform", lambda: "tpu")

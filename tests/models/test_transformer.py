@@ -90,7 +90,7 @@ def test_matches_float64_oracle(tiny_config, tiny_params):
         {"remat": "attention"},
         {"remat": "projections"},
         {"remat": "dots"},
-        {"remat": "qkv:device,up:device"},
+        {"remat": "q:device,up:device"},
         {"remat": "gate:host,block_middle:device"},
     ],
 )
@@ -211,6 +211,6 @@ def test_config_refuses_what_cannot_work():
 
 
 def test_values_are_kept_by_name():
-    assert kept_values("projections") == {"qkv": "device", "attention_out": "device", "block_middle": "device"}
+    assert kept_values("projections") == {"q": "device", "kv": "device", "attention_out": "device", "block_middle": "device"}
     assert kept_values("block_in:host, gate:device") == {"block_in": "host", "gate": "device"}
     assert kept_values("full") == {} and kept_values("dots") is None

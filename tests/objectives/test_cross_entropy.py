@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nextstep_jax.objectives.cross_entropy import cross_entropy
+from nextstep_jax.objectives.cross_entropy import SLICE, _slices, cross_entropy
 
 
 def _problem(positions=7, width=5, vocab=37, dtype=jnp.float32):
@@ -31,6 +31,16 @@ def test_value_and_gradients_equal_the_plain_ones(slice_size):
     found = total(lambda h, k: cross_entropy(h, k, targets, slice_size))
     expected = total(lambda h, k: _plain(h, k, targets))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, expected)
+
+
+def test_slices_are_whole_registers_wide_where_the_vocabulary_is():
+    """A gathered slice of another width is laid out anew on TPUs. A kernel split over the vocabulary stays where it is."""
+    shapes = jax.eval_shape(lambda: _slices(jnp.zeros((3, 152_064)), SLICE))
+    assert shapes[0].shape == (22, 3, 54 * 128) and 54 * 128 % 256 == 0
+    assert jax.eval_shape(lambda: _slices(jnp.zeros((3, 200)), 64))[0].shape == (4, 3, 50)
+    hidden, kernel, targets, _ = _problem(vocab=768)
+    assert _slices(kernel, 300)[0].shape[0] == 3
+    np.testing.assert_allclose(cross_entropy(hidden, kernel, targets, 300), _plain(hidden, kernel, targets), atol=2e-6)
 
 
 def test_huge_logits_stay_finite():
