@@ -42,6 +42,9 @@ MUTATIONS = [
     Mutation("data/partial_copy.py", "self._fetch(start, stop)", "self._fetch(start, stop - 1)", "data/test_shard_files.py"),
     Mutation("data/partial_copy.py", "if any(os.pread(", "if not any(os.pread(", "data/test_shard_files.py"),
     Mutation("data/shard_files.py", "return self._run >= _SERIES", "return False", "data/test_shard_files.py"),
+    Mutation("data/shard_files.py", "room = min(most, ", "room = max(most, ", "data/test_shard_files.py"),
+    Mutation("data/shard_files.py", "if not total or", "if", "data/test_shard_files.py"),
+    Mutation("objectives/cross_entropy.py", "vocab % (n * _LANES)", "vocab % n", "objectives/test_cross_entropy.py"),
     Mutation(
         "storage/objects.py",
         "for first, last in itertools.pairwise(ends)",

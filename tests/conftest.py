@@ -1,9 +1,10 @@
-"""Shared fixtures: where the golden data lies, and tiny models built once per session."""
+"""Shared fixtures: where the golden data lies, and tiny models built once per session. And which tests may be skipped."""
 
 import dataclasses
 import importlib.util
 import os
 import pathlib
+import re
 
 import hypothesis
 import numpy as np
@@ -15,6 +16,21 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Programs run here for a moment only: most of a test's time would go into optimizing them.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 shape_checks.install()
+
+MAY_SKIP = "NEXTSTEP_JAX_MAY_SKIP"  # a regular expression: a test skipped for a reason without it is a failure
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session):
+    """Where MAY_SKIP is set, tests skipped for another reason are named, and the run has failed."""
+    reporter, allowed = session.config.pluginmanager.get_plugin("terminalreporter"), os.environ.get(MAY_SKIP)
+    if reporter is None or allowed is None:
+        return
+    for report in reporter.stats.get("skipped", ()):
+        _, _, reason = report.longrepr
+        if not re.search(allowed, reason):
+            reporter.write_line(f"\n{report.nodeid}: may not be skipped here: {reason}", red=True)
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_collection_modifyitems(items):

@@ -300,14 +300,14 @@ def copies_folder() -> pathlib.Path:
 def make_room(folder: pathlib.Path, needed: int) -> None:
     """Remove the copies used least recently until the disk has `needed` bytes and the room that copies leave free, which is a
     tenth of the disk, or half of what there is for them on a disk that is full of other things. So that this is rare, a tenth
-    of that room more is freed.
+    of that room more is freed. Some network file systems report no sizes: there all copies stay.
     """
 
     def is_free(room: float) -> bool:
         return shutil.disk_usage(folder).free - needed >= room
 
-    most = _ROOM * shutil.disk_usage(folder).total
-    if is_free(most):
+    total = shutil.disk_usage(folder).total
+    if not total or is_free(most := _ROOM * total):
         return
     copies = []
     for path in folder.iterdir():

@@ -226,6 +226,14 @@ def test_the_copies_used_least_recently_make_room(copies, monkeypatch, others, n
     assert sorted(path.name for path in copies.iterdir()) == list(kept)
 
 
+def test_copies_stay_where_no_sizes_are_reported(copies, monkeypatch):
+    copies.mkdir()
+    (copies / "0").write_bytes(b"x")
+    monkeypatch.setattr(shard_files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 0))
+    shard_files.make_room(copies, 15)
+    assert (copies / "0").exists()
+
+
 def test_copies_last_on_a_disk_full_of_other_things(bucket, copies, singly, monkeypatch):
     monkeypatch.setattr(shard_files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**40, 2**40 - 2**30, 2**30))
     _large(bucket)
