@@ -4,7 +4,7 @@
 
 compiles the named rows, or all, that benchmarks/results/tpu does not hold yet with the same arguments, one after another, and
 writes the table anew from what is there. To compile a row again, remove its file. Needs the extra `tpu`, no TPU. On one free
-CPU core a training row takes 2 (v5e) to 10 minutes (v6e). Nothing of this has run on a TPU.
+CPU core a training row takes 6 (v6e) to over 20 minutes (v5e). Nothing of this has run on a TPU.
 """
 
 import argparse

@@ -37,6 +37,7 @@ def test_slices_are_whole_registers_wide_where_the_vocabulary_is():
     """A gathered slice of another width is laid out anew on TPUs. A kernel split over the vocabulary stays where it is."""
     shapes = jax.eval_shape(lambda: _slices(jnp.zeros((3, 152_064)), SLICE))
     assert shapes[0].shape == (22, 3, 54 * 128) and 54 * 128 % 256 == 0
+    assert jax.eval_shape(lambda: _slices(jnp.zeros((3, 1920)), 200))[0].shape == (15, 3, 128)  # not ten of 192
     assert jax.eval_shape(lambda: _slices(jnp.zeros((3, 200)), 64))[0].shape == (4, 3, 50)
     hidden, kernel, targets, _ = _problem(vocab=768)
     assert _slices(kernel, 300)[0].shape[0] == 3
