@@ -1,6 +1,6 @@
 """What the TPU compiler expects of single parts of the 14B model, each written in two ways, in seconds instead of minutes.
 
-    python -m benchmarks.tpu_parts [product] [rotation] [parts] [down] [head] [--topology v6e:16x16]
+    python -m benchmarks.tpu_parts [product] [rotation] [parts] [down] [head] [bias] [--topology v6e:16x16]
 
     product    one product of the MLP, 16,384 positions; and at the chip's peak
     rotation   queries of 16,384 positions and their rotary positions: by halves of a head; by a product with a matrix
@@ -9,6 +9,8 @@
                dimension; along its first
     head       the text head's cross-entropy of 12,288 positions with its gradients: in 32 slices of 4,752 ids, a width that is
                no multiple of 128; in 22 of 6,912
+    bias       gradients of the kernel and the bias of a flow block's modulations, 49,152 points: the bias's as a sum over
+               points; as a row of the kernel's product
 
 All of it with the launchers' compiler flags. Needs the extra `tpu`, no TPU; nothing of this has run on one.
 """
@@ -116,7 +118,31 @@ def head(topology: str, mesh: Mesh) -> None:
             report(f"head, at most {size} ids", mesh, topology, gradients, hidden, kernel, targets)
 
 
-PARTS_OF_THE_MODEL = {"product": product, "rotation": rotation, "parts": parts, "down": down, "head": head}
+def bias(topology: str, mesh: Mesh) -> None:
+    width, points = preset("14b").flow_head.width, 4 * TARGETS
+    shift_scale_gate = [of_chip(mesh, points, width)] * 3
+    arguments = of_chip(mesh, points, width), of_chip(mesh, width, 3 * width), of_chip(mesh, 3 * width), *shift_scale_gate
+    for name, modulate in (("a sum", plain), ("a row of the product", layers._product_and_bias)):
+
+        def gradients(cond, kernel, bias, *of_modulations, modulate=modulate):
+            _, pull = jax.vjp(lambda *of: modulate("...I,IO->...O", cond, *of), kernel, bias)
+            return pull(jnp.concatenate(of_modulations, axis=-1))
+
+        report(f"bias, {name}", mesh, topology, gradients, *arguments)
+
+
+def plain(equation: str, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, x, kernel) + bias
+
+
+PARTS_OF_THE_MODEL = {
+    "product": product,
+    "rotation": rotation,
+    "parts": parts,
+    "down": down,
+    "head": head,
+    "bias": bias,
+}
 
 
 def main() -> None:

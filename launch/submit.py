@@ -25,7 +25,7 @@ from nextstep_jax.launch import xla_flags
 REPOSITORY = "nextstep_jax"  # folder on a worker, below its home
 ARCHIVE = "nextstep_jax.tar.gz"
 RUNTIMES = {"v5e": "v2-alpha-tpuv5-lite", "v5p": "v2-alpha-tpuv5", "v6e": "v2-alpha-tpuv6e"}
-PREFIXES = {"v5litepod-": "v5e", "v5p-": "v5p", "v6e-": "v6e"}
+PREFIXES = {"v5litepod-": "v5e", "v5p-": "v5p", "v6e-": "v6e", "tpu7x-": "tpu7x"}
 
 
 class Command(NamedTuple):
@@ -48,6 +48,13 @@ def generation(accelerator: str) -> str:
     raise ValueError(f"--type must be one of {', '.join(f'{p}N' for p in PREFIXES)}, found {accelerator!r}")
 
 
+def of_virtual_machines(accelerator: str) -> str:
+    """`generation`; ValueError also for one that there are no Cloud TPU VMs of."""
+    if (kind := generation(accelerator)) not in RUNTIMES:
+        raise ValueError(f"--type {accelerator}: there are Cloud TPU VMs of {', '.join(RUNTIMES)} alone, use xpk")
+    return kind
+
+
 def train(options: argparse.Namespace, *flags: str) -> list[str]:
     """The training with its options."""
     return ["nextstep-jax", "train", "--config", options.config, "--workdir", options.workdir, *flags, *options.rest]
@@ -68,7 +75,7 @@ def tpu_create(options: argparse.Namespace) -> list[Command]:
     """Queue for a slice; `gcloud compute tpus queued-resources describe` says when it is ACTIVE."""
     argv = ["gcloud", "compute", "tpus", "queued-resources", "create", options.name, *_where(options)]
     argv += [f"--node-id={options.name}", f"--accelerator-type={options.type}"]
-    argv += [f"--runtime-version={RUNTIMES[generation(options.type)]}"]
+    argv += [f"--runtime-version={RUNTIMES[of_virtual_machines(options.type)]}"]
     return [Command([*argv, "--spot"] if options.spot else argv)]
 
 
@@ -88,7 +95,7 @@ def tpu_setup(options: argparse.Namespace) -> list[Command]:
 
 def tpu_train(options: argparse.Namespace) -> list[Command]:
     """Start the training on every worker, detached from this connection; its output goes to train.log on each."""
-    environment = {"PATH": ".venv/bin:/usr/bin:/bin"} | xla_flags.environment(generation(options.type))
+    environment = {"PATH": ".venv/bin:/usr/bin:/bin"} | xla_flags.environment(of_virtual_machines(options.type))
     command = shlex.join(["env", *(f"{name}={value}" for name, value in environment.items()), *train(options, "--distributed")])
     return [_on_workers(options, f"cd {REPOSITORY} && (setsid nohup {command} >> train.log 2>&1 < /dev/null &)")]
 

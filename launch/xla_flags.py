@@ -22,7 +22,12 @@ _SLICES = {
     "xla_tpu_data_parallel_opt_different_sized_ops": "true",
 }
 _VMEM = "xla_tpu_scoped_vmem_limit_kib"
-_VMEM_KIB = {"v5e": 128 * 1024, "v5p": 64 * 1024, "v6e": 128 * 1024}  # of a core (jax's pallas/mosaic/tpu_info.py)
+_VMEM_KIB = {
+    "v5e": 128 * 1024,
+    "v5p": 64 * 1024,
+    "v6e": 128 * 1024,
+    "tpu7x": 64 * 1024,
+}  # of a core (jax's pallas/mosaic/tpu_info.py)
 FLAGS: dict[str, dict[str, str]] = {
     "v5e": {
         **_OVERLAP,
@@ -49,6 +54,14 @@ FLAGS: dict[str, dict[str, str]] = {
         "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
         # Of 128 MiB of on-chip memory let one fusion use 96: larger tiles for larger matrix units.
         _VMEM: "98304",
+    },
+    "tpu7x": {
+        **_OVERLAP,
+        **_SLICES,
+        "xla_enable_async_all_reduce": "true",
+        "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
+        # Of 64 MiB of on-chip memory let one fusion use 48: 7 % less time for a product of the MLP.
+        _VMEM: "49152",
     },
     "hopper": {
         # Start collectives early and wait for them late.

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int
 
 from nextstep_jax.errors import InputError
+from nextstep_jax.sharding.mesh import target_platform
 from nextstep_jax.sharding.rules import LOGICAL_RULES, constrain
 
 Array = jax.Array
@@ -152,16 +153,10 @@ def _named(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
     return checkpoint_name(q, QUERIES), checkpoint_name(k, KEYS_AND_VALUES), checkpoint_name(v, KEYS_AND_VALUES)
 
 
-def _platform() -> str:
-    """What the program is for: the platform of the mesh entered with `jax.set_mesh`, which need not be this machine's."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.platform if device is not None else jax.default_backend()
-
-
 def _choose(kernel: str, q: Array) -> str:
     if kernel != "auto":
         return kernel
-    platform = _platform()
+    platform = target_platform()
     if platform == "tpu" and q.shape[1] % _LANES == 0 and q.shape[-1] % _LANES == 0:
         return "splash"
     if platform in ("gpu", "cuda", "rocm") and q.dtype != jnp.float32:
@@ -230,7 +225,7 @@ def _splash(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
         head_shards=1,
         q_seq_shards=_size(mesh, along),
         residual_checkpoint_name=ATTENTION_OUT,
-        interpret=_platform() != "tpu",
+        interpret=target_platform() != "tpu",
     )
 
     def local(attend, q, k, v, query_ids, key_ids):

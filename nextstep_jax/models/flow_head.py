@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from nextstep_jax.config import NextStepConfig
-from nextstep_jax.models.layers import Projection, layer_norm
+from nextstep_jax.models.layers import NORM_STATISTICS, Projection, layer_norm
 from nextstep_jax.sharding.rules import constrain
 
 Array = jax.Array
@@ -149,7 +149,8 @@ class ModulatedHead(nn.Module):
         """Submodules from `inputs` numbers a point to C; for `setup`."""
         t, channels = self.config.transformer, self.config.token_channels
         self.input = Projection("...C,CW->...W", (inputs, width), 1, t.dtype, stddev=None)
-        block = FlowBlock if t.remat == "none" else nn.remat(FlowBlock, prevent_cse=not t.scan_layers)
+        policy = jax.checkpoint_policies.save_only_these_names(NORM_STATISTICS)
+        block = FlowBlock if t.remat == "none" else nn.remat(FlowBlock, policy=policy, prevent_cse=not t.scan_layers)
         arguments = (width, hidden, t.dtype)
         if t.scan_layers:
             scanned = nn.scan(

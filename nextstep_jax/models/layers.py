@@ -3,23 +3,33 @@
 Letters: B batch, S sequence, D model width, N heads, H head dim. Statistics and angles are float32 whatever the compute dtype.
 """
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int
+
+from nextstep_jax.sharding.mesh import target_platform
+from nextstep_jax.sharding.rules import whole
 
 Array = jax.Array
 Vectors = Float[Array, "*n D"]
 Heads = Float[Array, "B S N H"]
 
+# The name of a norm's statistics, one or two float32 numbers a vector: kept, they save the backward pass sums over vectors.
+NORM_STATISTICS = "norm_statistics"
+
+_SUBLANES = 8  # of a TPU's vector register
+
 
 def rms_norm(x: Vectors, scale: Float[Array, " D"], eps: float) -> Vectors:
     """x / rms(x) * scale over the last axis, in float32, returned in x's dtype."""
     y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    y = y * jax.lax.rsqrt(_statistic(jnp.square(y)) + eps)
     return (y * scale.astype(jnp.float32)).astype(x.dtype)
 
 
@@ -28,11 +38,15 @@ def layer_norm(
 ) -> Vectors:
     """Layer normalization over the last axis with biased variance, in float32, returned in x's dtype."""
     y = x.astype(jnp.float32)
-    y = y - jnp.mean(y, axis=-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    y = y - _statistic(y)
+    y = y * jax.lax.rsqrt(_statistic(jnp.square(y)) + eps)
     if scale is not None and bias is not None:
         y = y * scale.astype(jnp.float32) + bias.astype(jnp.float32)
     return y.astype(x.dtype)
+
+
+def _statistic(y: Array) -> Array:
+    return checkpoint_name(jnp.mean(y, axis=-1, keepdims=True), NORM_STATISTICS)
 
 
 def rope_table(positions: Int[Array, "*n"], head_dim: int, theta: float) -> tuple[Float[Array, "*n h"], Float[Array, "*n h"]]:
@@ -116,14 +130,39 @@ class Projection(nn.Module):
         if kernel.dtype == jnp.int8 or apart:
             # It also keeps a widened int8 kernel from being computed once, before the loop of tokens, and then read in full.
             x, kernel = jax.lax.optimization_barrier((x, kernel))
-        y = jnp.einsum(self.equation, x, kernel.astype(self.dtype))
-        if self.has_variable("params", "kernel_scale"):
+        kernel = kernel.astype(self.dtype)
+        bias = None
+        if self.bias_axes:
+            bias = self.param("bias", nn.initializers.zeros, tuple(self.shape[-self.bias_axes :])).astype(self.dtype)
+        scaled = self.has_variable("params", "kernel_scale")
+        if bias is not None and bias.ndim == kernel.ndim - 1 and not scaled and target_platform() == "tpu":
+            return _product_and_bias(self.equation, x, kernel, bias)
+        y = jnp.einsum(self.equation, x, kernel)
+        if scaled:
             # In float32: rounded to bfloat16 the scales would err as much as everything else in the product.
             y = (y.astype(jnp.float32) * self.get_variable("params", "kernel_scale")).astype(self.dtype)
-        if self.bias_axes:
-            bias = self.param("bias", nn.initializers.zeros, tuple(self.shape[-self.bias_axes :]))
-            y = y + bias.astype(self.dtype)
-        return y
+        return y if bias is None else y + bias
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _product_and_bias(equation: str, x: Array, kernel: Array, bias: Array) -> Array:
+    """`einsum(equation, x, kernel) + bias` of x [..., I], kernel [I, ...] and bias [...], with a derivative for matrix units.
+
+    The bias's gradient is a sum over all positions, for which vector units take up to twice as long as matrix units for the
+    kernel's whole gradient. With ones beside x, and the bias below the kernel, both come out of one product.
+    """
+    return jnp.einsum(equation, x, kernel) + bias
+
+
+@_product_and_bias.defjvp
+def _product_and_bias_jvp(equation: str, primals, tangents):
+    (x, kernel, bias), (of_x, of_kernel, of_bias) = primals, tangents
+    ones = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, _SUBLANES)], constant_values=1)
+    below = jnp.pad(of_bias[None], [(0, _SUBLANES - 1)] + [(0, 0)] * bias.ndim)
+    # Their gradient has rows that no mesh divides: whole on every device, it is cut without exchanging edges.
+    both = whole(jnp.concatenate([whole(of_kernel, axis=0), below]), axis=0)
+    of_both = jnp.einsum(equation, ones, both)
+    return _product_and_bias(equation, x, kernel, bias), jnp.einsum(equation, of_x, kernel) + of_both
 
 
 class RMSNorm(nn.Module):

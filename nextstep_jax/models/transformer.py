@@ -26,7 +26,7 @@ from nextstep_jax.models.attention import (
     shard_cache,
     write_cache,
 )
-from nextstep_jax.models.layers import Projection, RMSNorm, apply_rope, rope_table
+from nextstep_jax.models.layers import NORM_STATISTICS, Projection, RMSNorm, apply_rope, rope_table
 from nextstep_jax.sharding.rules import constrain, row_major
 
 Array = jax.Array
@@ -160,14 +160,14 @@ class Block(nn.Module):
 
 
 def remat_policy(remat: str):
-    """The `jax.checkpoint` policy of a TransformerConfig.remat other than "none"."""
+    """The `jax.checkpoint` policy of a TransformerConfig.remat other than "none". It always keeps the norms' statistics."""
     policies = jax.checkpoint_policies
     kept = kept_values(remat)
     if kept is None:
-        return policies.save_from_both_policies(
-            policies.checkpoint_dots_with_no_batch_dims, policies.save_only_these_names(ATTENTION_OUT)
-        )
+        names = policies.save_only_these_names(ATTENTION_OUT, NORM_STATISTICS)
+        return policies.save_from_both_policies(policies.checkpoint_dots_with_no_batch_dims, names)
     on_device, on_host = ([value for value, at in kept.items() if at == place] for place in ("device", "host"))
+    on_device.append(NORM_STATISTICS)
     if not on_host:
         return policies.save_only_these_names(*on_device)
     return policies.save_and_offload_only_these_names(

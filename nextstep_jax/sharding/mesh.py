@@ -43,6 +43,14 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     return Mesh(_arrange(shape, devices), MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
 
 
+def target_platform() -> str:
+    """What a program that is traced now is for, "tpu", "gpu" or "cpu": the platform of the mesh entered with `jax.set_mesh`,
+    which need not be this machine's.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
+
+
 def _arrange(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
     """The devices as an array of `shape`, neighbours along an axis next to each other in the machine."""
     slices = len({getattr(device, "slice_index", 0) for device in devices})

@@ -76,6 +76,14 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, shape_spec(names, x.shape, mesh))
 
 
+def whole(x: jax.Array, axis: int) -> jax.Array:
+    """x with dimension `axis` split over no device, its others as the compiler has them."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    spec = (None if i == axis else PartitionSpec.UNCONSTRAINED for i in range(x.ndim))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
 def row_major(x: jax.Array, *names: str | None) -> jax.Array:
     """x, of dimensions called `names`, with its last dimension contiguous in memory, also where the compiler would choose
     another layout. The compiler partitions no such constraint, so each device has its own, for its part.

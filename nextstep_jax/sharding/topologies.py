@@ -17,16 +17,17 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """Figures of one chip.
+    """Figures of one chip, of tpu7x those of half a chip, which is a device of its own.
 
     Attributes:
       flops: published dense bfloat16 FLOP/s.
       clock: Hz; follows from the peak and the number of multipliers.
       links: bytes/s of all its links together, one direction: 90 GB/s a link, 45 on v5e, as "How to Scale Your Model" has it.
+        A chip of tpu7x has links as v5p, published as 1200 GB/s both ways, which its two devices share.
       memory: bytes that the compiler gives out, as the message says with which it refuses a program.
       host: bytes/s to and from the memory of its host, both directions together. No published figure: an assumption.
       kernel_efficiency: share of the peak that attention kernels are taken to reach, with heads of 128; the compiler says
-        nothing about them. Such heads fill half of v6e's matrix units of 256.
+        nothing about them. Such heads fill half of the matrix units of 256 that v6e and tpu7x have.
     """
 
     flops: float
@@ -42,6 +43,7 @@ CHIPS = {
     "v5e": Chip(197e12, 1.5e9, 180e9, 15.75 * GIB, 12e9, 0.5),
     "v5p": Chip(459e12, 1.75e9, 540e9, 95.74 * GIB, 12e9, 0.5),
     "v6e": Chip(918e12, 1.75e9, 360e9, 31.25 * GIB, 12e9, 0.35),
+    "tpu7x": Chip(2307e12 / 2, 2.2e9, 270e9, 94.75 * GIB, 6e9, 0.35),
 }
 
 

@@ -29,6 +29,7 @@ PEAK_FLOPS = {
     "TPU v5": CHIPS["v5p"].flops,
     "TPU v6 lite": CHIPS["v6e"].flops,
     "TPU v6e": CHIPS["v6e"].flops,
+    "TPU7x": CHIPS["tpu7x"].flops,
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,

@@ -200,35 +200,57 @@ def count_runs(
         if name not in seen and name in computations:
             seen.add(name)
             for i in computations[name]:
-                for callee, _ in _calls(i, computations):
+                for callee, _ in _calls(i, computations, {}):
                     visit(callee)
             order.append(name)
 
     visit(entry)
     runs[entry] = 1.0
     for name in reversed(order):  # callers before what they call
+        around = {i.name: i for i in computations[name]}
         for i in computations[name]:
-            for callee, times in _calls(i, computations):
+            for callee, times in _calls(i, computations, around):
                 runs[callee] += runs[name] * times
                 fused[callee] |= fused[name] or i.opcode == "fusion"
                 bodies[callee] = callee if i.opcode == "while" else bodies[name]
     return runs, fused, bodies
 
 
-def _calls(i: Instruction, computations: dict[str, list[Instruction]]) -> list[tuple[str, float]]:
+def _calls(
+    i: Instruction, computations: dict[str, list[Instruction]], around: dict[str, Instruction]
+) -> list[tuple[str, float]]:
     if i.opcode == "while":
         condition, body = (re.findall(rf"{key}=%?([\w.\-]+)", i.rest)[0] for key in ("condition", "body"))
-        return [(body, trip_count(i, computations[condition]))]
+        return [(body, trip_count(i, computations[condition], around))]
     return [(name, 1.0) for name in re.findall(r"(?<![\w])calls=%?([\w.\-]+)", i.rest)]
 
 
-def trip_count(loop: Instruction, condition: list[Instruction]) -> float:
-    """Runs of a loop's body: what the compiler knows, else the constant that its counter is compared with, else 1."""
+def trip_count(loop: Instruction, condition: list[Instruction], around: dict[str, Instruction]) -> float:
+    """Runs of a loop's body: what the compiler knows, else from where its counter starts, among the instructions `around` the
+    loop, to the constant that it is compared with, else 1.
+
+    Where the compiler takes the first run out of a loop, the counter starts at 1.
+    """
     if found := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
         return float(found[1])
-    texts = [i.rest for i in condition if i.opcode == "constant" and i.shape.startswith("s32[]")]
-    constants = [float(number[1]) for text in texts if (number := re.match(r"(\d+)\)", text))]
-    return constants[0] if len(constants) == 1 else 1.0
+    limits = [value for i in condition if (value := _constant(i)) is not None]
+    if len(limits) != 1:
+        return 1.0
+    counters = [i.rest for i in condition if i.opcode == "get-tuple-element" and i.shape.startswith("s32[]")]
+    if len(counters) != 1 or not (index := re.search(r"index=(\d+)", counters[0])):
+        return limits[0]
+    state = around.get(_operand_names(loop)[0])
+    values = _operand_names(state) if state and state.opcode == "tuple" else []
+    start = around.get(values[int(index[1])]) if values else None
+    while start and start.opcode in ("copy", "bitcast"):
+        start = around.get(_operand_names(start)[0])
+    return limits[0] - ((start and _constant(start)) or 0.0)
+
+
+def _constant(i: Instruction) -> float | None:
+    """The value of a whole number, None for anything else."""
+    number = re.match(r"(-?\d+)\)", i.rest) if i.opcode == "constant" and i.shape.startswith("s32[]") else None
+    return float(number[1]) if number else None
 
 
 def dims_of(shape: str) -> list[int]:
@@ -249,8 +271,11 @@ def _parts(shape: str) -> list[str]:
 
 def operands(i: Instruction, shapes: dict[str, str]) -> list[str]:
     """Shapes of an instruction's operands, those defined in the same computation."""
-    names = re.findall(r"%([\w.\-]+)", i.rest.split("), ")[0])
-    return [shapes[name] for name in names if name in shapes]
+    return [shapes[name] for name in _operand_names(i) if name in shapes]
+
+
+def _operand_names(i: Instruction) -> list[str]:
+    return re.findall(r"%([\w.\-]+)", i.rest.split("), ")[0])
 
 
 def group_size(rest: str) -> int:

@@ -116,7 +116,12 @@ def test_gpu_is_one_process_of_this_python(capsys):
         (["moon"], "invalid choice: 'moon'"),
         (["tpu-train", *TPU, "--type", "v5p-128", "--config", "c.py"], "required: --workdir"),
         (["slurm", *TRAIN, "--nodes", "many", "--gpus", "8"], "--nodes: invalid int value: 'many'"),
-        (["tpu-create", *TPU, "--type", "v4-8"], "--type must be one of v5litepod-N, v5p-N, v6e-N, found 'v4-8'"),
+        (["tpu-create", *TPU, "--type", "v4-8"], "--type must be one of v5litepod-N, v5p-N, v6e-N, tpu7x-N, found 'v4-8'"),
+        (
+            ["tpu-create", *TPU, "--type", "tpu7x-128"],
+            "tpu7x-128: there are Cloud TPU VMs of v5e, v5p, v6e alone, use xpk",
+        ),
+        (["tpu-train", *TPU, "--type", "tpu7x-128", *TRAIN], "--type tpu7x-128: there are Cloud TPU VMs of"),
         (["gpu", *TRAIN, "--config.steps=7"], "unrecognized arguments: --config.steps=7"),
     ],
 )

@@ -142,13 +142,13 @@ def lowered_gradient(policy: str, arrays, names: bool = False) -> str:
     [("full", 3), ("attention", 2), ("projections", 2), ("mlp", 2), ("dots", 2), ("q:host,kv:host,attention_out:device", 2)],
 )
 def test_policies_that_keep_the_attention_do_not_run_its_kernel_again(arrays, monkeypatch, policy, count):
-    monkeypatch.setattr(attention, "_platform", lambda: "tpu")
+    monkeypatch.setattr(attention, "target_platform", lambda: "tpu")
     assert lowered_gradient(policy, arrays).count("@tpu_custom_call") == count
 
 
 def test_parts_of_the_queries_gradient_are_added_up(arrays, monkeypatch):
     """The kernel leaves one for each block of keys; of a reduction over them nothing is left."""
-    monkeypatch.setattr(attention, "_platform", lambda: "tpu")
+    monkeypatch.setattr(attention, "target_platform", lambda: "tpu")
     monkeypatch.setattr(attention, "_BLOCK", 128)
     monkeypatch.setattr(attention, "_BLOCK_KEYS", 128)
     text = lowered_gradient("attention", [x if x.dtype == np.int32 else x.astype(jnp.bfloat16) for x in arrays])
@@ -159,7 +159,7 @@ def test_parts_of_the_queries_gradient_are_added_up(arrays, monkeypatch):
 
 def test_both_kernels_keep_their_names(arrays, monkeypatch):
     """The compiled program calls a kernel by the last of its scopes; profiles and training/hlo_cost.py go by that."""
-    monkeypatch.setattr(attention, "_platform", lambda: "tpu")
+    monkeypatch.setattr(attention, "target_platform", lambda: "tpu")
     text = lowered_gradient("attention", arrays, names=True)
     kernels = re.findall(r"stablehlo.custom_call @tpu_custom_call.* loc\((#loc\d+)\)", text)
     scopes = {re.search(rf'^{place} = loc\("(.*?)"', text, re.MULTILINE)[1].split("/")[-2][:14] for place in kernels}
@@ -183,7 +183,7 @@ def test_splash_names_rows_it_cannot_take():
     ],
 )
 def test_auto_takes_what_the_platform_is_best_at(monkeypatch, platform, dtype, length, expected):
-    monkeypatch.setattr(attention, "_platform", lambda: platform)
+    monkeypatch.setattr(attention, "target_platform", lambda: platform)
     assert attention._choose("auto", jax.ShapeDtypeStruct((1, length, 4, 128), dtype)) == expected
     assert attention._choose("xla", jax.ShapeDtypeStruct((1, length, 4, 128), dtype)) == "xla"
 

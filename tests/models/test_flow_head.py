@@ -3,10 +3,12 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from nextstep_jax.config import FlowHeadConfig, NextStepConfig, preset
+from nextstep_jax.models import layers as model_layers
 from nextstep_jax.models.nextstep import NextStep, init_params
 from nextstep_jax.models.param_layouts import stack_layers
 
@@ -121,6 +123,26 @@ def test_modulations_computed_beforehand_give_the_acceleration(map_head):
         jump = (np.full(3, s[i]), np.full(3, t[i]))
         expected = model(variables, *points, *jump, *conditions, w, method="acceleration")
         np.testing.assert_allclose(model(variables, *points, now, method="acceleration_at"), expected, 2e-5, 2e-5)
+
+
+def test_rates_of_jumps_have_the_same_gradients_on_tpus(map_head, monkeypatch):
+    """There a projection has a derivative of its own, which is taken forward and then backward."""
+    config, _, params = map_head
+    points, (s, t), conditions, w = _jumps(config)
+    model = NextStep(config.with_transformer(scan_layers=True, remat="full"))
+
+    def loss(params):
+        def arrive(t):
+            return model.apply({"params": params}, *points, s, t, *conditions, w, method="acceleration")
+
+        return jnp.sum(jnp.square(jax.jvp(arrive, (jnp.asarray(t),), (jnp.ones_like(t),))[1]))
+
+    gradient, stacked = jax.grad(loss), stack_layers(params)
+    expected = gradient(stacked)["map_head"]
+    monkeypatch.setattr(model_layers, "target_platform", lambda: "tpu")
+    found = gradient(stacked)["map_head"]
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(expected["blocks"]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
 
 
 def abstract_params(config: NextStepConfig) -> dict:

@@ -1,4 +1,4 @@
-"""Rotary positions by matrix units, and kernels of one byte a number."""
+"""What is written otherwise for matrix units, statistics of norms, and kernels of one byte a number."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from nextstep_jax.models import layers
-from nextstep_jax.models.layers import Projection, apply_rope, rms_norm, rope_table
+from nextstep_jax.models.layers import Projection, apply_rope, layer_norm, rms_norm, rope_table
 from nextstep_jax.models.param_layouts import quantize_kernel
+from nextstep_jax.models.transformer import remat_policy
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -23,6 +24,60 @@ def test_matrix_units_rotate_to_the_same_bits(dtype):
     lowered = jax.jit(apply_rope).trace(x, table)
     dots = {name: lowered.lower(lowering_platforms=(name,)).as_text().count("dot_general") for name in ("cpu", "cuda", "tpu")}
     assert dots == {"cpu": 0, "cuda": 0, "tpu": 1}
+
+
+@pytest.mark.parametrize("equation, shape", [("BSD,DNH->BSNH", (16, 3, 4)), ("...I,IO->...O", (16, 12))])
+@pytest.mark.parametrize("dtype, near", [("float32", 1e-5), ("bfloat16", 0.03)])
+def test_on_tpus_kernel_and_bias_get_their_gradients_from_one_product(monkeypatch, equation, shape, dtype, near):
+    """The same derivatives, backward and forward, and no sum over positions beside the products."""
+    projection, keys = Projection(equation, shape, len(shape) - 1, dtype), jax.random.split(jax.random.key(0), 4)
+    x, of_x = jax.random.normal(keys[0], (2, 2, 40, 16))
+    params = {"kernel": jax.random.normal(keys[1], shape), "bias": jax.random.normal(keys[2], shape[1:])}
+    weights = jax.random.normal(keys[3], (2, 40, *shape[1:]))
+
+    def loss(params, x):
+        return jnp.sum(projection.apply({"params": params}, x).astype(jnp.float32) * weights)
+
+    def derivatives():
+        tangents = jax.tree.map(jnp.ones_like, params), of_x
+        of_output = jax.jvp(lambda *a: projection.apply({"params": a[0]}, a[1]), (params, x), tangents)
+        gradient = jax.grad(loss, argnums=(0, 1))
+        return (of_output, gradient(params, x)), str(jax.make_jaxpr(gradient)(params, x))
+
+    expected, plain = derivatives()
+    monkeypatch.setattr(layers, "target_platform", lambda: "tpu")
+    found, text = derivatives()
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(*(np.asarray(a, np.float32) for a in (one, other)), rtol=near, atol=near * 10)
+    assert plain.count("reduce_sum") > text.count("reduce_sum")
+    assert plain.count("dot_general") == text.count("dot_general")
+
+
+def test_no_other_bias_is_taken_for_such(monkeypatch):
+    """Of a kernel with two contracted axes, or one of one byte a number, beside its scales."""
+    monkeypatch.setattr(layers, "_product_and_bias", None)
+    monkeypatch.setattr(layers, "target_platform", lambda: "tpu")
+    x, kernel, bias = jnp.ones((1, 2, 4, 8)), jax.random.normal(jax.random.key(0), (4, 8, 6)), jnp.arange(6.0)
+    for small in ({"kernel": kernel}, quantize_kernel(kernel, 2)):
+        found = Projection("BSNH,NHD->BSD", (4, 8, 6), 1).apply({"params": {**small, "bias": bias}}, x)
+        np.testing.assert_allclose(found, jnp.broadcast_to(kernel.sum((0, 1)) + bias, found.shape), atol=0.2)
+    small = quantize_kernel(kernel[0], 1) | {"bias": bias}
+    found = Projection("...I,IO->...O", (8, 6), 1).apply({"params": small}, x)
+    np.testing.assert_allclose(found, jnp.broadcast_to(kernel[0].sum(0) + bias, found.shape), atol=0.2)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots", "attention", "gate:host"])
+@pytest.mark.parametrize("norm, statistics", [(lambda x: rms_norm(x, x[0], 1e-6), 1), (lambda x: layer_norm(x, 1e-6), 2)])
+def test_statistics_are_kept_whatever_else_is_computed_again(remat, norm, statistics):
+    x, weights = jax.random.normal(jax.random.key(0), (2, 6, 32))
+
+    def sums(norm):
+        gradient = jax.grad(lambda x: jnp.sum(jnp.sin(norm(x)) * weights))
+        return str(jax.make_jaxpr(gradient)(x)).count("reduce_sum")
+
+    assert sums(jax.checkpoint(norm, policy=remat_policy(remat))) == sums(norm)
+    assert sums(jax.checkpoint(norm)) == sums(norm) + statistics
 
 
 def test_quantized_projection_is_near_the_exact_one():

@@ -96,4 +96,5 @@ def test_unknown_devices_have_no_peak():
     assert flops.peak_flops(Device("cpu")) is None
     assert flops.peak_flops(Device("TPU v5 lite")) == 197e12
     assert flops.peak_flops(Device("TPU v5p")) == 459e12
+    assert flops.peak_flops(Device("TPU7x")) == 2307e12 / 2  # a chip is two devices
     assert flops.peak_flops(Device("NVIDIA H200")) == 989e12

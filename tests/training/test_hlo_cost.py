@@ -57,6 +57,20 @@ def test_everything_in_a_loop_counts_as_often_as_it_runs():
     assert cost.seconds == pytest.approx(cost.of(hlo_cost.INSTRUCTION) + cost.of(hlo_cost.KERNEL) + cost.of(hlo_cost.BLOCKING))
 
 
+@pytest.mark.parametrize(
+    "start, runs",
+    [("constant(0)", 3), ("constant(1)", 2), ("copy(%zero)", 3), ("copy(%one), backend_config={}", 2), ("add(%one, %one)", 3)],
+)
+def test_a_loop_whose_first_run_was_taken_out_of_it_runs_once_less(start, runs):
+    """The compiler does so where it moves copies to the host, or sums between slices, from one run into the next."""
+    counted = LOOP.replace("pred[] {\n", "pred[] {\n  %i = s32[]{:T(128)} get-tuple-element(%state), index=0\n").replace(
+        "  %loop",
+        f"  %one = s32[]{{:T(128)}} constant(1), metadata={{}}\n  %zero = s32[]{{:T(128)}} constant(0)\n"
+        f"  %start = s32[]{{:T(128)}} {start}\n  %t = (s32[], bf16[64,64]{{1,0}}) tuple(%start, %a)\n  %loop",
+    )
+    assert hlo_cost.read_cost(counted, CHIP, devices=4).kernels == runs
+
+
 def test_a_kernel_that_is_not_known_is_refused_and_not_left_out():
     with pytest.raises(NextStepError, match="kernel vmap__.1 of the compiled program"):
         hlo_cost.read_cost(LOOP.replace("splash_mha_fwd.1", "vmap__.1"), CHIP, devices=4)
