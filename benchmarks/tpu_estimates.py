@@ -77,6 +77,10 @@ ROWS = {
     "2x-v6e-256": Row(
         "stage 1, 2 x v6e-256", _stage(STAGE_1, "v6e:16x16", "--slices", "2", _SHORTER, _REMAT + "attention"), 0.43
     ),
+    "tpu7x-64": Row(
+        "stage 1, 64 chips of tpu7x, figures of half a chip",
+        _stage(STAGE_1, "tpu7x:4x4x4", _SHORT, "--config.mesh.data=4", _REMAT + "gate"),
+    ),
     "dpo-v5p-128": Row("DPO, v5p-128", _stage("nextstep_14b_dpo", "v5p:4x4x4", "--tokens-per-chip", "8192")),
     "rollouts-v5p-128": Row("NFT rollouts, v5p-128", _stage("nextstep_14b_nft", "v5p:4x4x4", "--what", "rollouts")),
     "decode-v5e-8": Row("one image, v5e-8", _stage(STAGE_1, "v5e:2x4", "--what", "generate", *_PREFETCH)),

@@ -18,8 +18,9 @@ What it prints are the compiler's figures, not measurements:
   collectives     from the compiled program, each as often as it runs
   seconds         sum over all instructions of the cycles the compiler expects, each as often as it runs (XLA's own sum counts
                   the body of the loop over layers once); attention kernels, which it does not estimate, by the blocks of pairs
-                  that they visit at half the chip's peak (v6e: 0.35); collectives by bytes over link speed, added where nothing
-                  runs beside them; copies to and from the host at 12 GB/s a chip, beside all else
+                  that they visit at half the chip's peak (v6e, tpu7x: 0.35); collectives by bytes over link speed, added where
+                  nothing runs beside them; copies to and from the host at 12 GB/s a chip, beside all else. Gathers and
+                  scatters by id are left out: the compiler says nothing of these either
   program FLOPs   of the matrix products that the program executes, recomputation and empty places of the heads included
   MFU             useful FLOPs / (seconds * chips * peak). Useful: training/flops.py, forward once and backward twice, for rows
                   of one sample each, half of it image tokens. Packed short samples see fewer pairs in the same time.
@@ -69,7 +70,7 @@ from nextstep_jax.training.hlo_cost import read_cost
 FLAGS = flags.FlagValues()  # its own: launch/train.py has a flag of the same name
 _OWN: dict[str, Any] = {"flag_values": FLAGS}
 flags.DEFINE_string("config", None, "The stage: a shipped config or a file, NAME.py; with :laptop, shrunk.", **_OWN)
-_TOPOLOGY = flags.DEFINE_string("topology", None, "GENERATION:SHAPE, e.g. v5p:4x4x4, v6e:16x16, v5e:2x4.", **_OWN)
+_TOPOLOGY = flags.DEFINE_string("topology", None, "GENERATION:SHAPE, e.g. v5p:4x4x4, v6e:16x16, v5e:2x4, tpu7x:4x4x4.", **_OWN)
 _SLICES = flags.DEFINE_integer("slices", 1, "How many of them, between slices along the mesh axis data.", **_OWN)
 _WHAT = flags.DEFINE_enum("what", "train", ["train", "generate", "rollouts"], "Which program.", **_OWN)
 _TOKENS = flags.DEFINE_integer("tokens_per_chip", 16384, "Sets the batch size; 0 leaves the config's.", **_OWN)

@@ -22,6 +22,7 @@ DCN_BYTES_PER_SECOND = 6.25e9
 _KERNEL = 'custom_call_target="tpu_custom_call"'  # of Pallas; the only ones in the library's programs are the splash kernels
 _KERNEL_FLOPS = {"splash_mha_fwd": 4.0, "splash_mha_dkv": 10.0}  # by name: of a pair and a position of a head
 _HOST = "S(5)"  # in the layout of an array: it is in the memory of the host
+_ASIDE = "call-start"  # what a TPU's other cores, the sparse ones, do beside the instructions up to its `call-done`
 _ASYNC_FUSION = "async_collective_fusion"  # names of the fusions that the TPU compiler runs a collective beside
 
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4, "s64": 8, "u64": 8}
@@ -118,7 +119,7 @@ class _Seen(NamedTuple):
 def read_cost(hlo: str, chip: Chip, devices: int) -> Cost:
     """The cost of a program on `devices` chips, from `compiled.as_text()`."""
     computations, entry = parse(hlo)
-    runs, fused, bodies = count_runs(computations, entry)
+    runs, fused, bodies, beside = count_runs(computations, entry)
     flops, items = 0.0, []
     seen: dict[tuple[str, str], _Seen] = {}
     counts: defaultdict[str, float] = defaultdict(float)
@@ -133,7 +134,7 @@ def read_cost(hlo: str, chip: Chip, devices: int) -> Cost:
         for i in instructions if times else ():
             flops += times * product_flops(i, shapes)
             found = re.search(r'"estimated_cycles":"(\d+)"', i.rest)
-            if found and not fused[name]:  # inside a fusion, they are the fusion's
+            if found and not fused[name] and name not in beside:  # inside a fusion, they are the fusion's
                 spend(INSTRUCTION, int(found[1]) / chip.clock, times, i)
             if i.opcode == "custom-call" and _KERNEL in i.rest:
                 of_kernel = attention_flops(i, shapes)
@@ -148,10 +149,10 @@ def read_cost(hlo: str, chip: Chip, devices: int) -> Cost:
                 channel = re.search(r"channel_id=(\d+)", i.rest)
                 key = (bodies[name], channel[1] if channel else i.name)
                 found_size, found_overlaps = seen[key][2:4] if key in seen else (0.0, False)
-                size, overlaps = (
-                    max(map(bytes_of, arrays), default=0.0),
-                    starts or name.startswith(_ASYNC_FUSION) or found_overlaps,
-                )
+                size = max(map(bytes_of, arrays), default=0.0)
+                overlaps = starts or name.startswith(_ASYNC_FUSION) or found_overlaps
+                if name in beside:
+                    overlaps = beside[name] / chip.clock >= wire_seconds(kind, size, group_size(i.rest), chip, devices)
                 if kind == "all-reduce" and fused[name] and not overlaps:
                     kind = "reduce-scatter"  # the TPU compiler writes it as a fusion of an all-reduce and a slice
                 seen[key] = _Seen(kind, times, max(size, found_size), overlaps, group_size(i.rest), i)
@@ -187,13 +188,13 @@ def parse(hlo: str) -> tuple[dict[str, list[Instruction]], str]:
 
 def count_runs(
     computations: dict[str, list[Instruction]], entry: str
-) -> tuple[dict[str, float], dict[str, bool], dict[str, str]]:
-    """How often each computation runs, whether it is inside a fusion (its caller accounts for its time), and the body of a loop
-    (or the entry) that it is part of.
+) -> tuple[dict[str, float], dict[str, bool], dict[str, str], dict[str, float]]:
+    """How often each computation runs, whether it is inside a fusion (its caller accounts for its time), the body of a loop (or
+    the entry) that it is part of, and of those that other cores run, the cycles that go on beside them.
     """
     runs: defaultdict[str, float] = defaultdict(float)
     fused: defaultdict[str, bool] = defaultdict(bool)
-    bodies = {entry: entry}
+    bodies, beside = {entry: entry}, {}
     order, seen = [], set()
 
     def visit(name: str) -> None:
@@ -213,7 +214,22 @@ def count_runs(
                 runs[callee] += runs[name] * times
                 fused[callee] |= fused[name] or i.opcode == "fusion"
                 bodies[callee] = callee if i.opcode == "while" else bodies[name]
-    return runs, fused, bodies
+                if i.opcode == _ASIDE or name in beside:
+                    beside[callee] = _cycles_beside(i, computations[name])
+    return runs, fused, bodies, beside
+
+
+def _cycles_beside(start: Instruction, instructions: list[Instruction]) -> float:
+    """Cycles of what stands between an instruction that other cores are given and the one that waits for it; those of a kernel,
+    of which the compiler says nothing, are taken to be enough for anything.
+    """
+    cycles = 0.0
+    for i in instructions[instructions.index(start) + 1 :]:
+        if i.opcode == "call-done" and start.name in _operand_names(i):
+            break
+        found = re.search(r'"estimated_cycles":"(\d+)"', i.rest)
+        cycles += int(found[1]) if found else math.inf if _KERNEL in i.rest else 0.0
+    return cycles
 
 
 def _calls(
@@ -222,7 +238,8 @@ def _calls(
     if i.opcode == "while":
         condition, body = (re.findall(rf"{key}=%?([\w.\-]+)", i.rest)[0] for key in ("condition", "body"))
         return [(body, trip_count(i, computations[condition], around))]
-    return [(name, 1.0) for name in re.findall(r"(?<![\w])calls=%?([\w.\-]+)", i.rest)]
+    attribute = "to_apply" if i.opcode == _ASIDE else "calls"
+    return [(name, 1.0) for name in re.findall(rf"(?<![\w]){attribute}=%?([\w.\-]+)", i.rest)]
 
 
 def trip_count(loop: Instruction, condition: list[Instruction], around: dict[str, Instruction]) -> float:
@@ -284,7 +301,7 @@ def group_size(rest: str) -> int:
         return int(found[2])
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return found[1].count(",") + 1
-    if found := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", rest):
+    if found := re.search(r"replica_groups=mesh\[(.*?)\][^{]*\{(.*?)\}", rest):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
         return math.prod(int(sizes.get(axis, 1)) for axis in re.findall(r"'(\w+)'", found[2]))
     return 2

@@ -170,6 +170,38 @@ def test_a_sum_that_goes_on_beside_several_fusions_crosses_the_links_twice():
     assert total.of(hlo_cost.OVERLAPPED) == 2 * gather.of(hlo_cost.OVERLAPPED) > 0
 
 
+@pytest.mark.parametrize("cycles, overlaps", [(10**6, True), (1, False)])
+def test_a_collective_on_other_cores_is_hidden_by_as_much_work_as_it_takes(cycles, overlaps):
+    """As tpu7x has them. What these cores do beside it has no part in the time, and nothing in it is cycles of this core."""
+    work = f'fusion(%a), kind=kLoop, calls=%fused, backend_config={{"estimated_cycles":"{cycles}"}}'
+    text = f"""\
+%fused (p: bf16[64]) -> bf16[64] {{
+  ROOT %p = bf16[64]{{0}} parameter(0)
+}}
+%copies (r: bf16[256]) -> bf16[256] {{
+  ROOT %inner = bf16[256]{{0}} copy(%r), backend_config={{"estimated_cycles":"9223372036854775807"}}
+}}
+%aside (q: bf16[64]) -> bf16[256] {{
+  %q = bf16[64]{{0}} parameter(0)
+  %inner = ((bf16[256]{{0}}), bf16[256]{{0}}, u32[]) call-start(%q), async_execution_thread="sparsecore", to_apply=%copies
+  ROOT %gather = bf16[256]{{0}} all-gather(%q), channel_id=1, replica_groups=[1,4]<=[4], dimensions={{0}}
+}}, execution_thread="sparsecore"
+ENTRY %main (a: bf16[64]) -> bf16[64] {{
+  %a = bf16[64]{{0}} parameter(0)
+  %begun = ((bf16[64]{{0}}), bf16[256]{{0}}) call-start(%a), async_execution_thread="sparsecore", to_apply=%aside
+  %work = bf16[64]{{0}} {work}
+  %done = bf16[256]{{0}} call-done(%begun)
+  %later = bf16[64]{{0}} {work}
+}}
+"""
+    cost = hlo_cost.read_cost(text, CHIP, devices=4)
+    wire = 256 * 2 * 3 / 4 / CHIP.links
+    assert cost.collectives == {"all-gather": (1, 512)}
+    assert cost.of(hlo_cost.INSTRUCTION) == pytest.approx(2 * cycles / CHIP.clock)
+    assert cost.of(hlo_cost.OVERLAPPED if overlaps else hlo_cost.BLOCKING) == pytest.approx(wire)
+    assert cost.of(hlo_cost.BLOCKING if overlaps else hlo_cost.OVERLAPPED) == 0
+
+
 def test_flops_of_a_scanned_product_and_its_gradient():
     """XLA's own count sees the body of the scan once."""
 
@@ -189,6 +221,7 @@ def test_flops_of_a_scanned_product_and_its_gradient():
         ("replica_groups=[16,4]<=[64]", 4),
         ("replica_groups={{0,2},{1,3}}", 2),
         ("replica_groups=mesh['axis_0'=16,'axis_1'=2,'axis_2'=4] {'axis_0','axis_2'}", 64),
+        ("replica_groups=mesh['axis_0'=32,'axis_1'=4], device_ids=([4,32]T(1,0)) {'axis_0'}, dimensions={1}", 32),
     ],
 )
 def test_group_sizes(groups, size):
